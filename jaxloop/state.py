@@ -1,0 +1,271 @@
+"""State, Snapshot and emit: what a run knows of itself, as frozen values.
+
+    def show(state):
+        print(state.epoch, state.metrics["loss"])      # computed here, because it is read here
+
+    def step(batch, params):
+        ...
+        return emit(new_params, loss=loss)             # `loss` is reported, not carried
+
+`State.metrics` and `State.step_state` are read through cells: what nobody reads is never computed,
+fetched or copied, and the driver knows what was read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+
+from jaxloop.errors import ArgumentTypeError, unknown_name
+from jaxloop.events import END, NEXT_EPOCH, Event
+
+PyTree = Any
+
+
+class ReadOnlyDict(dict[Any, Any]):
+    """A dict that says how to make a changed one, instead of losing the change."""
+
+    def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
+        raise TypeError(
+            "a State's dicts are read-only, as the State is a value\n"
+            "  fix: return state.replace(metrics={**state.metrics, 'name': value}) from a handler"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
+    pop = popitem = clear = update = setdefault = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (dict(self),))
+
+
+jax.tree_util.register_pytree_with_keys(
+    ReadOnlyDict,
+    lambda d: ([(jax.tree_util.DictKey(k), d[k]) for k in sorted(d)], tuple(sorted(d))),
+    lambda keys, values: ReadOnlyDict(zip(keys, values, strict=True)),
+)
+
+
+class Lazy:
+    """A dict that is computed when it is first asked for, and once."""
+
+    __slots__ = ("_make", "_value")
+
+    def __init__(self, make: Callable[[], Mapping[str, Any]]) -> None:
+        self._make: Callable[[], Mapping[str, Any]] | None = make
+        self._value: ReadOnlyDict = ReadOnlyDict()
+
+    def get(self) -> ReadOnlyDict:
+        """The dict."""
+        if self._make is not None:
+            self._value = ReadOnlyDict(self._make())
+            self._make = None
+        return self._value
+
+
+class Cell:
+    """Where a state's device values are, and whether anyone has looked.
+
+    The driver donates what is in a cell when nobody read it and nobody can; else it copies first.
+    """
+
+    __slots__ = ("accumulators", "read", "step_state")
+
+    def __init__(self, step_state: PyTree, accumulators: PyTree) -> None:
+        self.step_state = step_state
+        self.accumulators = accumulators
+        self.read = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class State:
+    """Everything that a run knows; frozen, and alone enough to go on from.
+
+    Attributes:
+        epoch: The epoch that is going on, from 0.
+        max_epoch: The total of epochs, or None.
+        iteration: The iteration that is going on, from 0 in each epoch.
+        max_iteration: Iterations of an epoch, or None while unknown.
+        step: Iterations completed since the start.
+        history: ``{epoch: metrics}`` of finished and halted epochs.
+        times: ``{epoch: seconds}``.
+        outputs: What the last step reported with `emit`.
+        event_counts: ``{event: (total, within the epoch)}``.
+        handler_state: ``{name: pytree}``, what monitors remember.
+        status: "running", "completed", "halted" or "interrupted".
+        halted_by: The name of the handler that halted the loop, else None.
+        event: The event that is firing.
+
+    Example:
+        >>> import jaxloop as jl
+        >>> state = jl.loop(lambda batch, total: total + batch).run([1, 2, 3], init_state=0)
+        >>> int(state.step_state), state.step, state.status
+        (6, 3, 'completed')
+    """
+
+    epoch: int = 0
+    max_epoch: int | None = None
+    iteration: int = 0
+    max_iteration: int | None = None
+    step: int = 0
+    history: Mapping[int, Mapping[str, Any]] = dataclasses.field(default_factory=ReadOnlyDict)
+    times: Mapping[int, float] = dataclasses.field(default_factory=ReadOnlyDict)
+    outputs: PyTree = dataclasses.field(default_factory=dict)
+    event_counts: Mapping[Event, tuple[int, int]] = dataclasses.field(
+        default_factory=lambda: ReadOnlyDict({event: (0, 0) for event in Event})
+    )
+    handler_state: Mapping[str, PyTree] = dataclasses.field(default_factory=ReadOnlyDict)
+    status: str = "running"
+    halted_by: str | None = None
+    event: Event | None = None
+    # Out of sight: the metrics and the carried values, where the walk goes on, what was read from
+    # a one-shot iterator and not consumed, and the seconds that this epoch has taken so far.
+    _metrics: Lazy = dataclasses.field(default_factory=lambda: Lazy(dict))
+    _cell: Cell = dataclasses.field(default_factory=lambda: Cell({}, {}))
+    _next: str = NEXT_EPOCH
+    _unread: tuple[Any, tuple[PyTree, ...]] | None = None
+    _elapsed_s: float = 0.0
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """``{name: value}`` of this epoch so far, as NumPy values on the host."""
+        return self._metrics.get()
+
+    @property
+    def step_state(self) -> PyTree:
+        """What the step carries, a pytree of arrays; it stays valid for as long as it is kept."""
+        self._cell.read = True
+        return self._cell.step_state
+
+    def replace(self, **changes: Any) -> State:
+        """A copy with ``changes``, which name attributes of the state.
+
+        Raises:
+            UnknownNameError: A name that is no attribute of a `State`.
+
+        Example:
+            >>> State(epoch=1).replace(metrics={"loss": 2.0}).metrics
+            {'loss': 2.0}
+        """
+        for name in changes:
+            if name not in _PUBLIC:
+                raise unknown_name("attribute of State", name, _PUBLIC)
+        for name in ("history", "times", "event_counts", "handler_state"):
+            if name in changes:
+                changes[name] = ReadOnlyDict(changes[name])
+        if "metrics" in changes:
+            metrics = changes.pop("metrics")
+            if not isinstance(metrics, Mapping):
+                raise ArgumentTypeError(
+                    f"State.metrics must be a dict of names and values, and got {metrics!r}"
+                )
+            changes["_metrics"] = Lazy(lambda: metrics)
+            changes["_metrics"].get()
+        if "step_state" in changes:
+            changes["_cell"] = Cell(changes.pop("step_state"), self._cell.accumulators)
+        return dataclasses.replace(self, **changes)
+
+    def __repr__(self) -> str:
+        of = "" if self.max_epoch is None else f"/{self.max_epoch}"
+        return (
+            f"State({self.status}, epoch {self.epoch}{of}, iteration {self.iteration}, "
+            f"step {self.step}"
+            + (f", event {self.event.value}" if self.event is not None else "")
+            + (f", halted by {self.halted_by}" if self.halted_by else "")
+            + ")"
+        )
+
+
+_PUBLIC = (
+    *(f.name for f in dataclasses.fields(State) if not f.name.startswith("_")),
+    "metrics",
+    "step_state",
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Snapshot:
+    """What an observer sees of one firing: counters and host values, no ``step_state``.
+
+    The attributes mean what they mean in `State`.
+
+    Example:
+        >>> Snapshot(epoch=0, iteration=2, step=3).step
+        3
+    """
+
+    epoch: int = 0
+    max_epoch: int | None = None
+    iteration: int = 0
+    max_iteration: int | None = None
+    step: int = 0
+    history: Mapping[int, Mapping[str, Any]] = dataclasses.field(default_factory=ReadOnlyDict)
+    times: Mapping[int, float] = dataclasses.field(default_factory=ReadOnlyDict)
+    event_counts: Mapping[Event, tuple[int, int]] = dataclasses.field(default_factory=ReadOnlyDict)
+    status: str = "running"
+    halted_by: str | None = None
+    event: Event | None = None
+    _metrics: Lazy = dataclasses.field(default_factory=lambda: Lazy(dict), repr=False)
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """``{name: value}`` of this epoch so far, as NumPy values on the host."""
+        return self._metrics.get()
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Emission:
+    """A step's result: the next ``state``, and the ``outputs`` that are reported, not carried."""
+
+    __slots__ = ("outputs", "state")
+
+    def __init__(self, state: PyTree, outputs: dict[str, PyTree]) -> None:
+        self.state = state
+        self.outputs = outputs
+
+    def tree_flatten_with_keys(self) -> tuple[Any, None]:
+        key = jax.tree_util.GetAttrKey
+        return ((key("state"), self.state), (key("outputs"), self.outputs)), None
+
+    @classmethod
+    def tree_unflatten(cls, aux: None, children: tuple[PyTree, dict[str, PyTree]]) -> Emission:
+        return cls(*children)
+
+    def __repr__(self) -> str:
+        return f"emit({self.state!r}, {', '.join(f'{k}={v!r}' for k, v in self.outputs.items())})"
+
+
+def emit(next_state: PyTree, **outputs: PyTree) -> Emission:
+    """Returns a step's next state together with what it reports to metrics and handlers.
+
+    Args:
+        next_state: The next step state, of the same structure, shapes and dtypes as the last.
+        **outputs: Pytrees of arrays. Metrics find them by name; ``state.outputs`` holds those of
+            the last step. ``sample_weight``, of shape ``(batch,)``, weights every metric.
+
+    Returns:
+        An `Emission`, to be returned from the step.
+
+    Example:
+        >>> emit({"w": 1.0}, loss=0.5).outputs
+        {'loss': 0.5}
+    """
+    return Emission(next_state, outputs)
+
+
+def split_emission(result: PyTree) -> tuple[PyTree, dict[str, PyTree]]:
+    """A step's result as ``(next state, outputs)``."""
+    return (result.state, result.outputs) if isinstance(result, Emission) else (result, {})
+
+
+def to_host(tree: PyTree) -> PyTree:
+    """Arrays as NumPy values; zero-dimensional ones as NumPy scalars, which format like numbers."""
+    return jax.tree.map(lambda x: np.asarray(x)[()], tree)
+
+
+def has_ended(state: State) -> bool:
+    """Whether nothing comes after ``state`` unless the number of epochs grows."""
+    return state._next == END
