@@ -71,7 +71,7 @@ def as_state(tree: PyTree, where: str) -> PyTree:
 
     def one(path: Any, leaf: Any) -> Any:
         try:
-            array = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+            array = as_array(leaf)
         except (TypeError, ValueError):
             raise StructureError(
                 f"{where}: the leaf step_state{jax.tree_util.keystr(path)} is not an array but "
@@ -85,7 +85,13 @@ def as_state(tree: PyTree, where: str) -> PyTree:
 
 def strong(array: jax.Array) -> jax.Array:
     """The array without a weak type, which would cost a second compilation."""
-    return lax.convert_element_type(array, array.dtype) if array.weak_type else array
+    weak = getattr(array, "weak_type", False)  # typed keys have no such attribute
+    return lax.convert_element_type(array, array.dtype) if weak else array
+
+
+def as_array(leaf: Any) -> jax.Array:
+    """The leaf as an array; typed keys and tracers pass as they are."""
+    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
 
 
 @functools.partial(jax.jit, inline=True)
@@ -114,14 +120,14 @@ def checked_state(new: PyTree, old: PyTree) -> PyTree:
 
     def one(path: Any, a: Any, b: Any) -> Any:
         python = isinstance(a, bool | int | float | complex)
-        array = jnp.asarray(a, b.dtype) if python else jnp.asarray(a)
+        array = jnp.asarray(a, b.dtype) if python else as_array(a)
         if array.shape != b.shape or array.dtype != b.dtype:
             raise StructureError(
                 f"the step changed its state: step_state{jax.tree_util.keystr(path)} was "
                 f"{b.dtype}{list(b.shape)} and became {array.dtype}{list(array.shape)}",
                 fix=fix,
             )
-        return lax.convert_element_type(array, b.dtype) if array.weak_type else array
+        return strong(array)
 
     return jax.tree_util.tree_map_with_path(one, new, old)
 
@@ -231,7 +237,7 @@ class Program:
         state, accs = carry
         new, outputs = split_emission(self.step_fn(batch, state))
         new = checked_state(new, state)
-        outputs = jax.tree.map(jnp.asarray, outputs)
+        outputs = jax.tree.map(as_array, outputs)
         return new, self.bound.update(accs, outputs, new, batch), outputs
 
     def _single(self, carry: Any, batch: PyTree) -> Output:
@@ -345,7 +351,7 @@ class Programs:
     ) -> Program:
         def traced(batch: PyTree, state: PyTree) -> Any:
             new, outputs = split_emission(step_fn(batch, state))
-            return checked_state(new, state), jax.tree.map(jnp.asarray, outputs)
+            return checked_state(new, state), jax.tree.map(as_array, outputs)
 
         shapes, state = abstract(batch.value), abstract(state)
         jaxpr, (new, outputs) = jax.make_jaxpr(traced, return_shape=True)(shapes, state)

@@ -92,3 +92,18 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameEr
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return UnknownNameError(f"unknown {kind} {name!r}{hint}", fix=f"use one of: {', '.join(names)}")
+
+
+def missing_metric(who: str, name: str, known: Iterable[str]) -> MissingMetricError:
+    """The error for a metric that is not there, listing those that are.
+
+    Example:
+        >>> print(missing_metric("early_stop", "los", ["loss"]))
+        early_stop looks at the metric 'los', which is not there; there are: loss
+          fix: attach the metric, or what adds it (such as validate), before
+    """
+    return MissingMetricError(
+        f"{who} looks at the metric {name!r}, which is not there; there are: "
+        f"{', '.join(sorted(known)) or 'none'}",
+        fix="attach the metric, or what adds it (such as validate), before",
+    )

@@ -77,6 +77,8 @@ class Row(NamedTuple):
     next_if_halted: str
 
 
+STEP = "step"
+"""Not a firing: the step runs, and ``iteration_completed`` follows."""
 FETCH = "fetch"
 """Not a firing: is there another iteration in this epoch? ``iteration_started`` or
 ``epoch_completed``."""
@@ -91,8 +93,7 @@ ROWS: dict[str, Row] = {
         #   event                    in_epoch ends  leave       next           next_if_halted
         Row(Event.STARTED, False, False, None, NEXT_EPOCH, "halted"),
         Row(Event.EPOCH_STARTED, True, False, None, FETCH, "epoch_halted"),
-        # After `iteration_started` the step runs; then comes `iteration_completed`.
-        Row(Event.ITERATION_STARTED, True, False, None, "iteration_completed", "epoch_halted"),
+        Row(Event.ITERATION_STARTED, True, False, None, STEP, "epoch_halted"),
         Row(Event.ITERATION_COMPLETED, True, False, "iteration", FETCH, "epoch_halted"),
         Row(Event.EPOCH_COMPLETED, False, True, "epoch", NEXT_EPOCH, "halted"),
         Row(Event.EPOCH_HALTED, False, True, "epoch", NEXT_EPOCH, "halted"),

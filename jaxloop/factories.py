@@ -1,0 +1,193 @@
+"""Supervised loops: `trainer`, `evaluator`, and the bare steps that they are made of.
+
+    loop = trainer(model, "softmax_cross_entropy_with_integer_labels", "adam").metric("accuracy")
+    model_state = loop.run(batches((x, y), 32), epochs=10)
+    evaluator(model).metric("accuracy").run(batches((x, y), 32), model_state)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxloop import losses as loss_functions
+from jaxloop.errors import ArgumentError, ArgumentTypeError
+from jaxloop.events import Event
+from jaxloop.filters import every
+from jaxloop.handlers.log import line_writer, progress_line
+from jaxloop.loop import Loop
+from jaxloop.metrics.declare import declare_batch_mean
+from jaxloop.models import adapt
+from jaxloop.state import PyTree, State, split_emission
+from jaxloop.supervised import make_eval_step, make_train_step
+
+InitFn = Callable[[PyTree, PyTree], PyTree]
+StepFn = Callable[[PyTree, PyTree], PyTree]
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+    """What a supervised loop knows beyond its step: the model, the loss, and how to check them."""
+
+    model: Any
+    loss: Any = None
+    prepare_fn: Callable[[PyTree], PyTree] | None = None
+
+    def prepare(self, init_state: PyTree, batch: PyTree) -> PyTree:
+        """What the user passed to `run`, as arrays that can go through `jax.jit`."""
+        del batch
+        return init_state if self.prepare_fn is None else self.prepare_fn(init_state)
+
+    def check(self, outputs: dict[str, PyTree]) -> None:
+        """Raises if the sample batch's predictions cannot be what the loss takes."""
+        ok = outputs.get("_probabilities_ok")
+        if ok is not None and not bool(np.asarray(ok)):
+            name = getattr(loss_functions.get(self.loss), "name", self.loss)
+            raise ArgumentError(
+                f"the loss {name!r} takes probabilities, and the model's predictions for the first "
+                "batch are none: they leave [0, 1] or do not sum to 1",
+                fix="the model ends in logits: use from_logits=True (for example "
+                "functools.partial(jl.losses.categorical_cross_entropy, from_logits=True)) or "
+                "optax.softmax_cross_entropy, optax.sigmoid_binary_cross_entropy",
+            )
+
+    def eval_steps(self, model: Any) -> tuple[InitFn, StepFn]:
+        """The evaluation of ``model``, or of the trainer's own, with the trainer's loss."""
+        return make_eval_step(self.model if model is None else model, self.loss)
+
+
+def train_step(
+    model: Any,
+    loss: Any,
+    optimizer: Any,
+    *,
+    loss_scale: Any = "identity",
+    seed: int = 0,
+) -> tuple[InitFn, StepFn]:
+    """The bare ``(init_fn, step_fn)`` of supervised training.
+
+    Args:
+        model: A Flax Linen, Flax NNX or Equinox module, a `Model`, a pair, or a container of them.
+        loss: A name, a function ``(y_true, y_pred)``, one of Optax's, or a list of
+            ``(loss, weight)``.
+        optimizer: An `optax.GradientTransformation` or a name.
+        loss_scale: "identity", "static", "dynamic", or ``(init, scale, unscale)``.
+        seed: What parameters and dropout are drawn from.
+
+    Returns:
+        ``init_fn(batch, init_state)`` and ``step_fn(batch, step_state)``; the step state is a dict
+        of ``model_state``, ``optimizer_state``, ``loss_scale_state`` and ``key``.
+
+    Raises:
+        ModelError: The model is none of the known kinds.
+        UnknownNameError: The loss, the optimizer or the loss scale is unknown.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> model = (lambda key, x: jnp.zeros((2, 1)), lambda w, x: x @ w)
+        >>> init_fn, step_fn = train_step(model, "mean_squared_error", "sgd")
+        >>> batch = (jnp.ones((4, 2)), jnp.ones((4, 1)))
+        >>> sorted(init_fn(batch, None))
+        ['key', 'loss_scale_state', 'model_state', 'optimizer_state']
+    """
+    init_fn, step_fn = make_train_step(model, loss, optimizer, loss_scale=loss_scale, seed=seed)
+
+    def init(batch: PyTree, init_state: PyTree = None) -> PyTree:
+        return split_emission(init_fn(batch, init_state))[0]
+
+    return init, step_fn
+
+
+def eval_step(model: Any) -> tuple[InitFn, StepFn]:
+    """The bare ``(init_fn, step_fn)`` of supervised evaluation; reports ``y_true``, ``y_pred``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> init_fn, step_fn = eval_step((lambda key, x: jnp.ones((2, 1)), lambda w, x: x @ w))
+        >>> batch = (jnp.ones((4, 2)), jnp.ones((4, 1)))
+        >>> float(step_fn(batch, init_fn(batch, None)).outputs["y_pred"][0, 0])
+        2.0
+    """
+    return make_eval_step(model)
+
+
+def trainer(
+    model: Any,
+    loss: Any,
+    optimizer: Any,
+    *,
+    loss_scale: Any = "identity",
+    log: int = 50,
+    seed: int = 0,
+) -> Loop:
+    """Supervised training; `Loop.run` returns what the model's user works with.
+
+    Args:
+        model: As for `train_step`.
+        loss: As for `train_step`; its exact average over the epoch is the metric "loss".
+        optimizer: As for `train_step`.
+        loss_scale: As for `train_step`.
+        log: A line of progress each ``log`` iterations of an epoch and at its end; 0: none.
+        seed: As for `train_step`.
+
+    Raises:
+        ModelError: The model is none of the known kinds.
+        UnknownNameError: The loss, the optimizer or the loss scale is unknown.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> model = (lambda key, x: jnp.zeros((1, 1)), lambda w, x: x @ w)
+        >>> x = jnp.linspace(-1.0, 1.0, 32)[:, None]
+        >>> w = trainer(model, "mean_squared_error", "sgd", log=0).run([(x, 2 * x)], epochs=500)
+        >>> round(float(w[0, 0]), 1)
+        1.9
+    """
+    if isinstance(log, bool) or not isinstance(log, int):
+        raise ArgumentTypeError(f"trainer: log must be a whole number, and is {log!r}")
+    if log < 0:
+        raise ArgumentError(f"trainer: log must be at least 0, and is {log}")
+    init_fn, step_fn = make_train_step(model, loss, optimizer, loss_scale=loss_scale, seed=seed)
+    adapted = adapt(model)
+
+    def output(state: State) -> Any:
+        return adapted.export(state.step_state["model_state"])
+
+    prepare = getattr(init_fn, "prepare", None)
+    loop = Loop(step_fn, init_fn, output, supervised=Supervised(model, loss, prepare))
+    loop = dataclasses.replace(loop, metrics=(declare_batch_mean("loss", "loss"),))
+    if log:
+        write = line_writer(progress_line, None)
+        loop = loop.observe(Event.ITERATION_COMPLETED, write, every(log, per="epoch"), name="log")
+        loop = loop.observe([Event.EPOCH_COMPLETED, Event.EPOCH_HALTED], write, name="log")
+    return loop
+
+
+def evaluator(model: Any) -> Loop:
+    """Supervised evaluation; ``run(data, model_state)`` returns ``{name: value}``.
+
+    Args:
+        model: As for `train_step`.
+
+    Raises:
+        ModelError: The model is none of the known kinds.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> model = (lambda key, x: jnp.ones((1, 1)), lambda w, x: x @ w)
+        >>> x = jnp.ones((4, 1))
+        >>> out = evaluator(model).metric("mean_absolute_error").run([(x, 3 * x)], jnp.ones((1, 1)))
+        >>> float(out["mean_absolute_error"])
+        2.0
+    """
+    init_fn, step_fn = make_eval_step(model)
+    prepare = getattr(init_fn, "prepare", None)
+
+    def output(state: State) -> dict[str, Any]:
+        return dict(state.history[max(state.history)]) if state.history else dict(state.metrics)
+
+    return Loop(step_fn, init_fn, output, supervised=Supervised(model, None, prepare))
+
+
