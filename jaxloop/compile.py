@@ -290,7 +290,7 @@ class Program:
 
     def values(self, ring: PyTree) -> Callable[[int], dict[str, Any]]:
         """The metrics of every row; computed now, without waiting, and fetched once when read."""
-        computed = self._compute(ring)
+        computed = self._compute(ring) if self.bound.names else {}
         fetched: list[Any] = []
 
         def row(index: int) -> dict[str, Any]:

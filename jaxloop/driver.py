@@ -506,7 +506,7 @@ class Run:
                 return Status(result[0]), result[1]
         raise HandlerReturnError(
             f"handler `{one.name}` on {event.value} returned {_in_words(result)}; it must return "
-            "None or (status, state), with a status of continue, halt_epoch or halt_loop.",
+            "None or (status, state).",
             fix="return None to continue, or (jl.Status.HALT_LOOP, state) to stop.",
         )
 

@@ -88,7 +88,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameEr
         unknown event 'epoch_complete'; did you mean 'epoch_completed'?
           fix: use one of: epoch_completed, started
     """
-    names = sorted(known)
+    names = sorted(map(str, known))
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return UnknownNameError(f"unknown {kind} {name!r}{hint}", fix=f"use one of: {', '.join(names)}")

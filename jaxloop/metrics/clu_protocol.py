@@ -39,7 +39,8 @@ def model_output(
         Keywords by name: outputs, then the other names of targets, predictions and weights.
 
     Raises:
-        MissingMetricError: never; a missing keyword is an `ArgumentError` that lists what is there.
+        ArgumentError: A keyword is not there; the message lists those that are.
+        ShapeError: There are weights, and the class takes none.
     """
     known = dict(outputs)
     known.pop("sample_weight", None)

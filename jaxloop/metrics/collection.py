@@ -20,9 +20,8 @@ from jax import lax
 
 from jaxloop import errors
 from jaxloop.metrics import accumulate, algebra, clu_protocol
-from jaxloop.metrics import declare as declare_lib
 from jaxloop.metrics.algebra import Metric
-from jaxloop.metrics.declare import Declared
+from jaxloop.metrics.declare import DEFAULT_FIELDS, Declared, built_in
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def _slot(declared: Declared, outputs: Any, merged: Any, batch: Any) -> _Slot:
             return _clu(declared, outputs, merged, batch)
         return _observed(declared, _observe_clu(declared), outputs, merged, batch)
     if isinstance(metric, str):
-        metric = declare_lib.built_in(metric)
+        metric = built_in(metric)
     if isinstance(metric, Metric):
         if metric.weighted is not None and algebra.is_float_weight(_weight(outputs)):
             metric = metric.weighted
@@ -284,7 +283,7 @@ def _observed(
 def _clu_keywords(
     declared: Declared, outputs: Any, merged: Any, batch: Any
 ) -> tuple[dict[str, Any], int]:
-    given = declared.fields != declare_lib.DEFAULT_FIELDS
+    given = declared.fields != DEFAULT_FIELDS
     args = _extract(declared, merged) if given else None
     weight = _weight(outputs)
     reported = _mapping(outputs)
