@@ -218,7 +218,8 @@ class Run:
             return copy(as_state({} if init_state is None else init_state, "run(init_state=)"))
         if loop.supervised is not None:
             init_state = loop.supervised.prepare(init_state, sample.value)
-        init = loop._programs.init(loop.init_fn, self.options is not None)
+        fn = getattr(loop.init_fn, "fn", loop.init_fn)  # prepared here, outside the trace
+        init = loop._programs.init(fn, self.options is not None)
         state, outputs = split_emission(init(sample.value, init_state))
         if loop.supervised is not None:
             loop.supervised.check(outputs)

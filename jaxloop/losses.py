@@ -153,7 +153,7 @@ def reduce(loss_value: Any, sample_weight: Any, num_examples: int) -> jax.Array:
     values = per_example(loss_value, num_examples)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         values = values.astype(_float_dtype())
-    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    values = values.astype(jnp.float64 if values.dtype == jnp.float64 else jnp.float32)
     if sample_weight is None:
         return values if values.ndim == 0 else jnp.mean(values)
     if values.ndim == 0:
@@ -536,7 +536,8 @@ def _several(pairs: Sequence[Any]) -> Loss:
             # One scalar makes the sum a scalar; broadcast to examples it would take weights it
             # cannot honour, while as a scalar `reduce` refuses them.
             values = [jnp.mean(v) for v in values]
-        dtype = functools.reduce(jnp.promote_types, (v.dtype for v in values))
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = functools.reduce(jnp.promote_types, (v.dtype for v in values))
         terms = [
             value.astype(dtype) * jnp.asarray(weight, dtype)
             for (_, weight), value in zip(parts, values, strict=True)

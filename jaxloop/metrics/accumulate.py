@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxloop import errors
@@ -175,7 +176,8 @@ def _extremum(*, largest: bool) -> Reduction:
 
     def identity(dtype: Any) -> Any:
         if _is_integer(dtype):
-            return jnp.iinfo(dtype).min if largest else jnp.iinfo(dtype).max
+            limits = np.iinfo(np.dtype(dtype))
+            return limits.min if largest else limits.max
         return -jnp.inf if largest else jnp.inf
 
     def numbers(value: jax.Array) -> jax.Array:
@@ -191,14 +193,11 @@ def _extremum(*, largest: bool) -> Reduction:
         seen = batch.present
         if per_example:
             if batch.weight is not None:
-                some = batch.weight != 0
+                some = batch.weight.astype(jnp.bool_)
                 seen = jnp.any(some)
                 shaped = some.reshape(some.shape + (1,) * (value.ndim - 1))
                 value = jnp.where(shaped, value, jnp.asarray(identity(value.dtype), value.dtype))
-            if batch.num_examples:
-                value = over_axis(value, axis=0)
-            else:
-                value = acc["value"]
+            value = over_axis(value, axis=0) if batch.num_examples else acc["value"]
         else:
             value = jnp.where(seen, value, jnp.asarray(identity(value.dtype), value.dtype))
         return {"value": pick(acc["value"], value), "seen": acc["seen"] | seen}

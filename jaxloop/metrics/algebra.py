@@ -120,7 +120,7 @@ def sum_examples(values: jax.Array, weight: jax.Array | None) -> Pair:
     if weight is not None:
         shaped = weight.reshape(weight.shape + (1,) * (values.ndim - 1))
         # Selected, not multiplied: 0 * NaN is NaN.
-        values = jnp.where(shaped != 0, values, jnp.zeros((), values.dtype))
+        values = jnp.where(shaped.astype(jnp.bool_), values, jnp.zeros((), values.dtype))
         if weight.dtype != jnp.bool_:
             values = _times(values, shaped)
     if values.dtype == jnp.bool_ or (
@@ -141,7 +141,10 @@ def sum_weights(weight: jax.Array | None, num_examples: int) -> Pair:
 
 
 def _times(values: jax.Array, weight: jax.Array) -> jax.Array:
-    wide = jnp.promote_types(jnp.float32, jnp.promote_types(values.dtype, weight.dtype))
+    # Chosen by hand: under strict promotion even `promote_types` refuses to mix.
+    wide = jnp.dtype(jnp.float32)
+    if values.dtype == jnp.float64 or weight.dtype == jnp.float64:
+        wide = jnp.dtype(jnp.float64)
     is_int = [
         jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == jnp.bool_ for x in (values, weight)
     ]
@@ -177,7 +180,7 @@ def _sum_floats(values: jax.Array) -> Pair:
         return zero_pair(values.shape[1:])
     if num == 1:
         return Pair(values[0], jnp.zeros_like(values[0]))
-    largest = jnp.max(jnp.abs(values), axis=0)
+    largest = jnp.max(jnp.abs(values), axis=0, keepdims=True)
     # 2**(exponent + 1) > largest; one bit for the sum of num values and one to spare.
     exponent = lax.bitcast_convert_type(largest, jnp.int32) >> 23
     exponent = exponent + 2 + (num - 1).bit_length()
@@ -187,8 +190,8 @@ def _sum_floats(values: jax.Array) -> Pair:
     upper = (values + cut) - cut
     lower = jnp.where(fits, values - upper, 0)
     return add_pairs(
-        Pair(jnp.sum(upper, axis=0), jnp.zeros_like(cut)),
-        Pair(jnp.sum(lower, axis=0), jnp.zeros_like(cut)),
+        Pair(jnp.sum(upper, axis=0), jnp.zeros_like(cut[0])),
+        Pair(jnp.sum(lower, axis=0), jnp.zeros_like(cut[0])),
     )
 
 
@@ -253,7 +256,7 @@ def mean(values_fn: Callable[..., Any], *, name: str = "") -> Metric:
             weight = check_weight(weight, result.shape[0], name or "mean")
         if result.ndim > 1:
             result = jnp.mean(
-                result.astype(jnp.promote_types(jnp.float32, result.dtype)),
+                result.astype(jnp.float64 if result.dtype == jnp.float64 else jnp.float32),
                 axis=tuple(range(1, result.ndim)),
             )
         return {

@@ -50,15 +50,15 @@ def accuracy(*, threshold: float = 0.5) -> Metric:
         0.5
     """
 
-    def correct(y_true: Any, y_pred: Any) -> jax.Array:
+    def correct(y_true: Any, y_pred: Any) -> Any:
         y_true, y_pred = jnp.asarray(y_true), jnp.asarray(y_pred)
         if _is_column(y_pred) and _is_column(y_true):
             y_true, y_pred = _columns("accuracy", y_true, y_pred)
             if jnp.issubdtype(y_pred.dtype, jnp.floating):
                 return (y_pred > threshold) == _positive(y_true)
-            return y_pred.astype(jnp.int32) == y_true.astype(jnp.int32)
+            return jnp.equal(y_pred.astype(jnp.int32), y_true.astype(jnp.int32))
         labels = _class_numbers("accuracy", y_true, y_pred)
-        return jnp.argmax(y_pred, axis=-1).astype(jnp.int32) == labels
+        return jnp.equal(jnp.argmax(y_pred, axis=-1).astype(jnp.int32), labels)
 
     return algebra.mean(correct, name="accuracy")
 
@@ -82,7 +82,7 @@ def top_k_categorical_accuracy(*, k: int = 5) -> Metric:
             fix="pass for example k=5",
         )
 
-    def correct(y_true: Any, y_pred: Any) -> jax.Array:
+    def correct(y_true: Any, y_pred: Any) -> Any:
         y_true, y_pred = jnp.asarray(y_true), jnp.asarray(y_pred)
         labels = _class_numbers("top_k_categorical_accuracy", y_true, y_pred)
         num_classes = y_pred.shape[-1]
@@ -200,7 +200,7 @@ def _ratio(name: str, numerator: str, rest: str, threshold: float) -> Metric:
     return Metric(init, update, algebra.merge_pairs, compute, name)
 
 
-def _cell(name: str, cell: str, y_true: Any, y_pred: Any, threshold: float) -> jax.Array:
+def _cell(name: str, cell: str, y_true: Any, y_pred: Any, threshold: float) -> Any:
     y_true, y_pred = _columns(name, jnp.asarray(y_true), jnp.asarray(y_pred))
     label, prediction = _CELLS[cell]
     if not jnp.issubdtype(y_pred.dtype, jnp.floating):

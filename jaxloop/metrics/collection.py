@@ -254,7 +254,7 @@ def _observed(
     def update(acc: Any, outputs: Any, step_state: Any, batch: Any) -> list[Any]:
         value, found, weighed = observe(_mapping(outputs), _merged(outputs, step_state), batch)
         leaves, found_structure = jax.tree.flatten(value)
-        if found_structure != structure:
+        if _differ(found_structure, structure):
             raise errors.ShapeError(
                 f"{_title(declared)} returned {found_structure}, and {structure} before",
                 fix="return the same structure for every batch",
@@ -387,11 +387,16 @@ def _num_examples(args: Any, weight: Any, batch: Any) -> int:
 # --- fixed dtypes --------------------------------------------------------------------------------
 
 
+def _differ(a: Any, b: Any) -> bool:
+    return bool(a != b)
+
+
 def _spec(leaf: Any) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        struct: Any = jax.ShapeDtypeStruct
+        return struct(leaf.shape, leaf.dtype)
     if isinstance(leaf, (bool, int, float, complex)):
         return jax.eval_shape(lambda: jnp.asarray(leaf))
     return leaf
@@ -409,7 +414,7 @@ def _strong(tree: Any) -> Any:
 
 def _like(name: str, new: Any, old: Any) -> Any:
     """``new`` in the dtypes of ``old``, having its structure and shapes."""
-    if jax.tree.structure(new) != jax.tree.structure(old):
+    if _differ(jax.tree.structure(new), jax.tree.structure(old)):
         raise errors.ShapeError(
             f"metric {name!r}: its accumulator became {jax.tree.structure(new)}, and was "
             f"{jax.tree.structure(old)}",
