@@ -329,7 +329,12 @@ class Store:
             if before is not None and value is None:
                 record["value"] = before.get("value")  # it stays the best that it was
             os.rename(target, old)
-        items = {key: ocp.args.StandardSave(tree) for key, tree in trees.items() if _has_leaves(tree)}
+        # In a dict, as Orbax takes no tree that is a single array.
+        items = {
+            key: ocp.args.StandardSave({"tree": tree})
+            for key, tree in trees.items()
+            if _has_leaves(tree)
+        }
         try:
             self._checkpointer.save(
                 target, args=ocp.args.Composite(meta=ocp.args.JsonSave(record), **items)
@@ -430,12 +435,12 @@ def load(folder: Path, record: dict[str, Any], like: PyTree) -> State:
             }
         else:
             wanted[name] = abstract
-    args = {k: ocp.args.StandardRestore(v) for k, v in wanted.items() if _has_leaves(v)}
+    args = {k: ocp.args.StandardRestore({"tree": v}) for k, v in wanted.items() if _has_leaves(v)}
     trees = dict(wanted)
     if args:
         with contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as reader:
             restored = reader.restore(folder, args=ocp.args.Composite(**args))
-        trees.update({name: restored[name] for name in args})
+        trees.update({name: restored[name]["tree"] for name in args})
     return unpack(record, trees)
 
 

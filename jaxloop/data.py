@@ -167,6 +167,8 @@ def as_batch(batch: PyTree, where: str) -> Batch:
         if not isinstance(leaf, jax.Array):
             try:
                 leaf = np.asarray(leaf)
+                if not (leaf.dtype == bool or jax.dtypes.issubdtype(leaf.dtype, np.number)):
+                    raise TypeError(leaf.dtype)
                 dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
             except (TypeError, ValueError):
                 path = jax.tree_util.tree_leaves_with_path(batch)[index][0]

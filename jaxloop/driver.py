@@ -263,7 +263,11 @@ class Run:
             if state.status == "halted":
                 self.status, self.halted_by = state.status, state.halted_by
             if state.event is not None:
-                self._leave(ROWS[state.event])
+                row = ROWS[state.event]
+                if row.ends_epoch and self.epoch not in self.history:
+                    # Kept by a handler of that firing, before the history was written.
+                    self.history = ReadOnlyDict({**self.history, self.epoch: state.metrics})
+                self._leave(row)
         cell = state._cell
         self.carry = (
             copy(as_state(cell.step_state, "from_state: state.step_state")),

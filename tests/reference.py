@@ -1,0 +1,100 @@
+"""A naive interpreter of the contract: plain Python, nothing compiled, nothing fused.
+
+It shares no code with the driver. A loop here is: batches of numbers, handlers, observers. A handler is
+``(events, name, predicate(total, epoch), action)`` with an action of None, "halt_epoch" or "halt_loop".
+"""
+
+from __future__ import annotations
+
+EVENTS = (
+    "started",
+    "epoch_started",
+    "iteration_started",
+    "iteration_completed",
+    "epoch_completed",
+    "epoch_halted",
+    "halted",
+    "completed",
+)
+
+
+class Halt(Exception):
+    """A handler halted."""
+
+    def __init__(self, status, name):
+        super().__init__(status)
+        self.status, self.name = status, name
+
+
+class Reference:
+    """Runs ``total = 3 * total + sum(batch)`` in 16 bits, with the metric ``sum`` over the epoch."""
+
+    def __init__(self, batches, epochs, iterations, handlers, observers):
+        self.batches, self.epochs, self.iterations = batches, epochs, iterations
+        self.handlers, self.observers = handlers, observers
+        self.counts = {event: [0, 0] for event in EVENTS}
+        self.epoch = self.iteration = self.step = self.total = 0
+        self.sum = 0.0
+        self.history, self.trace = {}, []
+        self.status, self.halted_by = "running", None
+
+    def seen(self, name, event):
+        counts = tuple(self.counts[event])
+        self.trace.append((name, event, self.epoch, self.iteration, self.step, counts, self.sum))
+
+    def fire(self, event):
+        self.counts[event][0] += 1
+        self.counts[event][1] += 1
+        halt = None
+        for events, name, predicate, action in self.handlers:
+            if event in events and predicate(*self.counts[event]):
+                self.seen(name, event)
+                if action is not None:
+                    halt = Halt(action, name)
+                    break
+        if halt is not None and halt.status == "halt_loop" and event not in ("halted", "completed"):
+            self.status, self.halted_by = "halted", halt.name
+        if event in ("epoch_completed", "epoch_halted"):
+            self.history[self.epoch] = self.sum
+        for events, name, predicate in self.observers:
+            if event in events and predicate(*self.counts[event]):
+                self.seen(name, event)
+        if halt is not None and event not in ("halted", "completed"):
+            raise halt
+
+    def run(self):
+        try:
+            self.fire("started")
+            for _ in range(self.epochs):
+                self.one_epoch()
+        except Halt:
+            self.fire("halted")
+            return self
+        self.status = "completed"
+        self.fire("completed")
+        return self
+
+    def one_epoch(self):
+        for event in EVENTS:
+            self.counts[event][1] = 0
+        self.sum = 0.0
+        halt = None
+        try:
+            self.fire("epoch_started")
+            for batch in self.batches[: self.iterations]:
+                self.fire("iteration_started")
+                self.total = (3 * self.total + sum(batch)) % 65536
+                self.sum += sum(batch)
+                self.step += 1
+                try:
+                    self.fire("iteration_completed")
+                finally:
+                    self.iteration += 1
+        except Halt as error:
+            halt = error
+        try:
+            self.fire("epoch_completed" if halt is None else "epoch_halted")
+        finally:
+            self.epoch, self.iteration = self.epoch + 1, 0
+        if halt is not None and halt.status == "halt_loop":
+            raise halt

@@ -1,0 +1,202 @@
+"""The driver against the naive interpreter, over random loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import jaxloop as jl
+from tests.reference import EVENTS, Reference
+
+PREDICATES = {
+    "every": lambda n: lambda count: count % n == 0,
+    "only": lambda n: lambda count: count == n,
+    "after": lambda n: lambda count: count > n,
+    "before": lambda n: lambda count: count < n,
+}
+
+
+def leaf(kind, n, per):
+    test = PREDICATES[kind](n)
+    predicate = (lambda t, e: test(t)) if per is None else (lambda t, e: test(e))
+    return getattr(jl, kind)(n, per=per), predicate
+
+
+def either(a, b):
+    return a[0] | b[0], lambda t, e: a[1](t, e) or b[1](t, e)
+
+
+def both(a, b):
+    return a[0] & b[0], lambda t, e: a[1](t, e) and b[1](t, e)
+
+
+def neither(a):
+    return ~a[0], lambda t, e: not a[1](t, e)
+
+
+leaves = st.builds(
+    leaf, st.sampled_from(list(PREDICATES)), st.integers(1, 6), st.sampled_from([None, "epoch"])
+)
+filters = st.recursive(
+    leaves,
+    lambda inner: st.builds(either, inner, inner)
+    | st.builds(both, inner, inner)
+    | st.builds(neither, inner),
+    max_leaves=3,
+)
+events = st.lists(st.sampled_from(EVENTS), min_size=1, max_size=3, unique=True)
+IN_EPOCH = ("epoch_started", "iteration_started", "iteration_completed")
+
+
+@st.composite
+def handlers(draw):
+    names = draw(events)
+    action = draw(st.sampled_from([None, None, None, "halt_loop", "halt_epoch"]))
+    if action == "halt_epoch" and not set(names) <= set(IN_EPOCH):
+        action = None
+    return names, draw(filters), action
+
+
+def step(batch, total):
+    return jl.emit((3 * total + jnp.sum(batch)) % 65536, s=jnp.sum(batch))
+
+
+# One loop for all examples: what was compiled once serves the others.
+BASE = jl.loop(step).metric(lambda s: s.astype(jnp.float32), "sum", "running_sum", ["s"])
+
+
+@settings(
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+@given(
+    sizes=st.lists(st.sampled_from([2, 2, 2, 3]), min_size=1, max_size=9),
+    epochs=st.integers(1, 3),
+    iterations=st.sampled_from([None, None, 1, 4]),
+    attached=st.lists(handlers(), max_size=4),
+    watching=st.lists(st.tuples(events, filters), max_size=3),
+    fuse=st.sampled_from([1, 2, 5, "auto"]),
+)
+@pytest.mark.filterwarnings("ignore:the shapes of the batches keep changing")
+def test_driver_does_what_the_interpreter_does(
+    sizes, epochs, iterations, attached, watching, fuse
+):
+    batches = [[i + j for j in range(size)] for i, size in enumerate(sizes)]
+    expected = Reference(
+        batches,
+        epochs,
+        iterations,
+        [(on, f"h{i}", f[1], action) for i, (on, f, action) in enumerate(attached)],
+        [(on, f"o{i}", f[1]) for i, (on, f) in enumerate(watching)],
+    ).run()
+
+    trace = []
+
+    def seen(name, state):
+        event = state.event
+        value = float(np.nan_to_num(state.metrics["sum"]))
+        trace.append(
+            (
+                name,
+                event.value,
+                state.epoch,
+                state.iteration,
+                state.step,
+                state.event_counts[event],
+                value,
+            )
+        )
+
+    loop = BASE
+    for i, (on, f, action) in enumerate(attached):
+
+        def handler(state, i=i, action=action):
+            seen(f"h{i}", state)
+            return None if action is None else (action, state)
+
+        loop = loop.handle(on, handler, f[0], name=f"h{i}")
+    for i, (on, f) in enumerate(watching):
+        loop = loop.observe(on, lambda shot, i=i: seen(f"o{i}", shot), f[0], name=f"o{i}")
+    data = [np.array(batch, np.int32) for batch in batches]
+    state = loop.run(data, 0, epochs=epochs, iterations=iterations, fuse=fuse)
+
+    assert trace == expected.trace
+    assert int(state.step_state) == expected.total
+    assert (state.epoch, state.iteration, state.step) == (expected.epoch, 0, expected.step)
+    assert (state.status, state.halted_by) == (expected.status, expected.halted_by)
+    history = {e: float(np.nan_to_num(m["sum"])) for e, m in state.history.items()}
+    assert history == expected.history
+    assert set(state.times) == set(expected.history)
+
+
+def mlp(batch, state):
+    x, y = batch
+
+    def objective(params):
+        logits = jnp.tanh(x @ params["w"]) @ params["v"]
+        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1)[:, 0]
+        return jnp.mean(losses), (losses, logits)
+
+    (_, (losses, logits)), grads = jax.value_and_grad(objective, has_aux=True)(state["params"])
+    moment = jax.tree.map(lambda m, g: 0.9 * m + g, state["moment"], grads)
+    params = jax.tree.map(lambda p, m: p - 0.1 * m, state["params"], moment)
+    return jl.emit({"params": params, "moment": moment}, loss=losses, y_true=y, y_pred=logits)
+
+
+def mlp_init(batch, _):
+    w, v = jax.random.split(jax.random.key(0))
+    params = {"w": jax.random.normal(w, (6, 16)), "v": jax.random.normal(v, (16, 3))}
+    return {"params": params, "moment": jax.tree.map(jnp.zeros_like, params)}
+
+
+def bits(state):
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(state.step_state)]
+
+
+@pytest.mark.parametrize("fuse", [1, 2, 7, "auto"])
+def test_watchers_change_no_bit(fuse):
+    rng = np.random.default_rng(0)
+    data = jl.batches(
+        (rng.normal(size=(59, 6)).astype(np.float32), rng.integers(0, 3, 59).astype(np.int32)),
+        8,
+        shuffle=True,
+    )
+    base = jl.loop(mlp, mlp_init).metric("accuracy").metric(lambda x: x, "loss", None, ["loss"])
+    kept = []
+
+    def look(state):
+        kept.append((state, dict(state.metrics), bits(state)))
+
+    alone = base.run(data, epochs=3, fuse=fuse)
+    watched = (
+        base.handle("iteration_completed", look, jl.every(3))
+        .handle("iteration_started", lambda s: None, {"every": 4, "per": "epoch"})
+        .handle("epoch_completed", lambda s: ("continue", s.replace(metrics={**s.metrics, "a": 1})))
+        .observe("all", lambda s: dict(s.metrics))
+        .run(data, epochs=3, fuse=fuse)
+    )
+    assert bits(alone) == bits(watched)
+    for epoch, metrics in alone.history.items():
+        assert {**metrics, "a": 1} == dict(watched.history[epoch])
+    # What a handler was given stays valid for as long as it is kept.
+    for state, metrics, was in kept:
+        assert bits(state) == was
+        assert dict(state.metrics) == metrics
+
+
+def test_going_on_from_any_state_gives_the_same_bits():
+    rng = np.random.default_rng(1)
+    data = jl.batches(
+        (rng.normal(size=(30, 6)).astype(np.float32), rng.integers(0, 3, 30).astype(np.int32)),
+        8,
+        shuffle=True,
+    )
+    base = jl.loop(mlp, mlp_init).metric("accuracy")
+    whole = base.run(data, epochs=3)
+    kept = []
+    base.handle("all", lambda s: kept.append(s)).run(data, epochs=3)
+    for state in kept:
+        again = base.from_state(state).run(data, epochs=3)
+        assert bits(again) == bits(whole), state
+        assert again.history == whole.history, state

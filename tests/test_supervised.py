@@ -1,0 +1,195 @@
+"""Supervised training against hand-written Optax loops, for every kind of model."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import jaxloop as jl
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(50, 6)).astype(np.float32)
+Y = RNG.integers(0, 3, 50).astype(np.int32)
+DATA = jl.batches((X, Y), 16)
+LOSS = optax.softmax_cross_entropy_with_integer_labels
+
+
+class Plain(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.relu(nn.Dense(16)(x)))
+
+
+class Stateful(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(16)(x))
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+class Module(nnx.Module):
+    def __init__(self, rngs):
+        self.a = nnx.Linear(6, 16, rngs=rngs)
+        self.norm = nnx.BatchNorm(16, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.b = nnx.Linear(16, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.b(self.drop(nnx.relu(self.norm(self.a(x)))))
+
+
+def by_hand(apply, params, epochs=3):
+    optimizer = optax.adam(1e-2)
+
+    # What Optax adds up inside is its own affair.
+    @jax.jit
+    def step(params, state, x, y):
+        grads = jax.grad(lambda p: LOSS(apply(p, x), y).mean())(params)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    with jax.numpy_dtype_promotion("standard"):
+        for _ in range(epochs):
+            for x, y in DATA:
+                params, state = step(params, state, x, y)
+    return params
+
+
+def close(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6)
+
+
+def trained(model, init_state=None, **kwargs):
+    loop = jl.trainer(model, LOSS, optax.adam(1e-2), log=0)
+    return loop.run(DATA, init_state, epochs=3, **kwargs)
+
+
+def test_linen_is_the_hand_written_loop():
+    model = Plain()
+    variables = model.init(jax.random.key(3), X[:1])
+    ours = trained(model, variables)
+    close(ours, by_hand(model.apply, variables))
+
+
+def test_pair_and_model_are_the_hand_written_loop():
+    def init(key, x):
+        return jax.random.normal(key, (6, 3))
+
+    start = init(jax.random.key(1), X)
+    expected = by_hand(lambda w, x: x @ w, start)
+    close(trained((init, lambda w, x: x @ w), start), expected)
+    model = jl.Model(
+        lambda key, x: (init(key, x), {"calls": jnp.int32(0)}),
+        lambda w, s, x, *, train, key: (x @ w, {"calls": s["calls"] + int(train)}),
+    )
+    params, state = trained(model, (start, {"calls": 0}))
+    close(params, expected)
+    assert int(state["calls"]) == 3 * len(DATA)
+
+
+def test_linen_state_and_dropout_are_handled():
+    variables = trained(Stateful())
+    assert set(variables) == {"params", "batch_stats"}
+    assert np.abs(variables["batch_stats"]["BatchNorm_0"]["mean"]).max() > 0
+    again = trained(Stateful())
+    close(variables, again)
+
+
+def test_nnx_module_is_not_changed_and_a_new_one_comes_back():
+    module = Module(nnx.Rngs(0))
+    before = jax.tree.map(np.asarray, nnx.state(module, nnx.Param))
+    out = trained(module)
+    close(before, nnx.state(module, nnx.Param))
+    assert isinstance(out, Module) and out is not module
+    assert np.abs(out.norm.mean[...]).max() > 0
+    moved = [
+        np.abs(np.asarray(a) - np.asarray(b)).max()
+        for a, b in zip(
+            jax.tree.leaves(before), jax.tree.leaves(nnx.state(out, nnx.Param)), strict=True
+        )
+    ]
+    assert max(moved) > 0
+
+
+def test_equinox_and_haiku_train():
+    equinox = pytest.importorskip("equinox")
+    haiku = pytest.importorskip("haiku")
+    out = trained(equinox.nn.MLP(6, 3, 8, 1, key=jax.random.key(0)))
+    assert jax.vmap(out)(X).shape == (50, 3)
+    params = trained(haiku.transform(lambda x: haiku.Linear(3)(x)))
+    assert params["linear"]["w"].shape == (6, 3)
+
+
+def test_a_container_of_models_has_several_outputs():
+    model = {"a": Plain(), "b": Plain()}
+    data = jl.batches((X, {"a": Y, "b": Y}), 16)
+    loop = jl.trainer(model, [(LOSS, 1.0), (LOSS, 0.5)], "adam", log=0)
+    out = loop.run(data)
+    assert set(out) == {"a", "b"} and set(out["a"]) == {"params"}
+
+
+@pytest.mark.parametrize("size", [7, 16, 50])
+@pytest.mark.parametrize("pad", [False, True])
+def test_every_number_is_the_data_sets(size, pad):
+    model = Plain()
+    variables = model.init(jax.random.key(3), X[:1])
+    logits = model.apply(variables, X)
+    data = jl.batches((X, Y), size, pad=pad)
+    out = jl.evaluator(model).metric("accuracy").run(data, variables)
+    assert float(out["accuracy"]) == pytest.approx(float((logits.argmax(-1) == Y).mean()), abs=1e-7)
+    loop = jl.trainer(model, LOSS, optax.sgd(0.0), log=0).metric("accuracy").validate(data)
+    state = loop.run(data, variables, output_transform=lambda s: s)
+    expected = float(LOSS(logits, Y).mean())
+    for name in ("loss", "validation_loss"):
+        assert float(state.history[0][name]) == pytest.approx(expected, rel=1e-6)
+    assert state.history[0]["accuracy"] == state.history[0]["validation_accuracy"]
+
+
+def test_validation_leaves_the_epochs_accumulators_alone():
+    loop = jl.trainer(Plain(), LOSS, "adam", log=0).metric("accuracy")
+    alone = loop.run(DATA, epochs=2, output_transform=lambda s: s)
+    watched = loop.validate(DATA, event="iteration_completed", filter=jl.every(2)).run(
+        DATA, epochs=2, output_transform=lambda s: s
+    )
+    for epoch in alone.history:
+        for name, value in alone.history[epoch].items():
+            assert watched.history[epoch][name] == value
+    for a, b in zip(
+        jax.tree.leaves(alone.step_state["model_state"]),
+        jax.tree.leaves(watched.step_state["model_state"]),
+        strict=True,
+    ):
+        assert (a == b).all()
+
+
+def test_dynamic_loss_scale_steps_over_what_is_not_finite():
+    w = (lambda key, x: jnp.ones((1, 1)), lambda w, x: x @ w)
+    good, bad = np.ones((2, 1), np.float32), np.full((2, 1), np.inf, np.float32)
+    loop = jl.trainer(w, "mean_squared_error", "sgd", log=0, loss_scale="dynamic")
+    state = loop.run([(bad, good)], output_transform=lambda s: s)
+    assert float(state.step_state["model_state"][0, 0]) == 1
+    assert float(state.step_state["loss_scale_state"]["scale"]) == 2.0**14
+    state = loop.run([(good, 2 * good)], output_transform=lambda s: s)
+    assert float(state.step_state["model_state"][0, 0]) > 1
+    assert float(state.step_state["loss_scale_state"]["scale"]) == 2.0**15
+
+
+def test_the_trainers_log(capsys):
+    jl.trainer(Plain(), LOSS, "adam", log=2).run(DATA, epochs=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and all("loss" in line and "epoch 0" in line for line in lines)
+
+
+def test_bare_steps():
+    init_fn, step_fn = jl.train_step(Plain(), LOSS, "adam")
+    state = init_fn((X, Y), None)
+    assert set(state) == {"model_state", "optimizer_state", "loss_scale_state", "key"}
+    out = jax.jit(step_fn)((X, Y), state)
+    assert out.outputs["y_pred"].shape == (50, 3) and out.outputs["loss"].shape == ()
+    init_fn, step_fn = jl.eval_step(Plain())
+    assert step_fn((X, Y), init_fn((X, Y), None)).outputs["y_pred"].shape == (50, 3)
