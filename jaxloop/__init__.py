@@ -1,9 +1,9 @@
 """The training loop that a JAX user would have written by hand, as a value.
 
-    import jaxloop as jl
+import jaxloop as jl
 
-    loop = jl.trainer(model, loss, optimizer).metric("accuracy").validate(validation_data)
-    model_state = loop.run(train_data, epochs=20)
+loop = jl.trainer(model, loss, optimizer).metric("accuracy").validate(validation_data)
+model_state = loop.run(train_data, epochs=20)
 """
 
 from __future__ import annotations

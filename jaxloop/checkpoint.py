@@ -48,7 +48,9 @@ def pack(state: State) -> tuple[dict[str, Any], dict[str, PyTree]]:
     trees: dict[str, PyTree] = {
         "step_state": step_state,
         # Leaves alone: their structure is the metrics', which the loop knows.
-        "accumulators": {f"{i:05d}": x for i, x in enumerate(jax.tree.leaves(state._cell.accumulators))},
+        "accumulators": {
+            f"{i:05d}": x for i, x in enumerate(jax.tree.leaves(state._cell.accumulators))
+        },
     }
 
     def encode(value: Any) -> Any:

@@ -133,7 +133,9 @@ class Batches:
         mask = np.arange(self.batch_size) < count
         if missing:
             # Real rows, not zeros: a model may turn zeros into NaN, and NaN * 0 is NaN.
-            batch = jax.tree.map(lambda a: np.concatenate([a, np.repeat(a[-1:], missing, 0)]), batch)
+            batch = jax.tree.map(
+                lambda a: np.concatenate([a, np.repeat(a[-1:], missing, 0)]), batch
+            )
         if isinstance(batch, dict):
             return {**batch, "mask": mask}
         if len(batch) == 2:
@@ -190,7 +192,9 @@ def signature_change(old: Signature, new: Signature) -> str:
     if old.tree != new.tree:
         return f"the structure of the batch changed from {old.tree} to {new.tree}"
     skeleton = jax.tree.unflatten(new.tree, range(len(new.leaves)))
-    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(skeleton)]
+    names = [
+        jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(skeleton)
+    ]
     return "; ".join(
         f"batch{name} changed from {_describe(*a)} to {_describe(*b)}"
         for name, a, b in zip(names, old.leaves, new.leaves, strict=True)

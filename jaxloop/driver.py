@@ -713,7 +713,9 @@ class Run:
                 fix=fix,
             )
         if len(self._signatures) >= SIGNATURES_BEFORE_WARNING:
-            self._warn_once("shapes", f"the shapes of the batches keep changing: {what}\n  fix: {fix}")
+            self._warn_once(
+                "shapes", f"the shapes of the batches keep changing: {what}\n  fix: {fix}"
+            )
 
     def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:
@@ -768,9 +770,7 @@ class Run:
 
     # --- errors --------------------------------------------------------------------------------
 
-    def _place_of(
-        self, kind: str, name: str, event: Event, at: Snapshot | None = None
-    ) -> str:
+    def _place_of(self, kind: str, name: str, event: Event, at: Snapshot | None = None) -> str:
         epoch, iteration = (at or self).epoch, (at or self).iteration
         return f"in {kind} `{name}` on {event.value}, epoch {epoch}, iteration {iteration}"
 

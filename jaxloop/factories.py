@@ -1,8 +1,8 @@
 """Supervised loops: `trainer`, `evaluator`, and the bare steps that they are made of.
 
-    loop = trainer(model, "softmax_cross_entropy_with_integer_labels", "adam").metric("accuracy")
-    model_state = loop.run(batches((x, y), 32), epochs=10)
-    evaluator(model).metric("accuracy").run(batches((x, y), 32), model_state)
+loop = trainer(model, "softmax_cross_entropy_with_integer_labels", "adam").metric("accuracy")
+model_state = loop.run(batches((x, y), 32), epochs=10)
+evaluator(model).metric("accuracy").run(batches((x, y), 32), model_state)
 """
 
 from __future__ import annotations
@@ -189,5 +189,3 @@ def evaluator(model: Any) -> Loop:
         return dict(state.history[max(state.history)]) if state.history else dict(state.metrics)
 
     return Loop(step_fn, init_fn, output, supervised=Supervised(model, None, prepare))
-
-

@@ -282,9 +282,7 @@ class Loop:
         """
         from jaxloop.handlers.monitor import attach_monitor
 
-        return attach_monitor(
-            self, metric, handler, name, mode, patience, min_delta, event, filter
-        )
+        return attach_monitor(self, metric, handler, name, mode, patience, min_delta, event, filter)
 
     def early_stop(
         self,
@@ -348,7 +346,17 @@ class Loop:
         from jaxloop.handlers.monitor import attach_reduce_lr
 
         return attach_reduce_lr(
-            self, metric, factor, mode, patience, min_delta, min_scale, cooldown, event, filter, name
+            self,
+            metric,
+            factor,
+            mode,
+            patience,
+            min_delta,
+            min_scale,
+            cooldown,
+            event,
+            filter,
+            name,
         )
 
     def checkpoint(
@@ -375,9 +383,7 @@ class Loop:
         """
         from jaxloop.handlers.checkpoint import attach_checkpoint
 
-        return attach_checkpoint(
-            self, path, event, filter, criteria, mode, keep, file_pattern
-        )
+        return attach_checkpoint(self, path, event, filter, criteria, mode, keep, file_pattern)
 
     def from_state(self, state: State) -> Loop:
         """Goes on from ``state``, also from a halted one; it wins over the init function.

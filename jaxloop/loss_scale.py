@@ -1,9 +1,9 @@
 """Loss scaling for low-precision gradients: three functions on a small state.
 
-    scale = get("dynamic")
-    state = scale.init()
-    loss = scale.scale(loss, state)
-    grads, state = scale.unscale(grads, state)
+scale = get("dynamic")
+state = scale.init()
+loss = scale.scale(loss, state)
+grads, state = scale.unscale(grads, state)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Optimizers by name, and the scale that lets a handler change any optimizer's learning rate.
 
-    optimizer = with_scale(get("adam"))
-    optax.tree.set(state, learning_rate_scale=jnp.float32(0.1))
+optimizer = with_scale(get("adam"))
+optax.tree.set(state, learning_rate_scale=jnp.float32(0.1))
 """
 
 from __future__ import annotations

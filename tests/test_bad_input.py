@@ -50,17 +50,21 @@ CASES = {
         "mine",
     ),
     "structure under strict": (
-        lambda: plain()
-        .handle("started", lambda s: ("continue", s.replace(step_state=(1, 2))), name="mine")
-        .run([1], 0, strict=True),
+        lambda: (
+            plain()
+            .handle("started", lambda s: ("continue", s.replace(step_state=(1, 2))), name="mine")
+            .run([1], 0, strict=True)
+        ),
         "mine",
     ),
     "metric that will not exist": (lambda: trainer().early_stop("los").run([(X, X[:, :1])]), "los"),
     "criteria made later in the firing": (
-        lambda: trainer()
-        .checkpoint("never", criteria="validation_loss")
-        .validate([(X, X[:, :1])])
-        .run([(X, X[:, :1])]),
+        lambda: (
+            trainer()
+            .checkpoint("never", criteria="validation_loss")
+            .validate([(X, X[:, :1])])
+            .run([(X, X[:, :1])])
+        ),
         "validation_loss",
     ),
     "scalar loss with weights": (
@@ -70,11 +74,13 @@ CASES = {
         "per example",
     ),
     "matrix where a scalar is monitored": (
-        lambda: jl.loop(lambda b, s: jl.emit(s, x=b))
-        .metric(lambda x: (x, x), "pair", "last", ["x"])
-        .handle("epoch_completed", lambda s: ("continue", s.replace(metrics={"m": np.ones(2)})))
-        .early_stop("m")
-        .run([1.0]),
+        lambda: (
+            jl.loop(lambda b, s: jl.emit(s, x=b))
+            .metric(lambda x: (x, x), "pair", "last", ["x"])
+            .handle("epoch_completed", lambda s: ("continue", s.replace(metrics={"m": np.ones(2)})))
+            .early_stop("m")
+            .run([1.0])
+        ),
         "scalar",
     ),
     "(B, 1) against (B,)": (lambda: trainer().run([(X, X[:, 0])]), r"\(4,\)"),

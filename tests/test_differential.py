@@ -41,9 +41,9 @@ leaves = st.builds(
 )
 filters = st.recursive(
     leaves,
-    lambda inner: st.builds(either, inner, inner)
-    | st.builds(both, inner, inner)
-    | st.builds(neither, inner),
+    lambda inner: (
+        st.builds(either, inner, inner) | st.builds(both, inner, inner) | st.builds(neither, inner)
+    ),
     max_leaves=3,
 )
 events = st.lists(st.sampled_from(EVENTS), min_size=1, max_size=3, unique=True)
@@ -67,9 +67,7 @@ def step(batch, total):
 BASE = jl.loop(step).metric(lambda s: s.astype(jnp.float32), "sum", "running_sum", ["s"])
 
 
-@settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     sizes=st.lists(st.sampled_from([2, 2, 2, 3]), min_size=1, max_size=9),
     epochs=st.integers(1, 3),
@@ -79,9 +77,7 @@ BASE = jl.loop(step).metric(lambda s: s.astype(jnp.float32), "sum", "running_sum
     fuse=st.sampled_from([1, 2, 5, "auto"]),
 )
 @pytest.mark.filterwarnings("ignore:the shapes of the batches keep changing")
-def test_driver_does_what_the_interpreter_does(
-    sizes, epochs, iterations, attached, watching, fuse
-):
+def test_driver_does_what_the_interpreter_does(sizes, epochs, iterations, attached, watching, fuse):
     batches = [[i + j for j in range(size)] for i, size in enumerate(sizes)]
     expected = Reference(
         batches,

@@ -82,7 +82,9 @@ def test_a_halt_at_iteration_started_consumes_nothing():
 
 
 def test_no_data_needs_iterations():
-    assert int(jl.loop(lambda b, s: s + 1).run(None, 0, iterations=2500, epochs=2).step_state) == 5000
+    assert (
+        int(jl.loop(lambda b, s: s + 1).run(None, 0, iterations=2500, epochs=2).step_state) == 5000
+    )
 
 
 def test_batches_shuffle_pad_and_drop():
@@ -308,7 +310,9 @@ def test_bytes_round_trip_and_damage():
         data = jl.serialize_state(state, compress=compress)
         back = jl.deserialize_state(data, like=state.step_state)
         assert int(back.step_state["n"]) == 3 and back.step == 2
-        assert (jax.random.key_data(back.step_state["k"]) == jax.random.key_data(state.step_state["k"])).all()
+        assert (
+            jax.random.key_data(back.step_state["k"]) == jax.random.key_data(state.step_state["k"])
+        ).all()
         for bad in (data[:-1], data[:60] + b"x" + data[61:], b"", b"pickle"):
             with pytest.raises(jl.JaxloopError):
                 jl.deserialize_state(bad, like=state)

@@ -1,6 +1,6 @@
 """Small real data sets that ship with the package.
 
-    (x_train, y_train), (x_test, y_test) = digits()
+(x_train, y_train), (x_test, y_test) = digits()
 """
 
 from jaxloop.datasets.digits import digits

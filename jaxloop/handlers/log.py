@@ -1,6 +1,6 @@
 """Lines of text about a run, written by an observer.
 
-    loop.log(lambda s: f"epoch {s.epoch}: {s.metrics['loss']:.4f}", event="epoch_completed")
+loop.log(lambda s: f"epoch {s.epoch}: {s.metrics['loss']:.4f}", event="epoch_completed")
 """
 
 from __future__ import annotations

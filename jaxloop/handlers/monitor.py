@@ -113,9 +113,7 @@ class Watcher:
         return (Status.CONTINUE, state) if result is None else result
 
 
-def _attach(
-    loop: Loop, watcher: Watcher, event: EventLike, filter: FilterLike
-) -> Loop:
+def _attach(loop: Loop, watcher: Watcher, event: EventLike, filter: FilterLike) -> Loop:
     where = watcher.name
     check_mode(where, watcher.mode)
     if not isinstance(watcher.metric, str):
@@ -153,9 +151,7 @@ def attach_monitor(
     """See `Loop.monitor`."""
     if not callable(handler):
         raise ArgumentTypeError(f"monitor: handler must be a function, and is {handler!r}")
-    return _attach(
-        loop, Watcher(name, metric, handler, mode, patience, min_delta), event, filter
-    )
+    return _attach(loop, Watcher(name, metric, handler, mode, patience, min_delta), event, filter)
 
 
 def _halt(state: State) -> tuple[Status, State]:

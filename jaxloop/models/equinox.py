@@ -1,6 +1,6 @@
 """Equinox modules: applied to each example of a batch; the inexact arrays are trained.
 
-    adapt_equinox(eqx.nn.MLP(8, 2, 16, 1, key=key))
+adapt_equinox(eqx.nn.MLP(8, 2, 16, 1, key=key))
 """
 
 from __future__ import annotations

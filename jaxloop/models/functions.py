@@ -1,6 +1,6 @@
 """Models that are functions already: `Model`, pairs as of stax, and Haiku's transforms.
 
-    adapt_pair(init, apply)     # init(key, x) -> params, apply(params, x) -> prediction
+adapt_pair(init, apply)     # init(key, x) -> params, apply(params, x) -> prediction
 """
 
 from __future__ import annotations

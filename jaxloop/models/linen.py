@@ -1,6 +1,6 @@
 """Flax Linen modules: the model state is Linen's variables.
 
-    adapt_linen(nn.Dense(10))
+adapt_linen(nn.Dense(10))
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ from flax import linen as nn
 
 from jaxloop.models.adapted import Adapted, PyTree
 
-TRAIN_FLAGS = {"train": True, "training": True, "deterministic": False, "use_running_average": False}
+TRAIN_FLAGS = {
+    "train": True,
+    "training": True,
+    "deterministic": False,
+    "use_running_average": False,
+}
 """Arguments that a module's ``__call__`` may declare, and their value in training."""
 
 _NOT_CARRIED = ("intermediates",)

@@ -1,6 +1,6 @@
 """Flax NNX modules: split once; the compiled step sees pure pytrees and never runs `nnx.jit`.
 
-    adapt_nnx(module)      # the module itself is not changed
+adapt_nnx(module)      # the module itself is not changed
 """
 
 from __future__ import annotations
