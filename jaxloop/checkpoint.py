@@ -30,7 +30,7 @@ import numpy as np
 
 from jaxloop.errors import CheckpointError, SerializationError
 from jaxloop.events import Event
-from jaxloop.state import Cell, Lazy, PyTree, ReadOnlyDict, State
+from jaxloop.state import Cell, Lazy, PyTree, ReadOnlyDict, State, structure
 
 FORMAT = 1
 """The version of the record; a later jaxloop reads every earlier one."""
@@ -44,7 +44,7 @@ _PLAIN = ("epoch", "max_epoch", "iteration", "max_iteration", "step", "status", 
 def pack(state: State) -> tuple[dict[str, Any], dict[str, PyTree]]:
     """A state as ``(record, trees)``: what JSON holds, and arrays by the name of their tree."""
     step_state = state._cell.step_state
-    structure = jax.tree.structure(step_state)
+    step_structure = structure(step_state)
     trees: dict[str, PyTree] = {
         "step_state": step_state,
         # Leaves alone: their structure is the metrics', which the loop knows.
@@ -59,12 +59,12 @@ def pack(state: State) -> tuple[dict[str, Any], dict[str, PyTree]]:
         if isinstance(value, float) and not isinstance(value, np.generic):
             return value
         if isinstance(value, np.ndarray | np.generic) or (
-            isinstance(value, jax.Array) and jax.tree.structure(value) != structure
+            isinstance(value, jax.Array) and structure(value) != step_structure
         ):
             array = np.asarray(value)
             data = base64.b64encode(array.tobytes()).decode()
             return {"$array": data, "dtype": array.dtype.name, "shape": list(array.shape)}
-        if jax.tree.structure(value) == structure:
+        if structure(value) == step_structure:
             name = f"like_{len(trees)}"
             trees[name] = value
             return {"$like": name}
@@ -73,7 +73,7 @@ def pack(state: State) -> tuple[dict[str, Any], dict[str, PyTree]]:
         if isinstance(value, tuple | list):
             return {"$tuple" if isinstance(value, tuple) else "$list": [encode(v) for v in value]}
         raise SerializationError(
-            f"handler_state, history or metrics hold a {type(value).__name__}, which cannot be kept",
+            f"handler_state, history or metrics have a {type(value).__name__}, which cannot be kept",
             fix="keep numbers, strings, arrays, and dicts, lists and tuples of them",
         )
 
@@ -286,7 +286,9 @@ def _take(rest: bytes, model: Any, dtype: str, shape: list[int]) -> tuple[Any, b
         data = jax.random.key_data(model)
         size = data.size * data.dtype.itemsize
         raw = np.frombuffer(rest[:size], data.dtype).reshape(data.shape)
-        return jax.random.wrap_key_data(raw, impl=jax.random.key_impl(model)), rest[size:]
+        return jax.random.wrap_key_data(jnp.asarray(raw), impl=jax.random.key_impl(model)), rest[
+            size:
+        ]
     kind = jnp.dtype(dtype)
     size = int(np.prod(shape)) * kind.itemsize
     return jnp.asarray(np.frombuffer(rest[:size], kind).reshape(shape)), rest[size:]

@@ -25,7 +25,7 @@ from jax import lax
 from jaxloop.data import Batch, Signature, stack
 from jaxloop.errors import ArgumentError, ArgumentTypeError, StructureError, unknown_name
 from jaxloop.metrics.collection import Bound, Collection
-from jaxloop.state import split_emission, to_host
+from jaxloop.state import split_emission, structure, to_host
 
 PyTree = Any
 
@@ -58,8 +58,8 @@ def abstract(tree: PyTree) -> PyTree:
 
 def state_signature(tree: PyTree) -> Signature:
     """The structure, shapes and dtypes of a step state."""
-    leaves, structure = jax.tree.flatten(tree)
-    return Signature(structure, tuple((x.shape, x.dtype) for x in leaves))
+    leaves, tree_structure = jax.tree.flatten(tree)
+    return Signature(tree_structure, tuple((x.shape, x.dtype) for x in leaves))
 
 
 def as_state(tree: PyTree, where: str) -> PyTree:
@@ -110,7 +110,7 @@ def checked_state(new: PyTree, old: PyTree) -> PyTree:
         "return a state of the same structure, shapes and dtypes; report what the next step does "
         "not need with jl.emit(next_state, name=value)"
     )
-    if jax.tree.structure(new) != jax.tree.structure(old):
+    if structure(new) != structure(old):
         mine = {jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(new)}
         was = {jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(old)}
         parts = [f"new leaves {sorted(mine - was)}"] * bool(mine - was)
@@ -136,7 +136,8 @@ def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
     if jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key):
         data = jax.eval_shape(jax.random.key_data, shape)
         return jax.random.wrap_key_data(
-            jnp.zeros(data.shape, data.dtype), impl=jax.random.key_impl(shape)
+            jnp.zeros(data.shape, data.dtype),
+            impl=jax.random.key_impl(shape),  # type: ignore[arg-type]  # a dtype is all it needs
         )
     return jnp.zeros(shape.shape, shape.dtype)
 
@@ -269,11 +270,11 @@ class Program:
         """Runs the step over ``batches``, which share a signature; the carry is donated."""
         self._signatures.add(batches[0].signature)
         if self.capacity == 1:
-            return self._call(carry, batches[0].value)  # type: ignore[no-any-return]  # jit: Any
+            return self._call(carry, batches[0].value)
         stacked = stack([batch.value for batch in batches], self.capacity)
         if self.options is None:
             return self._eager(carry, batches)
-        return self._call(carry, stacked, np.int32(len(batches)))  # type: ignore[no-any-return]  # jit: Any
+        return self._call(carry, stacked, np.int32(len(batches)))
 
     def _eager(self, carry: Any, batches: list[Batch]) -> Output:
         rows = []
@@ -365,4 +366,4 @@ class Programs:
             return init_fn
         if init_fn not in self._inits:
             self._inits[init_fn] = jax.jit(init_fn)
-        return self._inits[init_fn]  # type: ignore[no-any-return]  # jit: Any
+        return self._inits[init_fn]

@@ -229,7 +229,7 @@ def stack(values: list[PyTree], capacity: int) -> PyTree:
 
 
 def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
-    """Uninitialised memory at a multiple of 64 bytes, which the CPU backend takes without a copy."""
+    """Uninitialised memory at a multiple of 64 bytes: the CPU backend takes it without a copy."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64

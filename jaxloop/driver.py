@@ -48,7 +48,16 @@ from jaxloop.errors import (
 from jaxloop.events import END, FETCH, NEXT_EPOCH, PER_RUN, ROWS, STEP, Event, Row, Status
 from jaxloop.filters import Firing
 from jaxloop.loop import Attachment, Loop, collection
-from jaxloop.state import Cell, Lazy, PyTree, ReadOnlyDict, Snapshot, State, split_emission
+from jaxloop.state import (
+    Cell,
+    Lazy,
+    PyTree,
+    ReadOnlyDict,
+    Snapshot,
+    State,
+    split_emission,
+    structure,
+)
 
 logger = logging.getLogger("jaxloop")
 
@@ -451,11 +460,7 @@ class Run:
             self.times = ReadOnlyDict({**self.times, self.epoch: elapsed_s})
         self._count(event)
         self.log("%s: epoch %d, iteration %d", event.value, self.epoch, self.iteration)
-        due = [
-            (index, one)
-            for index, one in enumerate(self.handlers)
-            if event in one.events and self._perhaps(one)
-        ]
+        due = [one for one in self.handlers if event in one.events and self._perhaps(one)]
         if due:
             self._flush()
             self._run_handlers(row, due)
@@ -478,11 +483,11 @@ class Run:
         elapsed_s = time.perf_counter() - self._ran.get(id(one), self._began) if self.timed else 0.0
         return Firing(total, epoch, elapsed_s, view)
 
-    def _run_handlers(self, row: Row, due: list[tuple[int, Attachment]]) -> None:
+    def _run_handlers(self, row: Row, due: list[Attachment]) -> None:
         state = self._view(row.event)
-        for index, one in due:
+        for one in due:
             self._doing = self._place_of("handler", one.name, row.event)
-            if not one.filter.matches(self._firing(one, lambda state=state: state)):
+            if not one.filter.matches(self._firing(one, _returning(state))):
                 continue
             if self.timed:
                 self._ran[id(one)] = time.perf_counter()
@@ -550,7 +555,7 @@ class Run:
 
     def _change_step_state(self, changed: PyTree, one: Attachment) -> None:
         old = self.carry[0]
-        if jax.tree.structure(changed) == jax.tree.structure(old):
+        if structure(changed) == structure(old):
             changed = jax.tree.map(
                 lambda new, was: (
                     jax.numpy.asarray(new, was.dtype)
@@ -609,7 +614,7 @@ class Run:
         for one, firing, snapshot in queue:
             assert snapshot.event is not None
             self._doing = self._place_of("observer", one.name, snapshot.event, snapshot)
-            if one.filter.matches(firing._replace(view=lambda snapshot=snapshot: snapshot)):
+            if one.filter.matches(firing._replace(view=_returning(snapshot))):
                 one.fn(snapshot)
 
     def _snapshot(self, event: Event) -> Snapshot:
@@ -796,6 +801,10 @@ class _LazyRow(Lazy):
 
     def start(self) -> None:
         self._rows.start()
+
+
+def _returning(value: Any) -> Callable[[], Any]:
+    return lambda: value
 
 
 def _silent(*args: object) -> None:

@@ -150,7 +150,7 @@ class Loop:
         Example:
             >>> import jaxloop as jl
             >>> seen = []
-            >>> loop = jl.loop(lambda b, s: s + b).observe("all", lambda shot: seen.append(shot.step))
+            >>> loop = jl.loop(lambda b, s: s + b).observe("all", lambda s: seen.append(s.step))
             >>> _ = loop.run([1, 1], init_state=0)
             >>> seen
             [0, 0, 0, 1, 1, 2, 2, 2]
@@ -221,7 +221,8 @@ class Loop:
 
         Example:
             >>> import jaxloop as jl
-            >>> loop = jl.loop(lambda b, s: s).log(lambda s: f"epoch {s.epoch}", event="epoch_completed")
+            >>> line = lambda s: f"epoch {s.epoch}"
+            >>> loop = jl.loop(lambda b, s: s).log(line, event="epoch_completed")
             >>> _ = loop.run([1], epochs=2)
             epoch 0
             epoch 1

@@ -35,8 +35,8 @@ class ReadOnlyDict(dict[Any, Any]):
             "  fix: return state.replace(metrics={**state.metrics, 'name': value}) from a handler"
         )
 
-    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
-    pop = popitem = clear = update = setdefault = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    pop = popitem = clear = update = setdefault = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (dict(self),))
@@ -254,6 +254,11 @@ def emit(next_state: PyTree, **outputs: PyTree) -> Emission:
         {'loss': 0.5}
     """
     return Emission(next_state, outputs)
+
+
+def structure(tree: PyTree) -> Any:
+    """The tree's structure; JAX's stubs do not know that two can be compared."""
+    return jax.tree.structure(tree)
 
 
 def split_emission(result: PyTree) -> tuple[PyTree, dict[str, PyTree]]:

@@ -1,7 +1,8 @@
 """A naive interpreter of the contract: plain Python, nothing compiled, nothing fused.
 
-It shares no code with the driver. A loop here is: batches of numbers, handlers, observers. A handler is
-``(events, name, predicate(total, epoch), action)`` with an action of None, "halt_epoch" or "halt_loop".
+It shares no code with the driver. A loop here is: batches of numbers, handlers, observers. A
+handler is ``(events, name, predicate(total, epoch), action)`` with an action of None, "halt_epoch"
+or "halt_loop".
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Halt(Exception):
 
 
 class Reference:
-    """Runs ``total = 3 * total + sum(batch)`` in 16 bits, with the metric ``sum`` over the epoch."""
+    """Runs ``total = 3 * total + sum(batch)`` in 16 bits, with ``sum`` over the epoch."""
 
     def __init__(self, batches, epochs, iterations, handlers, observers):
         self.batches, self.epochs, self.iterations = batches, epochs, iterations

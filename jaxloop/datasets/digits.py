@@ -3,8 +3,8 @@
     (x_train, y_train), (x_test, y_test) = digits(test_fraction=0.2)
 
 Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
-Repository, 1998, https://doi.org/10.24432/C50P49, its test set; licensed under CC BY 4.0. The pixels,
-0 to 16, are kept as they were; `digits` divides them by 16.
+Repository, 1998, https://doi.org/10.24432/C50P49, its test set; licensed under CC BY 4.0. The
+pixels, 0 to 16, are kept as they were; `digits` divides them by 16.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def _accumulate(accumulate: Any) -> Accumulate:
             raise errors.unknown_name("accumulate", accumulate, accumulate_lib.NAMES)
         return accumulate
     if accumulate is None or callable(accumulate):
-        return accumulate  # type: ignore[no-any-return]
+        return accumulate
     raise errors.ArgumentTypeError(
         f"accumulate must be None, a name or a function (acc, obs, i) -> acc; got {accumulate!r}",
         fix=f"use one of: {', '.join(accumulate_lib.NAMES)}",
@@ -178,7 +178,7 @@ def _fields(fields: Any) -> Fields:
     if isinstance(fields, (tuple, list)) and all(isinstance(f, str) for f in fields):
         return tuple(fields)
     if callable(fields):
-        return fields  # type: ignore[no-any-return]
+        return fields
     raise errors.ArgumentTypeError(
         f"transform_or_fields must be names of outputs, or a function; got {fields!r}",
         fix="pass for example ('y_true', 'y_pred')",

@@ -6,7 +6,8 @@
     prediction, rest = adapted.apply(params, rest, x, train=True, key=key)
 
 ``model_state`` is the form that the model's user knows, as a pytree of arrays: Linen's variables,
-an `nnx.State`, ``(params, state)`` for `Model`, ``params`` for a pair. Nothing of the loop is known.
+an `nnx.State`, ``(params, state)`` for `Model`, ``params`` for a pair.
+Nothing of the loop is known.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def merge_state(initialised: PyTree, given: PyTree, path: str = "init_state") ->
             name: merge_state(value, given[name], f"{path}[{name!r}]") if name in given else value
             for name, value in initialised.items()
         }
-        return merged if isinstance(initialised, dict) else type(initialised)(merged)
+        return merged if isinstance(initialised, dict) else type(initialised)(merged)  # type: ignore[call-arg]  # as nnx.State takes one
     if (
         type(initialised) in (tuple, list)
         and isinstance(given, tuple | list)
@@ -105,7 +106,8 @@ def merge_state(initialised: PyTree, given: PyTree, path: str = "init_state") ->
     ):
         parts = enumerate(zip(initialised, given, strict=True))
         return type(initialised)([merge_state(a, b, f"{path}[{i}]") for i, (a, b) in parts])
-    ours, theirs = jax.tree.structure(initialised), jax.tree.structure(given)
+    ours: Any = jax.tree.structure(initialised)
+    theirs: Any = jax.tree.structure(given)
     if ours != theirs:
         raise ModelError(
             f"{path} has the structure {theirs}, and the model's is {ours}",

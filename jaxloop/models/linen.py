@@ -34,7 +34,7 @@ def adapt_linen(module: nn.Module) -> Adapted:
     declared = inspect.signature(type(module).__call__).parameters
     flags = [name for name in TRAIN_FLAGS if name in declared]
 
-    def arguments(train: bool) -> dict[str, bool]:
+    def arguments(train: bool) -> dict[str, Any]:
         return {name: TRAIN_FLAGS[name] == train for name in flags}
 
     def init(key: jax.Array, x: PyTree) -> PyTree:

@@ -42,12 +42,16 @@ def adapt_nnx(module: nnx.Module) -> Adapted:
         prediction = merged(x)
         return prediction, nnx.state(merged, nnx.Not(nnx.Param)) if train else rest
 
+    def split(state: PyTree) -> tuple[PyTree, PyTree]:
+        params, rest = nnx.split_state(state, nnx.Param, ...)
+        return params, rest
+
     def load(given: Any) -> PyTree:
         return nnx.state(given) if isinstance(given, nnx.Module) else given
 
     return Adapted(
         init=init,
-        split=lambda state: tuple(nnx.split_state(state, nnx.Param, ...)),
+        split=split,
         join=lambda params, rest: nnx.merge_state(params, rest),
         apply=apply,
         export=lambda state: nnx.merge(graph, state, copy=True),
