@@ -73,7 +73,7 @@ def pack(state: State) -> tuple[dict[str, Any], dict[str, PyTree]]:
         if isinstance(value, tuple | list):
             return {"$tuple" if isinstance(value, tuple) else "$list": [encode(v) for v in value]}
         raise SerializationError(
-            f"handler_state, history or metrics have a {type(value).__name__}, which cannot be kept",
+            f"handler_state, history or metrics: a {type(value).__name__} cannot be kept",
             fix="keep numbers, strings, arrays, and dicts, lists and tuples of them",
         )
 
