@@ -51,7 +51,10 @@ def get(optimizer: str | optax.GradientTransformation) -> optax.GradientTransfor
     if isinstance(optimizer, str):
         if optimizer not in DEFAULT_LEARNING_RATES:
             raise unknown_name("optimizer", optimizer, DEFAULT_LEARNING_RATES)
-        made = getattr(optax, optimizer)(DEFAULT_LEARNING_RATES[optimizer])
+        rate = DEFAULT_LEARNING_RATES[optimizer]
+        # Optax warns where its noise has no key.
+        made = optax.noisy_sgd(rate, key=0) if optimizer == "noisy_sgd" else None
+        made = made or getattr(optax, optimizer)(rate)
         return optax.with_extra_args_support(made)
     # By its two functions, as `optax.MultiSteps` is no GradientTransformation.
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):

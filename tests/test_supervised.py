@@ -185,6 +185,13 @@ def test_the_trainers_log(capsys):
     assert len(lines) == 3 and all("loss" in line and "epoch 0" in line for line in lines)
 
 
+@pytest.mark.parametrize("name", sorted(jl.optimizers.DEFAULT_LEARNING_RATES))
+def test_every_optimizer_by_name_trains(name):
+    loop = jl.trainer((lambda k, x: jnp.ones((6, 1)), lambda w, x: x @ w), "huber", name, log=0)
+    w = loop.run([(X, X[:, :1])])
+    assert np.isfinite(w).all() and (w != 1).any()
+
+
 def test_bare_steps():
     init_fn, step_fn = jl.train_step(Plain(), LOSS, "adam")
     state = init_fn((X, Y), None)
