@@ -228,7 +228,6 @@ class Program:
         self._init = self.bound.init if eager else jax.jit(self.bound.init)
         # One executable for every reader: `lax.map` over the rows, be they one or many.
         self._compute = jax.jit(lambda ring: lax.map(self.bound.compute, ring))
-        self._signatures: set[Signature] = set()
 
     def init_metrics(self) -> PyTree:
         """Fresh accumulators."""
@@ -268,7 +267,6 @@ class Program:
 
     def run(self, carry: tuple[PyTree, PyTree], batches: list[Batch]) -> Output:
         """Runs the step over ``batches``, which share a signature; the carry is donated."""
-        self._signatures.add(batches[0].signature)
         if self.capacity == 1:
             return self._call(carry, batches[0].value)
         stacked = stack([batch.value for batch in batches], self.capacity)
@@ -284,10 +282,6 @@ class Program:
             carry = (state, accs)
             rows.append(accs)
         return Output(carry, outputs, jax.tree.map(lambda *a: jnp.stack(a), *rows), jnp.int32(0))
-
-    def is_new(self, batch: Batch) -> bool:
-        """Whether a batch of this signature would compile the step again."""
-        return bool(self._signatures) and batch.signature not in self._signatures
 
     def values(self, ring: PyTree) -> Callable[[int], dict[str, Any]]:
         """The metrics of every row; computed now, without waiting, and fetched once when read."""

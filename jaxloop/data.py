@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -356,5 +356,3 @@ class Feed:
 
 _END = object()
 _NO_BATCH = Batch(None, Signature(None, ()))
-
-Epochs = Callable[[int], Iterable[PyTree]]

@@ -73,7 +73,6 @@ class _Constant(Filter):
 
 
 ALWAYS = _Constant(True)
-NEVER = _Constant(False)
 
 _TESTS: dict[str, Callable[[int, int], bool]] = {
     "every": lambda count, n: count % n == 0,

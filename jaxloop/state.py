@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from jaxloop.errors import ArgumentTypeError, unknown_name
-from jaxloop.events import END, NEXT_EPOCH, Event
+from jaxloop.events import NEXT_EPOCH, Event
 
 PyTree = Any
 
@@ -269,8 +269,3 @@ def split_emission(result: PyTree) -> tuple[PyTree, dict[str, PyTree]]:
 def to_host(tree: PyTree) -> PyTree:
     """Arrays as NumPy values; zero-dimensional ones as NumPy scalars, which format like numbers."""
     return jax.tree.map(lambda x: np.asarray(x)[()], tree)
-
-
-def has_ended(state: State) -> bool:
-    """Whether nothing comes after ``state`` unless the number of epochs grows."""
-    return state._next == END
