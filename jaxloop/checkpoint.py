@@ -30,7 +30,7 @@ import numpy as np
 
 from jaxloop.errors import CheckpointError, SerializationError
 from jaxloop.events import Event
-from jaxloop.state import Cell, Lazy, PyTree, ReadOnlyDict, State, structure
+from jaxloop.state import Cell, EpochTime, Lazy, PyTree, ReadOnlyDict, Records, State, structure
 
 FORMAT = 1
 """The version of the record; a later jaxloop reads every earlier one."""
@@ -85,7 +85,7 @@ def pack(state: State) -> tuple[dict[str, Any], dict[str, PyTree]]:
         "elapsed_s": state._elapsed_s,
         "event_counts": {event.value: list(counts) for event, counts in state.event_counts.items()},
         "history": encode(dict(state.history)),
-        "times": encode({int(k): float(v) for k, v in state.times.items()}),
+        "times": encode({int(k): list(EpochTime.of(v).parts) for k, v in state.times.items()}),
         "handler_state": encode(dict(state.handler_state)),
         "metrics": encode(dict(state._metrics.get())),
         "consumed": state._unread is None,
@@ -123,8 +123,10 @@ def unpack(record: dict[str, Any], trees: dict[str, PyTree]) -> State:
     return State(
         **{name: record[name] for name in _PLAIN},
         event=None if event is None else Event(event),
-        history=ReadOnlyDict(decode(record["history"])),
-        times=ReadOnlyDict(decode(record["times"])),
+        _history=Records.known(decode(record["history"])),
+        _times=Records.known(
+            {e: EpochTime(*parts) for e, parts in decode(record["times"]).items()}
+        ),
         event_counts=ReadOnlyDict(
             {Event(name): (n[0], n[1]) for name, n in record["event_counts"].items()}
         ),

@@ -2,8 +2,8 @@
 
     program = specialize(step_fn, collection, batch, state, fuse="auto", jit=True)
     accs = program.init_metrics()
-    out = program.run((state, accs), batches)       # any number of batches, same bits
-    program.values(out.ring)                        # every metric after every iteration
+    out = program.run((state, accs), source, start, bound)    # any number of batches, same bits
+    values = program.values(out.ring, 0, 10)                  # metrics after ten iterations
 
 Nothing about handlers, observers, logging or block lengths enters here. The compiled program is a
 function of step, metrics, shapes and ``fuse`` alone: XLA contracts multiplications and additions by
@@ -18,21 +18,25 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxloop.data import Batch, Signature, stack
+from jaxloop.data import Batch, Signature
 from jaxloop.errors import ArgumentError, ArgumentTypeError, StructureError, unknown_name
 from jaxloop.metrics.collection import Bound, Collection
-from jaxloop.state import split_emission, structure, to_host
+from jaxloop.sources import Single, Stacked
+from jaxloop.state import split_emission, structure
 
 PyTree = Any
 
 CAPACITIES = (64, 32, 16, 8, 4, 2)
 """How many batches a block may hold; the largest that fits `STACK_BYTES` is taken."""
-NO_DATA_CAPACITY = 1024
+NO_DATA_CAPACITY = 4096
 """The same for steps without data, where only the ring of accumulators takes room."""
+UNBOUNDED = 2**30
+"""The same for steps without data and without metrics: nothing takes room."""
 STACK_BYTES = 16 * 2**20
 RING_BYTES = 4 * 2**20
 
@@ -71,16 +75,26 @@ def as_state(tree: PyTree, where: str) -> PyTree:
 
     def one(path: Any, leaf: Any) -> Any:
         try:
-            array = as_array(leaf)
+            return strong(leaf if isinstance(leaf, jax.Array) else put(_host(leaf)))
         except (TypeError, ValueError):
             raise StructureError(
                 f"{where}: the leaf step_state{jax.tree_util.keystr(path)} is not an array but "
                 f"{type(leaf).__name__} {leaf!r:.80}",
                 fix="carry arrays and numbers alone; close the step over everything else",
             ) from None
-        return strong(array)
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _host(leaf: Any) -> np.ndarray[Any, Any]:
+    return np.asarray(leaf, jax.dtypes.canonicalize_dtype(jax.dtypes.result_type(leaf)))
+
+
+def put(tree: PyTree) -> PyTree:
+    """The tree with NumPy arrays put on the device, by an explicit transfer."""
+    return jax.tree.map(
+        lambda x: jax.device_put(x) if isinstance(x, np.ndarray | np.generic) else x, tree
+    )
 
 
 def strong(array: jax.Array) -> jax.Array:
@@ -195,7 +209,7 @@ def capacity_of(jaxpr: Any, batch: PyTree, accumulators: PyTree, fuse: object) -
         return 1
     row, ring = _size_bytes(batch), _size_bytes(accumulators)
     if not jax.tree.leaves(batch):
-        return max(2, min(NO_DATA_CAPACITY, RING_BYTES // max(ring, 1)))
+        return max(2, min(NO_DATA_CAPACITY, RING_BYTES // ring)) if ring else UNBOUNDED
     for capacity in CAPACITIES:
         if capacity * row <= STACK_BYTES and capacity * ring <= RING_BYTES:
             return capacity
@@ -210,13 +224,10 @@ class Program:
         capacity: How many iterations a block may hold; 1: never fused.
     """
 
-    step_fn: Callable[[PyTree, PyTree], PyTree]
+    step: Step
     bound: Bound
     capacity: int
     options: dict[str, Any] | None
-    state: PyTree
-    """The structure of the step state, as shapes."""
-    jaxpr: Any
 
     def __post_init__(self) -> None:
         block = self._single if self.capacity == 1 else self._block
@@ -226,8 +237,16 @@ class Program:
         else:
             self._call = jax.jit(block, **{"donate_argnums": (0,), **self.options})
         self._init = self.bound.init if eager else jax.jit(self.bound.init)
-        # One executable for every reader: `lax.map` over the rows, be they one or many.
-        self._compute = jax.jit(lambda ring: lax.map(self.bound.compute, ring))
+        self._compute = jax.jit(self._compute_rows)
+        self._fresh: dict[str, PyTree] | None = None
+
+    def fresh_values(self) -> dict[str, PyTree]:
+        """The metrics before the first update, as NumPy values."""
+        if self._fresh is None:
+            ring = jax.tree.map(lambda a: a[None], self.init_metrics())
+            fetch = self.values(ring, *put((np.int32(0), np.int32(1))))
+            self._fresh = jax.tree.map(lambda x: x[0], fetch())
+        return self._fresh
 
     def init_metrics(self) -> PyTree:
         """Fresh accumulators."""
@@ -235,76 +254,124 @@ class Program:
 
     def _advance(self, carry: Any, batch: PyTree) -> tuple[PyTree, PyTree, dict[str, PyTree]]:
         state, accs = carry
-        new, outputs = split_emission(self.step_fn(batch, state))
-        new = checked_state(new, state)
-        outputs = jax.tree.map(as_array, outputs)
+        new, outputs = self.step(batch, state)
         return new, self.bound.update(accs, outputs, new, batch), outputs
 
-    def _single(self, carry: Any, batch: PyTree) -> Output:
-        state, accs, outputs = self._advance(carry, batch)
+    def _single(self, carry: Any, source: Any, start: Any, bound: Any) -> Output:
+        state, accs, outputs = self._advance(carry, source.row(start))
         ring = jax.tree.map(lambda a: a[None], accs)
-        return Output((state, accs), outputs, ring, jnp.int32(0))
+        return Output((state, accs), outputs, ring, _after(bound))
 
-    def _block(self, carry: Any, batches: PyTree, bound: Any) -> Output:
-        first = jax.tree.map(lambda b: jax.ShapeDtypeStruct(b.shape[1:], b.dtype), batches)
-        outputs = jax.eval_shape(self._advance, abstract(carry), first)[2]
+    def _block(self, carry: Any, source: Any, start: Any, bound: Any) -> Output:
+        row = jax.eval_shape(source.row, jax.ShapeDtypeStruct((), jnp.int32))
+        outputs = self.step.outputs(row, carry[0])
         ring = jax.tree.map(
             lambda a: jnp.zeros((self.capacity, *a.shape), a.dtype), abstract(carry[1])
         )
 
         def body(i: Any, loop: Any) -> Any:
             carry, _, ring = loop
-            batch = jax.tree.map(lambda b: lax.dynamic_index_in_dim(b, i, keepdims=False), batches)
-            state, accs, outputs = self._advance(carry, batch)
+            state, accs, outputs = self._advance(carry, source.row(start + i))
             ring = jax.tree.map(
                 lambda rows, a: lax.dynamic_update_index_in_dim(rows, a, i, 0), ring, accs
             )
             return (state, accs), outputs, ring
 
-        start = (carry, jax.tree.map(_zeros, outputs), ring)
-        carry, outputs, ring = lax.fori_loop(0, bound, body, start)
-        return Output(carry, outputs, ring, bound)
+        begin = (carry, jax.tree.map(_zeros, outputs), ring)
+        # A lower bound of the same dtype as the upper one: 64 bits would not mix with 32.
+        carry, outputs, ring = lax.fori_loop(jnp.int32(0), bound, body, begin)
+        return Output(carry, outputs, ring, _after(bound))
 
-    def run(self, carry: tuple[PyTree, PyTree], batches: list[Batch]) -> Output:
-        """Runs the step over ``batches``, which share a signature; the carry is donated."""
-        if self.capacity == 1:
-            return self._call(carry, batches[0].value)
-        stacked = stack([batch.value for batch in batches], self.capacity)
-        if self.options is None:
-            return self._eager(carry, batches)
-        return self._call(carry, stacked, np.int32(len(batches)))
+    def run(self, carry: tuple[PyTree, PyTree], source: Any, start: Any, bound: Any) -> Output:
+        """Runs the step over rows ``start`` to ``start + bound`` of ``source``.
 
-    def _eager(self, carry: Any, batches: list[Batch]) -> Output:
-        rows = []
-        outputs: dict[str, PyTree] = {}
-        for batch in batches:
-            state, accs, outputs = self._advance(carry, batch.value)
-            carry = (state, accs)
-            rows.append(accs)
-        return Output(carry, outputs, jax.tree.map(lambda *a: jnp.stack(a), *rows), jnp.int32(0))
+        The carry is donated. The marker is ready when the block is done.
+        """
+        return self._call(carry, source, start, bound)
 
-    def values(self, ring: PyTree) -> Callable[[int], dict[str, Any]]:
-        """The metrics of every row; computed now, without waiting, and fetched once when read."""
-        computed = self._compute(ring) if self.bound.names else {}
-        fetched: list[Any] = []
+    def _compute_rows(self, ring: PyTree, start: Any, stop: Any) -> dict[str, PyTree]:
+        # One body for one row and for many, so that a value does not depend on who wants others.
+        rows = jax.tree.leaves(ring)[0].shape[0] if jax.tree.leaves(ring) else 1
 
-        def row(index: int) -> dict[str, Any]:
-            if not fetched:
-                fetched.append(jax.tree.map(np.asarray, computed))
-            return {
-                name: to_host(jax.tree.map(lambda x: x[index], value))
-                for name, value in fetched[0].items()
-            }
+        def row(i: Any) -> dict[str, PyTree]:
+            at = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), ring)
+            return self.bound.compute(at)
 
-        return row
+        shapes = jax.eval_shape(row, jax.ShapeDtypeStruct((), jnp.int32))
+        values = jax.tree.map(lambda v: jnp.zeros((rows, *v.shape), v.dtype), shapes)
+
+        def body(i: Any, values: dict[str, PyTree]) -> dict[str, PyTree]:
+            return jax.tree.map(
+                lambda all, one: lax.dynamic_update_index_in_dim(all, one, i, 0), values, row(i)
+            )
+
+        return lax.fori_loop(start, stop, body, values)
+
+    def values(self, ring: PyTree, start: Any, stop: Any) -> Callable[[], dict[str, PyTree]]:
+        """The metrics of the rows from ``start`` to ``stop``, computed now, without waiting.
+
+        Returns:
+            A function that gives them as NumPy arrays with a leading axis of rows; the copy to the
+            host has begun, and is waited for there.
+        """
+        computed = self._compute(ring, start, stop) if self.bound.names else {}
+        for leaf in jax.tree.leaves(computed):
+            leaf.copy_to_host_async()
+        return functools.partial(jax.device_get, computed)
 
     def lower(self, carry: PyTree, batch: PyTree) -> Any:
-        """The step's block, lowered for shapes; for reports."""
-        if self.options is None or self.capacity == 1:
-            return jax.jit(self._single).lower(carry, batch)
-        shape = jax.ShapeDtypeStruct
-        stacked = jax.tree.map(lambda b: shape((self.capacity, *b.shape), b.dtype), batch)
-        return self._call.lower(carry, stacked, shape((), np.int32))  # type: ignore[attr-defined]  # a jitted function
+        """The block, lowered for shapes; for reports."""
+        source: Any = Single(abstract(batch))
+        if self.capacity > 1 and jax.tree.leaves(batch):
+            shape = jax.ShapeDtypeStruct
+            source = Stacked(
+                jax.tree.map(lambda b: shape((self.capacity, *b.shape), b.dtype), batch)
+            )
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+        call = jax.jit(self._single) if self.options is None else self._call
+        return call.lower(abstract(carry), source, number, number)  # type: ignore[attr-defined]  # jitted
+
+
+def _after(bound: Any) -> Any:
+    # An output of its own: JAX hands back an input that is returned as it is, and that is ready
+    # long before the block is done.
+    return bound + jnp.int32(1)
+
+
+class Step:
+    """A step, traced once for each signature of its batch, checked, and split into its results.
+
+    Args:
+        step_fn: The user's.
+        eager: Whether it runs op by op, untraced.
+    """
+
+    def __init__(self, step_fn: Callable[[PyTree, PyTree], PyTree], *, eager: bool) -> None:
+        self._fn, self._eager = step_fn, eager
+        self._traces: dict[Signature, tuple[Any, Any]] = {}
+
+    def trace(self, batch: PyTree, state: PyTree) -> tuple[Any, Any]:
+        """The closed jaxpr and the shapes of ``(next state, outputs)``, for shapes."""
+        shapes = abstract((batch, state))
+        key = state_signature(shapes)
+        if key not in self._traces:
+            self._traces[key] = jax.make_jaxpr(self._checked, return_shape=True)(*shapes)
+        return self._traces[key]
+
+    def _checked(self, batch: PyTree, state: PyTree) -> tuple[PyTree, dict[str, PyTree]]:
+        new, outputs = split_emission(self._fn(batch, state))
+        return checked_state(new, state), jax.tree.map(as_array, outputs)
+
+    def outputs(self, batch: PyTree, state: PyTree) -> dict[str, PyTree]:
+        """The shapes of what the step reports."""
+        return self.trace(batch, state)[1][1]
+
+    def __call__(self, batch: PyTree, state: PyTree) -> tuple[PyTree, dict[str, PyTree]]:
+        if self._eager:
+            return self._checked(batch, state)
+        jaxpr, shapes = self.trace(batch, state)
+        flat = jax.extend.core.jaxpr_as_fun(jaxpr)(*jax.tree.leaves((batch, state)))
+        return jax.tree.unflatten(jax.tree.structure(shapes), flat)
 
 
 class Programs:
@@ -344,15 +411,14 @@ class Programs:
         fuse: int | str,
         options: dict[str, Any] | None,
     ) -> Program:
-        def traced(batch: PyTree, state: PyTree) -> Any:
-            new, outputs = split_emission(step_fn(batch, state))
-            return checked_state(new, state), jax.tree.map(as_array, outputs)
-
-        shapes, state = abstract(batch.value), abstract(state)
-        jaxpr, (new, outputs) = jax.make_jaxpr(traced, return_shape=True)(shapes, state)
-        bound = collection.bind(abstract(outputs), abstract(new), shapes)
-        capacity = capacity_of(jaxpr, shapes, jax.eval_shape(bound.init), fuse)
-        return Program(step_fn, bound, capacity, options, state, jaxpr)
+        step = Step(step_fn, eager=options is None)
+        shapes = abstract(batch.value)
+        jaxpr, (new, outputs) = step.trace(shapes, state)
+        bound = collection.bind(outputs, new, shapes)
+        capacity = (
+            1 if options is None else capacity_of(jaxpr, shapes, jax.eval_shape(bound.init), fuse)
+        )
+        return Program(step, bound, capacity, options)
 
     def init(self, init_fn: Callable[..., PyTree], jit: bool) -> Callable[..., PyTree]:
         """``init_fn`` under `jax.jit`, made once."""

@@ -1,17 +1,14 @@
-"""Data: in-memory batches, and one way to read every kind of data set.
+"""Data in memory as batches, and what a batch is.
 
     train = batches((images, labels), 32, shuffle=True, pad=True)
-    feed = Feed(train, iterations=None)
-    feed.open(epoch=0, skip=0)
-    feed.take(10)          # at most ten batches of one shape
+    batch = as_batch(next(iter(train)), "the first batch")
+    batch.signature        # what an executable depends on
 
-A `Feed` never reads further than it is asked to; what it read and did not hand out comes first
-when it goes on.
+The position in `Batches` is two integers: each epoch's order is a function of ``(seed, epoch)``.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -32,6 +29,7 @@ def batches(
     seed: int = 0,
     drop_remainder: bool = False,
     pad: bool = False,
+    device: bool = False,
 ) -> Batches:
     """Serves arrays in memory as batches; each epoch's order is a function of ``(seed, epoch)``.
 
@@ -45,6 +43,8 @@ def batches(
         pad: Whether a last batch that is not full is filled, by repeating its last example, and
             marked: a pair becomes ``(x, y, mask)`` with a boolean mask of shape ``(batch,)``, a
             triple's weight is multiplied by the mask, a dict gets ``"mask"``.
+        device: Whether the arrays are put on the device, once, and batches are gathered there,
+            inside the compiled block: nothing is copied from the host while a run goes on.
 
     Returns:
         A re-iterable with a length. Plain iteration gives epoch 0.
@@ -66,6 +66,8 @@ def batches(
             "batches: pad and drop_remainder exclude each other", fix="choose one of them"
         )
     arrays = jax.tree.map(np.asarray, arrays)
+    # Once, as a device would have them: not again for every batch.
+    arrays = jax.tree.map(_canonical, arrays)
     sizes = {
         jax.tree_util.keystr(path): leaf.shape[0] if leaf.ndim else None
         for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
@@ -87,7 +89,7 @@ def batches(
         raise ArgumentError("batches: pad=True adds 'mask' to a dict, and there is one already")
     (num_examples,) = set(sizes.values())
     assert num_examples is not None
-    return Batches(arrays, num_examples, batch_size, shuffle, seed, drop_remainder, pad)
+    return Batches(arrays, num_examples, batch_size, shuffle, seed, drop_remainder, pad, device)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -101,6 +103,9 @@ class Batches:
     seed: int
     drop_remainder: bool
     pad: bool
+    device: bool = False
+    placed: dict[Any, PyTree] = dataclasses.field(default_factory=dict)
+    """The arrays on a device, by where they were put."""
 
     def __len__(self) -> int:
         full, rest = divmod(self.num_examples, self.batch_size)
@@ -123,24 +128,35 @@ class Batches:
         order = self.order(epoch)
         for index in range(start, len(self)):
             low = index * self.batch_size
-            high = min(low + self.batch_size, self.num_examples)
-            where: Any = slice(low, high) if order is None else order[low:high]
+            size = self.batch_size if self.pad else min(self.batch_size, self.num_examples - low)
+            where = self.examples(order, low, low + size)
             batch = jax.tree.map(lambda a, where=where: a[where], self.arrays)
-            yield self._padded(batch, high - low) if self.pad else batch
+            mask = np.arange(low, low + size) < self.num_examples
+            yield marked(batch, mask) if self.pad else batch
 
-    def _padded(self, batch: PyTree, count: int) -> PyTree:
-        missing = self.batch_size - count
-        mask = np.arange(self.batch_size) < count
-        if missing:
-            # Real rows, not zeros: a model may turn zeros into NaN, and NaN * 0 is NaN.
-            batch = jax.tree.map(
-                lambda a: np.concatenate([a, np.repeat(a[-1:], missing, 0)]), batch
-            )
-        if isinstance(batch, dict):
-            return {**batch, "mask": mask}
-        if len(batch) == 2:
-            return (*batch, mask)
-        return (batch[0], batch[1], batch[2] * mask.astype(batch[2].dtype))
+    def examples(self, order: np.ndarray[Any, Any] | None, low: int, high: int) -> Any:
+        """Where the examples from place ``low`` to ``high`` of an epoch are in the arrays."""
+        if order is None and high <= self.num_examples:
+            return slice(low, high)
+        # Real rows fill a last batch, not zeros: a model may turn zeros into NaN, and NaN * 0 is
+        # NaN.
+        places = np.minimum(np.arange(low, high), self.num_examples - 1)
+        return places if order is None else order[places]
+
+
+def marked(batch: PyTree, mask: Any) -> PyTree:
+    """A batch, or a stack of them, with the mask that ``pad`` adds; both of NumPy or of JAX."""
+    if isinstance(batch, dict):
+        return {**batch, "mask": mask}
+    if len(batch) == 2:
+        return (*batch, mask)
+    return (batch[0], batch[1], batch[2] * mask.astype(batch[2].dtype))
+
+
+def _canonical(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if not jax.dtypes.issubdtype(array.dtype, np.number):
+        return array
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
 
 
 class Signature(NamedTuple):
@@ -157,34 +173,45 @@ class Batch(NamedTuple):
     signature: Signature
 
 
-def as_batch(batch: PyTree, where: str) -> Batch:
+def as_batch(batch: PyTree, where: str, like: Signature | None = None) -> Batch:
     """The batch with every leaf as an array of a dtype that JAX uses.
+
+    Args:
+        batch: A pytree of arrays and numbers.
+        where: What errors call it.
+        like: The signature of the batch before: one that is like it is known to be good.
 
     Raises:
         DataError: A leaf is not numeric; the error names it.
     """
     leaves, tree = jax.tree.flatten(batch)
-    arrays = []
-    for index, leaf in enumerate(leaves):
-        if not isinstance(leaf, jax.Array):
-            try:
-                leaf = np.asarray(leaf)
-                if not (leaf.dtype == bool or jax.dtypes.issubdtype(leaf.dtype, np.number)):
-                    raise TypeError(leaf.dtype)
-                dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
-            except (TypeError, ValueError):
-                path = jax.tree_util.tree_leaves_with_path(batch)[index][0]
-                raise DataError(
-                    f"{where}: the leaf batch{jax.tree_util.keystr(path)} is not an array of "
-                    f"numbers but {type(leaves[index]).__name__} {leaves[index]!r:.80}",
-                    fix="give batches that are pytrees of arrays; for arrays in memory use "
-                    "jl.batches((x, y), batch_size)",
-                ) from None
-            if leaf.dtype != dtype:
-                leaf = leaf.astype(dtype)
-        arrays.append(leaf)
+    if like is not None and tree == like.tree:
+        for leaf, (shape, dtype) in zip(leaves, like.leaves, strict=True):
+            if type(leaf) is not np.ndarray or leaf.shape != shape or leaf.dtype != dtype:
+                break
+        else:
+            return Batch(batch, like)
+    arrays = [_as_array(leaf, index, batch, where) for index, leaf in enumerate(leaves)]
     signature = Signature(tree, tuple((a.shape, a.dtype) for a in arrays))
     return Batch(jax.tree.unflatten(tree, arrays), signature)
+
+
+def _as_array(leaf: Any, index: int, batch: PyTree, where: str) -> Any:
+    if isinstance(leaf, jax.Array):
+        return leaf
+    try:
+        array = np.asarray(leaf)
+        if not (array.dtype == bool or jax.dtypes.issubdtype(array.dtype, np.number)):
+            raise TypeError(array.dtype)
+        return _canonical(array)
+    except (TypeError, ValueError):
+        path = jax.tree_util.tree_leaves_with_path(batch)[index][0]
+        raise DataError(
+            f"{where}: the leaf batch{jax.tree_util.keystr(path)} is not an array of "
+            f"numbers but {type(leaf).__name__} {leaf!r:.80}",
+            fix="give batches that are pytrees of arrays; for arrays in memory use "
+            "jl.batches((x, y), batch_size)",
+        ) from None
 
 
 def signature_change(old: Signature, new: Signature) -> str:
@@ -204,155 +231,3 @@ def signature_change(old: Signature, new: Signature) -> str:
 
 def _describe(shape: tuple[int, ...], dtype: Any) -> str:
     return f"{dtype}[{','.join(map(str, shape))}]"
-
-
-def stack(values: list[PyTree], capacity: int) -> PyTree:
-    """Batches of one signature as one pytree with a leading axis of ``capacity``.
-
-    Host arrays are copied once, into fresh memory that nobody writes again, because a device may
-    alias it. Rows past the last batch are left as they are: no step reads them.
-    """
-
-    def one(*leaves: Any) -> Any:
-        first = leaves[0]
-        if isinstance(first, jax.Array) and (
-            jax.dtypes.issubdtype(first.dtype, jax.dtypes.extended)
-            or first.sharding.device_set != {jax.devices("cpu")[0]}
-        ):
-            return jax.numpy.stack([*leaves, *[first] * (capacity - len(leaves))])
-        buffer = _aligned((capacity, *first.shape), first.dtype)
-        for row, leaf in enumerate(leaves):
-            buffer[row] = leaf
-        return buffer
-
-    return jax.tree.map(one, *values)
-
-
-def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
-    """Uninitialised memory at a multiple of 64 bytes: the CPU backend takes it without a copy."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = np.empty(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
-
-
-class Feed:
-    """Reads any kind of data set, batch by batch, and knows what was read and not consumed."""
-
-    def __init__(self, data: Any, *, epochs: int, iterations: int | None) -> None:
-        self.data = data
-        self.iterations = iterations
-        self.one_shot = data is not None and hasattr(data, "__next__")
-        self.read = 0
-        self._iterator: Iterator[Any] = iter(())
-        self._pending: collections.deque[Batch] = collections.deque()
-        self._open_epoch: int | None = None
-        if data is None:
-            if iterations is None:
-                raise ArgumentError(
-                    "run: data=None needs iterations=, the number of steps in an epoch",
-                    fix="pass for example iterations=100, or pass data",
-                )
-        elif self.one_shot:
-            if epochs > 1 and iterations is None:
-                raise ArgumentError(
-                    "run: a one-shot iterator cannot tell where an epoch ends, and several epochs "
-                    "need iterations=",
-                    fix="pass iterations=, or a re-iterable, or a function epoch -> iterable",
-                )
-        elif isinstance(data, str | bytes) or not (hasattr(data, "__iter__") or callable(data)):
-            raise ArgumentTypeError(
-                f"run: data must be an iterable of batches, a function epoch -> iterable, or None, "
-                f"and is {type(data).__name__}",
-                fix="for arrays in memory use jl.batches((x, y), batch_size)",
-            )
-
-    def _iterable(self, epoch: int) -> Any:
-        if hasattr(self.data, "__iter__"):
-            return self.data
-        return self.data(epoch)
-
-    def open(self, epoch: int, skip: int) -> int | None:
-        """Makes ready for an epoch, ``skip`` batches of which were consumed before.
-
-        Returns:
-            The number of its batches, or None if that is not known.
-        """
-        length: int | None = None
-        if self.data is None:
-            return self.iterations
-        if self.one_shot:
-            self._iterator = self.data
-        elif self._open_epoch == epoch and skip == 0:
-            return self._length  # opened for the sample already
-        else:
-            self._pending.clear()
-            iterable = self.data if isinstance(self.data, Batches) else self._iterable(epoch)
-            try:
-                length = len(iterable)
-            except TypeError:
-                length = None  # not sized, or of a length that is not known
-            if isinstance(iterable, Batches):
-                self._iterator = iterable.epoch(epoch, skip)
-            else:
-                self._iterator = iter(iterable)
-                for index in range(skip):
-                    if next(self._iterator, _END) is _END:
-                        raise DataError(
-                            f"epoch {epoch} goes on after {skip} batches, and the data gave only "
-                            f"{index}",
-                            fix="resume with the data set that the run had",
-                        )
-        self._open_epoch = epoch
-        if self.iterations is not None:
-            length = self.iterations if length is None else min(length, self.iterations)
-        self._length: int | None = length
-        return length
-
-    def close_epoch(self) -> None:
-        """Ends an epoch: a re-iterable starts anew, a one-shot iterator just continues."""
-        self._open_epoch = None
-        if not self.one_shot:
-            self._pending.clear()
-
-    def _fill(self, count: int) -> None:
-        while len(self._pending) < count:
-            item = next(self._iterator, _END)
-            if item is _END:
-                return
-            self._pending.append(as_batch(item, f"batch {self.read} of the data"))
-            self.read += 1
-
-    def peek(self) -> Batch | None:
-        """The next batch, which stays; None where the data end."""
-        if self.data is None:
-            return _NO_BATCH
-        self._fill(1)
-        return self._pending[0] if self._pending else None
-
-    def take(self, count: int) -> list[Batch]:
-        """Up to ``count`` batches of one signature; at least one, as `peek` saw it."""
-        if self.data is None:
-            return [_NO_BATCH] * count
-        self._fill(1)
-        taken = [self._pending.popleft()]
-        while len(taken) < count:
-            self._fill(1)
-            if not self._pending or self._pending[0].signature != taken[0].signature:
-                break
-            taken.append(self._pending.popleft())
-        return taken
-
-    @property
-    def unread(self) -> tuple[Any, tuple[Batch, ...]] | None:
-        """What was read from a one-shot iterator and not consumed."""
-        return (self.data, tuple(self._pending)) if self.one_shot else None
-
-    def restore_unread(self, unread: tuple[Any, tuple[Batch, ...]] | None) -> None:
-        """Puts back what an earlier run read from this very iterator and did not consume."""
-        if unread is not None and unread[0] is self.data and not self._pending:
-            self._pending.extend(unread[1])
-
-
-_END = object()
-_NO_BATCH = Batch(None, Signature(None, ()))

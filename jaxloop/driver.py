@@ -5,26 +5,25 @@
         ...
     run.output(None)
 
-It walks the rows of `jaxloop.events`. Between two handlers it runs one compiled block. Whoever
-watches, the blocks are the same program: only their lengths differ.
+It walks the rows of `jaxloop.events`. Between two handlers it runs compiled blocks. Whoever
+watches, the blocks are the same program: only their lengths differ. It runs ahead of the device,
+by at most `BLOCKS_IN_FLIGHT` blocks, and looks at a value only where somebody asked for it.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import logging
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxloop import filters, plan
+from jaxloop.check import Report, check_count, check_metrics
 from jaxloop.compile import (
     Output,
     Program,
@@ -32,98 +31,52 @@ from jaxloop.compile import (
     check_fuse,
     copy,
     jit_options,
+    put,
     state_signature,
 )
-from jaxloop.data import Batch, Feed, Signature, signature_change
+from jaxloop.data import Batch, Signature, signature_change
 from jaxloop.errors import (
     ArgumentError,
-    ArgumentTypeError,
     DataError,
     HaltError,
     HandlerReturnError,
     RecompilationError,
     StructureError,
-    missing_metric,
 )
-from jaxloop.events import END, FETCH, NEXT_EPOCH, PER_RUN, ROWS, STEP, Event, Row, Status
+from jaxloop.events import END, FETCH, NEXT_EPOCH, PER_RUN, ROWS, STEP, Event, Status
+from jaxloop.events import Row as EventRow
+from jaxloop.feed import Feed, placement
 from jaxloop.filters import Firing
 from jaxloop.loop import Attachment, Loop, collection
+from jaxloop.observing import Noticed, Observers, Row, Rows, due
 from jaxloop.state import (
     Cell,
     Lazy,
     PyTree,
     ReadOnlyDict,
+    Records,
     Snapshot,
     State,
     split_emission,
     structure,
 )
+from jaxloop.timing import EpochClock, now
 
 logger = logging.getLogger("jaxloop")
 
 BLOCKS_IN_FLIGHT = 2
 SIGNATURES_BEFORE_WARNING = 3
+IN_EPOCH = (FETCH, STEP, Event.ITERATION_COMPLETED)
+"""Where a state may go on in the middle of an epoch."""
 BOUNDARY_S = 1.0
 """How often a block must end when a filter asks a clock."""
-
-
-class _Rows:
-    """The metrics after each iteration of a block: nothing is computed until somebody asks."""
-
-    def __init__(self, program: Program, ring: Callable[[], PyTree]) -> None:
-        self._program = program
-        self._ring: Callable[[], PyTree] | None = ring
-        self._row: Callable[[int], dict[str, Any]] = lambda index: {}
-
-    def start(self) -> None:
-        """Dispatches the computation, without waiting; needed before a donation."""
-        if self._ring is not None:
-            self._row = self._program.values(self._ring())
-            self._ring = None
-
-    def get(self, index: int, extra: Mapping[str, Any]) -> dict[str, Any]:
-        """The metrics of one row, together with what handlers added."""
-        self.start()
-        row = self._row(index)
-        return {**row, **{name: v for name, v in extra.items() if name not in row}}
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What `Loop.check` found; prints as a table.
-
-    Attributes:
-        schedule: What fires when: (kind, name, events, filter).
-        block_length: Iterations that the first block holds.
-        capacity: Iterations that a block may hold; 1: the step is never fused.
-        num_leaves: Leaves of the step state.
-        num_elements: Numbers in the step state; with a trainer's also of its parameters.
-        size_bytes: Bytes of the step state.
-        flops: Floating-point operations of a compiled block's body, where XLA tells.
-        temp_bytes: Memory that the compiled block needs for itself, in bytes, where XLA tells.
-    """
-
-    schedule: tuple[tuple[str, str, str, str], ...]
-    block_length: int
-    capacity: int
-    num_leaves: int
-    num_elements: int
-    size_bytes: int
-    flops: float | None
-    temp_bytes: int | None
-
-    def __str__(self) -> str:
-        rows = [("kind", "name", "events", "filter"), *self.schedule]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in rows]
-        facts = {
-            "first block": f"{self.block_length} iterations of at most {self.capacity}",
-            "step state": f"{self.num_leaves} leaves, {self.num_elements} numbers, "
-            f"{self.size_bytes} bytes",
-            "compiled": f"{self.flops if self.flops is not None else 'unknown'} FLOPs, "
-            f"{self.temp_bytes if self.temp_bytes is not None else 'unknown'} bytes of its own",
-        }
-        return "\n".join([*lines, *(f"{name}: {fact}" for name, fact in facts.items())])
+SPAN_ITERATIONS, SPAN_FACTOR, SPAN_S = 64, 8, 0.03
+"""Steps without data could run for ever in one block: blocks begin short, and grow by a factor
+until one takes some time."""
+WATCHED_ITERATIONS = 4096
+"""The longest block whose every iteration may be looked at."""
+EPOCHS_UNSETTLED = 2
+"""Epochs whose metrics may still be on the device."""
 
 
 class Run:
@@ -141,9 +94,9 @@ class Run:
         strict: bool,
         debug: bool,
     ) -> None:
-        _check_count("epochs", epochs, at_least=0)
+        check_count("epochs", epochs, at_least=0)
         if iterations is not None:
-            _check_count("iterations", iterations, at_least=1)
+            check_count("iterations", iterations, at_least=1)
         check_fuse(fuse)
         self.options = jit_options(jit)
         self.loop, self.iterations, self.strict = loop, iterations, strict
@@ -151,20 +104,13 @@ class Run:
         self.log = logger.info if debug else _silent
         self.feed = Feed(data, epochs=epochs, iterations=iterations)
         self.handlers = [a for a in loop.attachments if a.kind != "observer"]
-        self.observers = [a for a in loop.attachments if a.kind == "observer"]
+        self.observers = Observers([a for a in loop.attachments if a.kind == "observer"])
         self.watches = [plan.Watch(e, a.filter) for a in self.handlers for e in a.events]
         self.timed = any(filters.timed(a.filter) for a in loop.attachments)
-        self.inner_observers = [
-            a
-            for a in self.observers
-            if Event.ITERATION_STARTED in a.events or Event.ITERATION_COMPLETED in a.events
-        ]
-
         self.max_epoch = epochs
         self.max_iteration: int | None = iterations
         self.epoch = self.iteration = self.step = 0
-        self.history: ReadOnlyDict = ReadOnlyDict()
-        self.times: ReadOnlyDict = ReadOnlyDict()
+        self.history, self.times = Records(), Records()
         self.counts: dict[Event, tuple[int, int]] = {event: (0, 0) for event in Event}
         self.handler_state: ReadOnlyDict = ReadOnlyDict()
         self.status: str = "running"
@@ -174,6 +120,7 @@ class Run:
         self.place = NEXT_EPOCH
         self.carry: tuple[PyTree, PyTree] = ({}, {})
         self.metrics = Lazy(dict)
+        self.extra: Mapping[str, Any] = {}
         self.program: Program | None = None
         self.sample: Batch | None = None
         self.ended: State | None = None
@@ -181,13 +128,16 @@ class Run:
         self._cell: Cell | None = None
         self._saves: list[Attachment] = []
         self._commits: dict[int, Callable[[State], None]] = {}
-        self._queue: list[tuple[Attachment, Firing, Snapshot]] = []
-        self._flight: collections.deque[Any] = collections.deque()
+        # Blocks that the device may not have done yet, and the clock of an epoch that ends there.
+        self._flight: collections.deque[tuple[Any, EpochClock | None]] = collections.deque()
+        self._unsettled: collections.deque[Lazy] = collections.deque()
         self._signatures: set[Signature] = set()
         self._warned: set[str] = set()
-        self._doing = "while making the first state"
+        self._doing: tuple[Any, ...] = ("while making the first state",)
         self._limit = sys.maxsize
-        self._began = self._epoch_began = time.perf_counter()
+        self._span = SPAN_ITERATIONS
+        self._began = now()
+        self.clock = EpochClock()
         self._ran: dict[int, float] = {}
         self._prepare(init_state)
 
@@ -195,7 +145,7 @@ class Run:
 
     def _prepare(self, init_state: PyTree) -> None:
         """Makes or attaches the state, and checks what can be known now."""
-        _check_metrics(self.loop)
+        check_metrics(self.loop)
         for one in self.loop.attachments:
             if one.prepare is not None:
                 one.prepare(self.loop)
@@ -210,7 +160,7 @@ class Run:
 
     def _read_sample(self) -> Batch:
         self.max_iteration = self.feed.open(0, 0)
-        sample = self.feed.peek()
+        sample = self.feed.sample()
         if sample is None:
             raise DataError(
                 "run: the data are empty: they gave no batch", fix="pass at least one batch"
@@ -229,7 +179,7 @@ class Run:
             init_state = loop.supervised.prepare(init_state, sample.value)
         fn = getattr(loop.init_fn, "fn", loop.init_fn)  # prepared here, outside the trace
         init = loop._programs.init(fn, self.options is not None)
-        state, outputs = split_emission(init(sample.value, init_state))
+        state, outputs = split_emission(init(put(sample.value), put(init_state)))
         if loop.supervised is not None:
             loop.supervised.check(outputs)
         return copy(as_state(state, "what init_fn returned"))
@@ -250,7 +200,7 @@ class Run:
     def _attach(self, state: State) -> None:
         """Goes on right after the firing that ``state`` belongs to."""
         self.epoch, self.iteration, self.step = state.epoch, state.iteration, state.step
-        self.history, self.times = ReadOnlyDict(state.history), ReadOnlyDict(state.times)
+        self.history, self.times = state._history, state._times
         self.counts = {**state.event_counts, **{event: (0, 0) for event in PER_RUN}}
         self.handler_state = ReadOnlyDict(state.handler_state)
         self.outputs, self.event = state.outputs, state.event
@@ -275,37 +225,41 @@ class Run:
                 row = ROWS[state.event]
                 if row.ends_epoch and self.epoch not in self.history:
                     # Kept by a handler of that firing, before the history was written.
-                    self.history = ReadOnlyDict({**self.history, self.epoch: state.metrics})
+                    self.history = self.history.added(self.epoch, state._metrics)
                 self._leave(row)
         cell = state._cell
         self.carry = (
             copy(as_state(cell.step_state, "from_state: state.step_state")),
             copy(cell.accumulators),
         )
-        self._epoch_began = time.perf_counter() - state._elapsed_s
+        self.clock = EpochClock(state._elapsed_s)
         self.feed.restore_unread(state._unread)
-        if self.place in (FETCH, STEP):
-            self.max_iteration = self.feed.open(self.epoch, self.iteration)
-            self.sample = self.feed.peek()
+        if self.place in IN_EPOCH:
+            consumed = self.iteration + (self.place == Event.ITERATION_COMPLETED)
+            self.max_iteration = self.feed.open(self.epoch, consumed)
+            self.sample = self.feed.sample()
         elif self.epoch < self.max_epoch:
             self.max_iteration = self.feed.open(self.epoch, 0)
-            self.sample = self.feed.peek()
+            self.sample = self.feed.sample()
 
-    def _program(self, sample: Batch, state: PyTree) -> Program:
-        return self.loop._programs.specialize(
+    def _compile_for(self, sample: Batch, state: PyTree) -> None:
+        self.program = self.loop._programs.specialize(
             self.loop.step_fn, collection(self.loop), sample, state, fuse=self.fuse, jit=self.jit
         )
+        size_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(sample.value))
+        self.feed.configure(self.program.capacity, placement(state), size_bytes)
 
     def _specialize(self) -> None:
         """Finds the program for the sample; shapes of step, loss and metrics are checked here."""
         if self.sample is None or self.ended is not None:
             return
-        self._doing = "while checking the step and its metrics on the first batch"
-        self.program = self._program(self.sample, self.carry[0])
-        if self.place not in (FETCH, STEP):
+        self._doing = ("while checking the step and its metrics on the first batch",)
+        self._compile_for(self.sample, self.carry[0])
+        if self.place not in IN_EPOCH:
             self._fresh_metrics()
         else:
             # Their structure is the metrics'; a checkpoint keeps their leaves alone.
+            assert self.program is not None
             fresh = jax.eval_shape(self.program.bound.init)
             leaves = jax.tree.leaves(self.carry[1])
             same = state_signature(jax.tree.leaves(fresh)) == state_signature(leaves)
@@ -323,9 +277,7 @@ class Run:
         if program is None:
             return
         self.carry = (self.carry[0], program.init_metrics())
-        accs = self.carry[1]
-        rows = _Rows(program, lambda: jax.tree.map(lambda a: a[None], accs))
-        self.metrics = _LazyRow(rows, 0, {})
+        self.metrics, self.extra = Lazy(program.fresh_values), {}
 
     def report(self) -> Report:
         """What `Loop.check` returns."""
@@ -360,22 +312,32 @@ class Run:
 
     def states(self) -> Iterator[State]:
         """Runs to the end; yields a `State` after each epoch."""
+        return self._states(give=True)
+
+    def finish(self) -> None:
+        """Runs to the end."""
+        for _ in self._states(give=False):
+            pass
+
+    def _states(self, give: bool) -> Iterator[State]:
         if self.ended is not None or self.max_epoch == 0:
             return
         with contextlib.ExitStack() as stack:
             for index, one in enumerate(self.handlers):
                 if one.commit is not None:
                     self._commits[index] = stack.enter_context(one.commit())
+            stack.enter_context(self.feed)
             try:
-                yield from self._walk()
+                yield from self._walk(give)
                 self._flush()
+                self._land(0)
             except GeneratorExit:
                 raise
             except BaseException as error:
                 self._explain(error)
                 raise
 
-    def _walk(self) -> Iterator[State]:
+    def _walk(self, give: bool) -> Iterator[State]:
         place = self.place
         self._fire(ROWS[Event.STARTED], then=place)
         while self.place != END:
@@ -387,59 +349,62 @@ class Run:
                 self.place = Event.ITERATION_STARTED if self._more() else Event.EPOCH_COMPLETED
             elif place == STEP:
                 self._run_block()
-                self._fire(ROWS[Event.ITERATION_COMPLETED])
             else:
                 row = ROWS[place]
                 if row.event is Event.EPOCH_STARTED:
                     self._open_epoch()
-                self._fire(row, give=row.ends_epoch)
+                self._fire(row)
                 if row.ends_epoch:
-                    self._flush()
-                    yield self._view(row.event)
-                    self._release()
+                    if give:
+                        self._flush()
+                        yield self._view(row.event)
+                        self._release()
                     self._leave(row)
                     self.feed.close_epoch()
 
     def _open_epoch(self) -> None:
-        self._doing = f"while opening the data of epoch {self.epoch}"
-        self._epoch_began = time.perf_counter()
+        self._doing = ("while opening the data of epoch {}", self.epoch)
+        self.clock = EpochClock(before=self.clock)
         self.counts = {event: (total, 0) for event, (total, _) in self.counts.items()}
         self.max_iteration = self.feed.open(self.epoch, 0)
         if self.program is None:
             # Attached where the data of an epoch end: this is the first batch that is seen.
-            self.sample = self.feed.peek()
+            self.sample = self.feed.sample()
             if self.sample is not None:
-                self.program = self._program(self.sample, self.carry[0])
+                self._compile_for(self.sample, self.carry[0])
         self._fresh_metrics()
 
     def _more(self) -> bool:
-        """Whether this epoch has another iteration; reads at most one batch ahead."""
+        """Whether this epoch has another iteration."""
         if self.iterations is not None and self.iteration >= self.iterations:
             return False
         self._doing = (
-            f"while reading batch {self.feed.read} of the data, in epoch {self.epoch} before "
-            f"iteration {self.iteration}"
+            "while reading the data of epoch {} before iteration {}",
+            self.epoch,
+            self.iteration,
         )
-        batch = self.feed.peek()
-        if batch is None and self.iteration == 0 and not self.feed.one_shot:
+        began = now()
+        more = self.feed.more()
+        self.clock.data_s += now() - began
+        if not more and self.iteration == 0 and not self.feed.one_shot:
             raise DataError(
                 f"run: the data of epoch {self.epoch} are empty: they gave no batch",
                 fix="pass a re-iterable (a list, jl.batches), not one that is used up",
             )
-        if batch is None and self.feed.one_shot and self.iterations is not None:
+        if not more and self.feed.one_shot and self.iterations is not None:
             raise DataError(
                 f"run: the one-shot iterator ran dry: it gave {self.feed.read} batches, in epoch "
                 f"{self.epoch} only {self.iteration} of the {self.iterations} that iterations= "
                 "asks for",
                 fix="pass fewer epochs or iterations, or a re-iterable",
             )
-        return batch is not None
+        return more
 
     def _count(self, event: Event, by: int = 1) -> None:
         total, epoch = self.counts[event]
         self.counts[event] = (total + by, epoch + by)
 
-    def _leave(self, row: Row) -> None:
+    def _leave(self, row: EventRow) -> None:
         if row.leave == "iteration":
             self.iteration += 1
         elif row.leave == "epoch":
@@ -447,7 +412,7 @@ class Run:
 
     # --- one firing ----------------------------------------------------------------------------
 
-    def _fire(self, row: Row, *, then: str | None = None, give: bool = False) -> None:
+    def _fire(self, row: EventRow, *, then: str | None = None) -> None:
         """The steps of a firing, in the order that `jaxloop.events` states."""
         event = self.event = row.event
         self.place = row.next if then is None else then
@@ -456,23 +421,43 @@ class Run:
         if event is Event.COMPLETED:
             self.status = "completed"
         if row.ends_epoch:
-            elapsed_s = time.perf_counter() - self._epoch_began
-            self.times = ReadOnlyDict({**self.times, self.epoch: elapsed_s})
+            self._end_clock()
         self._count(event)
         self.log("%s: epoch %d, iteration %d", event.value, self.epoch, self.iteration)
         due = [one for one in self.handlers if event in one.events and self._perhaps(one)]
         if due:
             self._flush()
+            began = now()
             self._run_handlers(row, due)
             self._release()
+            self.clock.handlers_s += now() - began
         if row.ends_epoch:
-            self.history = ReadOnlyDict({**self.history, self.epoch: dict(self.metrics.get())})
+            self._keep_metrics()
         self._save(event)
-        for one in self.observers:
-            if event in one.events:
-                self._notice(one, event)
-        if not give:
+        self._notice(event)
+        if not row.ends_epoch:
             self._leave(row)
+
+    def _end_clock(self) -> None:
+        """Ends the epoch's clock where the device ends its last block."""
+        clock = self.clock
+        self.times = self.times.added(self.epoch, clock)
+        if self._flight:
+            marker, _ = self._flight.pop()
+            clock.end(marker)
+            self._flight.append((marker, clock))
+        else:
+            clock.end(None)
+        self.clock = EpochClock(before=clock)
+
+    def _keep_metrics(self) -> None:
+        """Writes the epoch's history, without waiting for it."""
+        if isinstance(self.metrics, Row):
+            self.metrics.keep()
+        self.history = self.history.added(self.epoch, self.metrics)
+        self._unsettled.append(self.metrics)
+        if len(self._unsettled) > EPOCHS_UNSETTLED:
+            self._unsettled.popleft().get()
 
     def _perhaps(self, one: Attachment) -> bool:
         return filters.asks(one.filter) or one.filter.matches(self._firing(one))
@@ -480,20 +465,20 @@ class Run:
     def _firing(self, one: Attachment, view: Callable[[], Any] = lambda: None) -> Firing:
         assert self.event is not None
         total, epoch = self.counts[self.event]
-        elapsed_s = time.perf_counter() - self._ran.get(id(one), self._began) if self.timed else 0.0
+        elapsed_s = now() - self._ran.get(id(one), self._began) if self.timed else 0.0
         return Firing(total, epoch, elapsed_s, view)
 
-    def _run_handlers(self, row: Row, due: list[Attachment]) -> None:
+    def _run_handlers(self, row: EventRow, due: list[Attachment]) -> None:
         state = self._view(row.event)
         for one in due:
             self._doing = self._place_of("handler", one.name, row.event)
             if not one.filter.matches(self._firing(one, _returning(state))):
                 continue
             if self.timed:
-                self._ran[id(one)] = time.perf_counter()
-            began = time.perf_counter()
+                self._ran[id(one)] = now()
+            began = now()
             result = one.fn(state)
-            self.log("handler %s took %.6f s", one.name, time.perf_counter() - began)
+            self.log("handler %s took %.6f s", one.name, now() - began)
             if one.kind == "saver":
                 wanted, result = result
                 if wanted:
@@ -520,7 +505,7 @@ class Run:
             fix="return None to continue, or (jl.Status.HALT_LOOP, state) to stop.",
         )
 
-    def _halt(self, row: Row, status: Status, one: Attachment) -> None:
+    def _halt(self, row: EventRow, status: Status, one: Attachment) -> None:
         if status is Status.HALT_EPOCH:
             if not row.in_epoch:
                 raise HaltError(
@@ -545,11 +530,14 @@ class Run:
                     fix="change step_state, metrics, handler_state, history, times or max_epoch",
                 )
         self.handler_state = ReadOnlyDict(new.handler_state)
-        self.history, self.times = ReadOnlyDict(new.history), ReadOnlyDict(new.times)
+        self.history, self.times = new._history, new._times
         self.outputs = new.outputs
         if new.max_epoch is not None:
             self.max_epoch = new.max_epoch
-        self.metrics = new._metrics
+        if new._metrics is not old._metrics:
+            self.metrics = new._metrics
+            known = () if self.program is None else self.program.bound.names
+            self.extra = {n: v for n, v in self.metrics.get().items() if n not in known}
         if new._cell is not old._cell:
             self._change_step_state(new._cell.step_state, one)
 
@@ -576,7 +564,7 @@ class Run:
                 raise RecompilationError(what, fix=fix)
             self._warn_once("structure", f"{what}\n  fix: {fix}")
             if self.sample is not None:
-                self.program = self._program(self.sample, changed)
+                self._compile_for(self.sample, changed)
         # The handler's arrays stay the handler's: the carry gets buffers of its own, and so do the
         # accumulators, which the state before the change still points at.
         self.carry = copy((changed, self.carry[1]))
@@ -586,7 +574,8 @@ class Run:
         ending = event in (Event.COMPLETED, Event.HALTED)
         if not self._saves and not (ending and self._commits):
             return
-        self._doing = f"while saving at {event.value}"
+        self._doing = ("while saving at {}", event.value)
+        began = now()
         saves, self._saves = self._saves, []
         state = self._view(event)
         for index, one in enumerate(self.handlers):
@@ -594,44 +583,56 @@ class Run:
                 self._commits[index](state)
         del state
         self._release()
+        self.clock.handlers_s += now() - began
 
     # --- observers -----------------------------------------------------------------------------
 
-    def _notice(self, one: Attachment, event: Event) -> None:
-        """Queues an observer's firing: it runs while the device works on the next block."""
-        self.event = event
-        firing = self._firing(one)
-        if not filters.asks(one.filter) and not one.filter.matches(firing):
-            return
-        if self.timed:
-            self._ran[id(one)] = time.perf_counter()
-        if isinstance(self.metrics, _LazyRow):
-            self.metrics.start()
-        self._queue.append((one, firing, self._snapshot(event)))
+    def _notice(self, event: Event) -> None:
+        """Remembers the firing for its observers: they run while the device works."""
+        snapshot: Snapshot | None = None
+        for one in self.observers.all:
+            if event not in one.events:
+                continue
+            firing = self._firing(one)
+            asks = filters.asks(one.filter)
+            if not asks and not one.filter.matches(firing):
+                continue
+            if self.timed:
+                self._ran[id(one)] = now()
+            if snapshot is None:
+                if isinstance(self.metrics, Row):
+                    self.metrics.start()
+                snapshot = Snapshot.of(self._fields())
+            self.observers.notice(one, firing if asks else None, snapshot)
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "max_epoch": self.max_epoch,
+            "iteration": self.iteration,
+            "max_iteration": self.max_iteration,
+            "step": self.step,
+            "status": self.status,
+            "halted_by": self.halted_by,
+            "event": self.event,
+            "_metrics": self.metrics,
+            "_history": self.history,
+            "_times": self.times,
+            "_counts": (dict(self.counts), 0, 0),
+        }
 
     def _flush(self) -> None:
-        queue, self._queue = self._queue, []
-        for one, firing, snapshot in queue:
-            assert snapshot.event is not None
-            self._doing = self._place_of("observer", one.name, snapshot.event, snapshot)
-            if one.filter.matches(firing._replace(view=_returning(snapshot))):
-                one.fn(snapshot)
+        self._look(self.observers.take())
 
-    def _snapshot(self, event: Event) -> Snapshot:
-        return Snapshot(
-            epoch=self.epoch,
-            max_epoch=self.max_epoch,
-            iteration=self.iteration,
-            max_iteration=self.max_iteration,
-            step=self.step,
-            history=self.history,
-            times=self.times,
-            event_counts=ReadOnlyDict(self.counts),
-            status=self.status,
-            halted_by=self.halted_by,
-            event=event,
-            _metrics=self.metrics,
-        )
+    def _look(self, noticed: list[Noticed]) -> None:
+        """Runs observers."""
+        if not noticed:
+            return
+        began = now()
+        for one, snapshot in due(noticed):
+            self._doing = self._place_of("observer", one.name, snapshot.event, snapshot)
+            one.fn(snapshot)
+        self.clock.handlers_s += now() - began
 
     # --- one block -----------------------------------------------------------------------------
 
@@ -640,76 +641,95 @@ class Run:
         room = min(self.program.capacity, self._limit)
         if self.iterations is not None:
             room = min(room, self.iterations - self.iteration)
+        if self.feed.data is None:
+            room = min(room, self._span)
+            if self.observers.look_inside:
+                room = min(room, WATCHED_ITERATIONS)
         return max(1, room)
 
     def _run_block(self) -> None:
         """Runs iterations up to the next one at which a handler may run; its start has fired."""
-        program = self.program
+        program, clock = self.program, self.clock
         assert program is not None
-        length = plan.block_length(self.watches, self.counts, self._room())
         self._doing = (
-            f"while reading the data of epoch {self.epoch} from iteration {self.iteration} on"
+            "while reading the data of epoch {} from iteration {} on",
+            self.epoch,
+            self.iteration,
         )
-        batches = self.feed.take(length)
-        self._look_at_shapes(batches[0], program)
-        count = len(batches)
+        began = now()
+        limit = plan.block_length(self.watches, self.counts, self._room())
+        window = self.feed.take(limit, self._stack_length(limit, 0))
+        read = now()
+        self._look_at_shape(window.signature)
+        count = window.length
         self._doing = (
-            f"in the step, epoch {self.epoch}, iterations {self.iteration} to "
-            f"{self.iteration + count - 1}"
+            "in the step, epoch {}, iterations {} to {}",
+            self.epoch,
+            self.iteration,
+            self.iteration + count - 1,
         )
-        began = time.perf_counter()
-        out: Output = program.run(self.carry, batches)
+        out: Output = program.run(self.carry, window.source, window.start, window.bound)
+        dispatched = now()
         self.carry, self.outputs = out.carry, out.outputs
-        self._flight.append(out.marker)
-        while len(self._flight) > BLOCKS_IN_FLIGHT:
-            self._flight.popleft().block_until_ready()
-        self._flush()
-        rows = _Rows(program, lambda: out.ring)
-        extra = self._extra(program)
-        if self.inner_observers and count > 1:
-            self._notice_inside(rows, extra, count)
-        else:
+        window.reading(out.marker)
+        noticed = self.observers.take()
+        rows = Rows(program, out.ring, self.feed.number)
+        ahead = self._stack_length(count, count + self.feed.prepared)
+        if count > 1:
+            if self.observers.look_inside:
+                fields = self._fields()
+                self.observers.notice_block(self.counts, count, fields, rows, self.extra)
             self._count(Event.ITERATION_STARTED, count - 1)
             self._count(Event.ITERATION_COMPLETED, count - 1)
-            self.step += count - 1
-            self.iteration += count - 1
-        self.step += 1
-        self.metrics = _LazyRow(rows, count - 1, extra)
+        self.step += count
+        self.iteration += count - 1
+        self.metrics = Row(rows, count - 1, self.extra)
+        self.place = Event.ITERATION_COMPLETED
+        # From here on the state is whole again: what goes wrong now finds it so.
+        self._flight.append((out.marker, None))
+        self.feed.ahead(ahead)
+        clock.data_s += read - began
+        clock.dispatch_s += dispatched - read
+        self._look(noticed)
+        self._doing = ("in the step, near epoch {}, iteration {}", self.epoch, self.iteration)
+        self._land(BLOCKS_IN_FLIGHT)
+        if self.timed or (self.feed.data is None and self._span < program.capacity):
+            out.marker.block_until_ready()
+            self._limit_blocks(count, now() - dispatched)
+
+    def _stack_length(self, count: int, offset: int) -> int:
+        """How many batches to stack, ``offset`` iterations from now; a block has ``count``."""
+        assert self.program is not None
+        most = self.feed.most
+        if not self.feed.one_shot:
+            return plan.stack_length(self.watches, self.counts, offset, most)
+        # It is read no further than the next iteration at which a handler may run.
+        if not offset:
+            return count
+        return plan.block_length(self.watches, self.counts, offset + most) - offset
+
+    def _land(self, in_flight: int) -> None:
+        """Waits until no more than so many blocks are in flight."""
+        while len(self._flight) > in_flight:
+            marker, clock = self._flight.popleft()
+            marker.block_until_ready()
+            if clock is not None:
+                clock.settle()
+
+    def _limit_blocks(self, count: int, elapsed_s: float) -> None:
+        """Looks at how long a block took, and says how long the next may be."""
         if self.timed:
-            jax.block_until_ready(out.marker)
-            each_s = (time.perf_counter() - began) / count
-            self._limit = max(1, int(BOUNDARY_S / max(each_s, 1e-9)))
+            self._limit = max(1, int(BOUNDARY_S * count / max(elapsed_s, 1e-9)))
+        if count >= self._span and elapsed_s < SPAN_S:
+            self._span *= SPAN_FACTOR
 
-    def _extra(self, program: Program) -> Mapping[str, Any]:
-        """What handlers added to the metrics of this epoch: it stays until the epoch ends."""
-        if isinstance(self.metrics, _LazyRow):
-            return self.metrics.extra
-        known = set(program.bound.names)
-        return {name: v for name, v in self.metrics.get().items() if name not in known}
-
-    def _notice_inside(self, rows: _Rows, extra: Mapping[str, Any], count: int) -> None:
-        """Queues the observers of all firings inside a block but the last, in order."""
-        watching = [a for a in self.inner_observers if not filters.timed(a.filter)]
-        for index in range(count - 1):
-            self.step += 1
-            self.metrics = _LazyRow(rows, index, extra)
-            self._count(Event.ITERATION_COMPLETED)
-            for one in watching:
-                if Event.ITERATION_COMPLETED in one.events:
-                    self._notice(one, Event.ITERATION_COMPLETED)
-            self.iteration += 1
-            self._count(Event.ITERATION_STARTED)
-            for one in watching:
-                if Event.ITERATION_STARTED in one.events:
-                    self._notice(one, Event.ITERATION_STARTED)
-
-    def _look_at_shapes(self, batch: Batch, program: Program) -> None:
+    def _look_at_shape(self, signature: Signature) -> None:
         """Reports a batch of a shape that has to be compiled for."""
-        self._signatures.add(batch.signature)
         sample = self.sample
-        if sample is None or batch.signature == sample.signature:
+        if sample is None or signature is sample.signature or signature == sample.signature:
             return
-        what = signature_change(sample.signature, batch.signature)
+        self._signatures |= {sample.signature, signature}
+        what = signature_change(sample.signature, signature)
         fix = "serve batches of one shape: jl.batches(..., pad=True) or drop_remainder=True"
         if self.strict:
             raise RecompilationError(
@@ -739,8 +759,8 @@ class Run:
             iteration=self.iteration,
             max_iteration=self.max_iteration,
             step=self.step,
-            history=self.history,
-            times=self.times,
+            _history=self.history,
+            _times=self.times,
             outputs=self.outputs,
             event_counts=ReadOnlyDict(self.counts),
             handler_state=self.handler_state,
@@ -751,7 +771,7 @@ class Run:
             _cell=self._cell,
             _next=self.place,
             _unread=self.feed.unread,
-            _elapsed_s=time.perf_counter() - self._epoch_began,
+            _elapsed_s=self.clock.elapsed_s,
         )
 
     def _release(self) -> None:
@@ -775,32 +795,27 @@ class Run:
 
     # --- errors --------------------------------------------------------------------------------
 
-    def _place_of(self, kind: str, name: str, event: Event, at: Snapshot | None = None) -> str:
-        epoch, iteration = (at or self).epoch, (at or self).iteration
-        return f"in {kind} `{name}` on {event.value}, epoch {epoch}, iteration {iteration}"
+    def _place_of(
+        self, kind: str, name: str, event: Event | None, at: Snapshot | None = None
+    ) -> tuple[Any, ...]:
+        seen = at or self
+        template = "in {} `{}` on {}, epoch {}, iteration {}"
+        return (template, kind, name, event, seen.epoch, seen.iteration)
 
     def _explain(self, error: BaseException) -> None:
         """Adds to an exception where it happened and, as ``loop_state``, the last good `State`."""
-        error.add_note(f"jaxloop: {self._doing}")
-        alive = not any(
-            isinstance(x, jax.Array) and x.is_deleted() for x in jax.tree.leaves(self.carry)
-        )
+        template, *arguments = self._doing
+        error.add_note(f"jaxloop: {template.format(*arguments)}")
         with contextlib.suppress(AttributeError):
-            error.loop_state = self._view(self.event) if alive else None  # type: ignore[attr-defined]  # made here
+            error.loop_state = self._view(self.event) if self._alive() else None  # type: ignore[attr-defined]  # made here
 
-
-class _LazyRow(Lazy):
-    """A row of a block's metrics, which can be computed without being fetched."""
-
-    __slots__ = ("_rows", "extra")
-
-    def __init__(self, rows: _Rows, index: int, extra: Mapping[str, Any]) -> None:
-        super().__init__(lambda: rows.get(index, extra))
-        self._rows = rows
-        self.extra = extra
-
-    def start(self) -> None:
-        self._rows.start()
+    def _alive(self) -> bool:
+        """Whether the carried arrays are there: not donated, and no error of the device's."""
+        try:
+            jax.block_until_ready(self.carry)
+        except Exception:  # whatever it is, it is what is being explained
+            return False
+        return True
 
 
 def _returning(value: Any) -> Callable[[], Any]:
@@ -830,29 +845,3 @@ def _difference(old: PyTree, new: PyTree) -> str:
         if was.get(name) != now.get(name)
     ]
     return "; ".join(parts) or f"{jax.tree.structure(old)} to {jax.tree.structure(new)}"
-
-
-def _check_count(name: str, value: object, *, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise ArgumentTypeError(f"run: {name} must be a whole number, and is {value!r}")
-    if value < at_least:
-        raise ArgumentError(f"run: {name} must be at least {at_least}, and is {value}")
-
-
-def _check_metrics(loop: Loop) -> None:
-    """Raises if a watched metric cannot be there when it is looked at.
-
-    Only a handler of the user's own, which may add any metric, makes that unknowable.
-    """
-    declared = {one.name for one in loop.metrics}
-    for index, one in enumerate(loop.attachments):
-        known, anything = set(declared), False
-        for position, other in enumerate(loop.attachments):
-            same = bool(set(other.events) & set(one.events))
-            if position == index or (same and position > index):
-                continue
-            anything |= other.adds is None
-            known |= set(other.adds or ())
-        for name in one.watches:
-            if name not in known and not anything:
-                raise missing_metric(one.name, name, known)

@@ -10,7 +10,7 @@ epoch, both from 1. It keeps no state; so the driver can ask when it will be tru
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from jaxloop.errors import ArgumentError, ArgumentTypeError, unknown_name
@@ -336,6 +336,22 @@ def given_time(filter: Filter, value: bool) -> Filter:
             return left
         return type(filter)(left, right)
     return filter
+
+
+def matches(filter: Filter, total: int, epoch: int, limit: int) -> Iterable[int]:
+    """Which of the next ``limit`` firings the filter may be true for, as distances from 1.
+
+    Example:
+        >>> list(matches(every(10), total=7, epoch=7, limit=20))
+        [3, 13]
+    """
+    if filter == ALWAYS or asks(filter):
+        return range(1, limit + 1)
+    found, done = [], 0
+    while (distance := next_match(filter, total + done, epoch + done, limit - done)) is not None:
+        done += distance
+        found.append(done)
+    return found
 
 
 def next_match(filter: Filter, total: int, epoch: int, limit: int) -> int | None:

@@ -11,7 +11,6 @@ Every builder method returns a new `Loop` and changes nothing. What a method doe
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ from jaxloop.metrics.declare import Declared, declare
 from jaxloop.state import PyTree, Snapshot, State
 
 if TYPE_CHECKING:
-    from jaxloop.driver import Report
+    from jaxloop.check import Report
 
 EventLike = Event | str | list[Event | str] | tuple[Event | str, ...]
 FilterLike = Filter | str | Mapping[str, Any] | Callable[[Any], bool]
@@ -451,8 +450,7 @@ class Loop:
         from jaxloop.driver import Run
 
         run = Run(self, data, init_state, epochs, iterations, jit, fuse, strict, debug)
-        # A deque of no length drops each state at once, so that nothing has to be copied for it.
-        collections.deque(run.states(), maxlen=0)
+        run.finish()
         return run.output(output_transform)
 
     def stream(

@@ -7,7 +7,7 @@ Pure integers. No clock, no device, no file is known here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxloop import filters
@@ -74,3 +74,38 @@ def block_length(watches: Iterable[Watch], counts: Counts, limit: int) -> int:
             if found is not None:
                 length = min(length, found)
     return max(1, length)
+
+
+def stack_length(watches: Sequence[Watch], counts: Counts, offset: int, capacity: int) -> int:
+    """How many batches to stack, so that few blocks end because a stack does.
+
+    Where handlers run often, blocks are short whatever happens, and a full stack serves many. Where
+    about one to four blocks fit, the stack ends with the last that does.
+
+    Args:
+        watches: As for `block_length`.
+        counts: As for `block_length`.
+        offset: How many iterations from now the stack begins.
+        capacity: The most batches that it may hold.
+
+    Example:
+        >>> counts = {Event.ITERATION_STARTED: (1, 1), Event.ITERATION_COMPLETED: (0, 0)}
+        >>> watches = [Watch(Event.ITERATION_COMPLETED, filters.every(25))]
+        >>> stack_length(watches, counts, offset=0, capacity=64)
+        50
+    """
+    length = 0
+    while True:
+        later = {
+            event: (t + offset + length, e + offset + length) for event, (t, e) in counts.items()
+        }
+        more = block_length(watches, later, capacity + 1)
+        if length + more > capacity:
+            return length or capacity
+        if more * SHORT_BLOCKS <= capacity:
+            return capacity
+        length += more
+
+
+SHORT_BLOCKS = 4
+"""So many blocks a stack, and it does not matter where it ends."""

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import jax
-import numpy as np
 
 from jaxloop.errors import ArgumentTypeError, unknown_name
 from jaxloop.events import NEXT_EPOCH, Event
@@ -63,6 +62,51 @@ class Lazy:
         if self._make is not None:
             self._value = ReadOnlyDict(self._make())
             self._make = None
+        return self._value
+
+
+class Known:
+    """A value that is known already, where one that is not could be."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def get(self) -> Any:
+        """The value."""
+        return self._value
+
+
+class Records:
+    """``{epoch: value}``, whose values need not be known before somebody reads them.
+
+    Args:
+        items: ``{epoch: item}``; ``item.get()`` gives the value, and may wait for the device.
+    """
+
+    __slots__ = ("_items", "_value")
+
+    def __init__(self, items: Mapping[int, Any] | None = None) -> None:
+        self._items = items or {}
+        self._value: ReadOnlyDict | None = None
+
+    @classmethod
+    def known(cls, values: Mapping[int, Any]) -> Records:
+        """Records of values that are there."""
+        return cls({epoch: Known(value) for epoch, value in values.items()})
+
+    def added(self, epoch: int, item: Any) -> Records:
+        """Records with one more."""
+        return Records({**self._items, epoch: item})
+
+    def __contains__(self, epoch: int) -> bool:
+        return epoch in self._items
+
+    def get(self) -> ReadOnlyDict:
+        """All of them, known now."""
+        if self._value is None:
+            self._value = ReadOnlyDict({e: item.get() for e, item in self._items.items()})
         return self._value
 
 
@@ -111,8 +155,6 @@ class State:
     iteration: int = 0
     max_iteration: int | None = None
     step: int = 0
-    history: Mapping[int, Mapping[str, Any]] = dataclasses.field(default_factory=ReadOnlyDict)
-    times: Mapping[int, float] = dataclasses.field(default_factory=ReadOnlyDict)
     outputs: PyTree = dataclasses.field(default_factory=dict)
     event_counts: Mapping[Event, tuple[int, int]] = dataclasses.field(
         default_factory=lambda: ReadOnlyDict({event: (0, 0) for event in Event})
@@ -124,6 +166,8 @@ class State:
     # Out of sight: the metrics and the carried values, where the walk goes on, what was read from
     # a one-shot iterator and not consumed, and the seconds that this epoch has taken so far.
     _metrics: Lazy = dataclasses.field(default_factory=lambda: Lazy(dict))
+    _history: Records = dataclasses.field(default_factory=Records)
+    _times: Records = dataclasses.field(default_factory=Records)
     _cell: Cell = dataclasses.field(default_factory=lambda: Cell({}, {}))
     _next: str = NEXT_EPOCH
     _unread: tuple[Any, tuple[PyTree, ...]] | None = None
@@ -133,6 +177,16 @@ class State:
     def metrics(self) -> Mapping[str, Any]:
         """``{name: value}`` of this epoch so far, as NumPy values on the host."""
         return self._metrics.get()
+
+    @property
+    def history(self) -> Mapping[int, Mapping[str, Any]]:
+        """``{epoch: metrics}`` of finished and halted epochs, as NumPy values on the host."""
+        return self._history.get()
+
+    @property
+    def times(self) -> Mapping[int, float]:
+        """``{epoch: seconds}``; each is an `EpochTime`, which says where they went."""
+        return self._times.get()
 
     @property
     def step_state(self) -> PyTree:
@@ -153,9 +207,12 @@ class State:
         for name in changes:
             if name not in _PUBLIC:
                 raise unknown_name("attribute of State", name, _PUBLIC)
-        for name in ("history", "times", "event_counts", "handler_state"):
+        for name in ("event_counts", "handler_state"):
             if name in changes:
                 changes[name] = ReadOnlyDict(changes[name])
+        for name in ("history", "times"):
+            if name in changes:
+                changes[f"_{name}"] = Records.known(changes.pop(name))
         if "metrics" in changes:
             metrics = changes.pop("metrics")
             if not isinstance(metrics, Mapping):
@@ -181,8 +238,10 @@ class State:
 
 _PUBLIC = (
     *(f.name for f in dataclasses.fields(State) if not f.name.startswith("_")),
+    "history",
     "metrics",
     "step_state",
+    "times",
 )
 
 
@@ -202,13 +261,47 @@ class Snapshot:
     iteration: int = 0
     max_iteration: int | None = None
     step: int = 0
-    history: Mapping[int, Mapping[str, Any]] = dataclasses.field(default_factory=ReadOnlyDict)
-    times: Mapping[int, float] = dataclasses.field(default_factory=ReadOnlyDict)
-    event_counts: Mapping[Event, tuple[int, int]] = dataclasses.field(default_factory=ReadOnlyDict)
     status: str = "running"
     halted_by: str | None = None
     event: Event | None = None
     _metrics: Lazy = dataclasses.field(default_factory=lambda: Lazy(dict), repr=False)
+    _history: Records = dataclasses.field(default_factory=Records, repr=False)
+    _times: Records = dataclasses.field(default_factory=Records, repr=False)
+    _counts: tuple[Mapping[Event, tuple[int, int]], int, int] = dataclasses.field(
+        default=({}, 0, 0), repr=False
+    )
+    """Firings as they were counted last, and how many iterations started and completed since."""
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Snapshot:
+        """A snapshot of all its fields, which becomes their owner; quick, as many are made."""
+        snapshot = object.__new__(cls)
+        snapshot.__dict__.update(fields)
+        return snapshot
+
+    @property
+    def event_counts(self) -> Mapping[Event, tuple[int, int]]:
+        """``{event: (total, within the epoch)}``; the firing that is going on is counted."""
+        counts, started, completed = self._counts
+        counted = dict(counts)
+        for event, by in (
+            (Event.ITERATION_STARTED, started),
+            (Event.ITERATION_COMPLETED, completed),
+        ):
+            if by:
+                total, epoch = counted[event]
+                counted[event] = (total + by, epoch + by)
+        return ReadOnlyDict(counted)
+
+    @property
+    def history(self) -> Mapping[int, Mapping[str, Any]]:
+        """``{epoch: metrics}`` of finished and halted epochs, as NumPy values on the host."""
+        return self._history.get()
+
+    @property
+    def times(self) -> Mapping[int, float]:
+        """``{epoch: seconds}``; each is an `EpochTime`, which says where they went."""
+        return self._times.get()
 
     @property
     def metrics(self) -> Mapping[str, Any]:
@@ -266,6 +359,48 @@ def split_emission(result: PyTree) -> tuple[PyTree, dict[str, PyTree]]:
     return (result.state, result.outputs) if isinstance(result, Emission) else (result, {})
 
 
-def to_host(tree: PyTree) -> PyTree:
-    """Arrays as NumPy values; zero-dimensional ones as NumPy scalars, which format like numbers."""
-    return jax.tree.map(lambda x: np.asarray(x)[()], tree)
+class EpochTime(float):
+    """The seconds of an epoch, and where they went; a float like any other.
+
+    Args:
+        elapsed_s: All of them.
+        data_s: Waiting for data.
+        dispatch_s: Handing blocks to the device.
+        handlers_s: In handlers and observers, and saving.
+
+    Example:
+        >>> time = EpochTime(2.0, data_s=0.5, dispatch_s=0.25, handlers_s=0.25)
+        >>> time, time.device_s
+        (2.0, 1.0)
+    """
+
+    data_s: float
+    dispatch_s: float
+    handlers_s: float
+
+    def __new__(
+        cls,
+        elapsed_s: float,
+        data_s: float = 0.0,
+        dispatch_s: float = 0.0,
+        handlers_s: float = 0.0,
+    ) -> EpochTime:
+        """See the class."""
+        time = super().__new__(cls, elapsed_s)
+        time.data_s, time.dispatch_s, time.handlers_s = data_s, dispatch_s, handlers_s
+        return time
+
+    @classmethod
+    def of(cls, seconds: float) -> EpochTime:
+        """Seconds as they are; of a plain number, where they went is not known."""
+        return seconds if isinstance(seconds, cls) else cls(seconds)
+
+    @property
+    def device_s(self) -> float:
+        """The rest: the device was working, and the driver waited for it or had nothing to do."""
+        return max(0.0, float(self) - self.data_s - self.dispatch_s - self.handlers_s)
+
+    @property
+    def parts(self) -> tuple[float, float, float, float]:
+        """What it was made from."""
+        return float(self), self.data_s, self.dispatch_s, self.handlers_s
