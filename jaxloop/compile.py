@@ -31,14 +31,17 @@ from jaxloop.state import split_emission, structure
 
 PyTree = Any
 
-CAPACITIES = (64, 32, 16, 8, 4, 2)
-"""How many batches a block may hold; the largest that fits `STACK_BYTES` is taken."""
+CAPACITIES = (1024, 256, 64, 32, 16, 8, 4, 2)
+"""How many batches a block may hold; the largest that fits is taken."""
 NO_DATA_CAPACITY = 4096
 """The same for steps without data, where only the ring of accumulators takes room."""
 UNBOUNDED = 2**30
 """The same for steps without data and without metrics: nothing takes room."""
-STACK_BYTES = 16 * 2**20
-RING_BYTES = 4 * 2**20
+STACK_BYTES, RING_BYTES = 16 * 2**20, 4 * 2**20
+"""What a stack of batches and a ring of accumulators may take."""
+USUAL_CAPACITY = 64
+LARGE_BYTES = 2**20
+"""What they may take together where a block holds more than the usual number of batches."""
 
 SLOW_IN_CPU_LOOPS = ("conv_general_dilated",)
 """Primitives whose gradients XLA runs an order of magnitude slower inside a loop on CPU."""
@@ -69,13 +72,18 @@ def state_signature(tree: PyTree) -> Signature:
 def as_state(tree: PyTree, where: str) -> PyTree:
     """A step state's leaves as strongly typed arrays; Python numbers get JAX's default dtypes.
 
+    Arrays of NumPy are put on the device together, by one explicit transfer.
+
     Raises:
         StructureError: A leaf is not a number or an array; the error names it.
     """
 
     def one(path: Any, leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array):
+            return strong(leaf)
         try:
-            return strong(leaf if isinstance(leaf, jax.Array) else put(_host(leaf)))
+            dtype = jax.dtypes.canonicalize_dtype(jax.dtypes.result_type(leaf))
+            return np.asarray(leaf, dtype)
         except (TypeError, ValueError):
             raise StructureError(
                 f"{where}: the leaf step_state{jax.tree_util.keystr(path)} is not an array but "
@@ -83,18 +91,16 @@ def as_state(tree: PyTree, where: str) -> PyTree:
                 fix="carry arrays and numbers alone; close the step over everything else",
             ) from None
 
-    return jax.tree_util.tree_map_with_path(one, tree)
-
-
-def _host(leaf: Any) -> np.ndarray[Any, Any]:
-    return np.asarray(leaf, jax.dtypes.canonicalize_dtype(jax.dtypes.result_type(leaf)))
+    return put(jax.tree_util.tree_map_with_path(one, tree))
 
 
 def put(tree: PyTree) -> PyTree:
-    """The tree with NumPy arrays put on the device, by an explicit transfer."""
-    return jax.tree.map(
-        lambda x: jax.device_put(x) if isinstance(x, np.ndarray | np.generic) else x, tree
-    )
+    """The tree with NumPy arrays put on the device, by one explicit transfer."""
+    leaves, tree_structure = jax.tree.flatten(tree)
+    where = [i for i, x in enumerate(leaves) if isinstance(x, np.ndarray | np.generic)]
+    for i, array in zip(where, jax.device_put([leaves[i] for i in where]), strict=True):
+        leaves[i] = array
+    return jax.tree.unflatten(tree_structure, leaves)
 
 
 def strong(array: jax.Array) -> jax.Array:
@@ -211,6 +217,8 @@ def capacity_of(jaxpr: Any, batch: PyTree, accumulators: PyTree, fuse: object) -
     if not jax.tree.leaves(batch):
         return max(2, min(NO_DATA_CAPACITY, RING_BYTES // ring)) if ring else UNBOUNDED
     for capacity in CAPACITIES:
+        if capacity > USUAL_CAPACITY and capacity * (row + ring) > LARGE_BYTES:
+            continue
         if capacity * row <= STACK_BYTES and capacity * ring <= RING_BYTES:
             return capacity
     return 1
@@ -380,6 +388,8 @@ class Programs:
     def __init__(self) -> None:
         self._programs: dict[Any, Program] = {}
         self._inits: dict[Any, Any] = {}
+        self.numbers: dict[Any, Any] = {}
+        """Small integers that are on a device already."""
 
     def specialize(
         self,

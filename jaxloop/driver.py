@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import logging
 import sys
 import warnings
@@ -45,7 +46,7 @@ from jaxloop.errors import (
 )
 from jaxloop.events import END, FETCH, NEXT_EPOCH, PER_RUN, ROWS, STEP, Event, Status
 from jaxloop.events import Row as EventRow
-from jaxloop.feed import Feed, placement
+from jaxloop.feed import PATIENCE_S, Feed, placement
 from jaxloop.filters import Firing
 from jaxloop.loop import Attachment, Loop, collection
 from jaxloop.observing import Noticed, Observers, Row, Rows, due
@@ -68,11 +69,11 @@ BLOCKS_IN_FLIGHT = 2
 SIGNATURES_BEFORE_WARNING = 3
 IN_EPOCH = (FETCH, STEP, Event.ITERATION_COMPLETED)
 """Where a state may go on in the middle of an epoch."""
-BOUNDARY_S = 1.0
-"""How often a block must end when a filter asks a clock."""
-SPAN_ITERATIONS, SPAN_FACTOR, SPAN_S = 64, 8, 0.03
-"""Steps without data could run for ever in one block: blocks begin short, and grow by a factor
-until one takes some time."""
+FIRST_SPAN, SPAN_FACTOR = 16, 8
+SHORT_BLOCK_S, LONG_BLOCK_S = 0.03, 0.5
+"""How many iterations a block has is also a matter of how long it takes: what waits for its end is
+a log, an interrupt, a filter that asks a clock. Blocks begin short; one that takes less than the
+one time is followed by longer ones, one that takes more than the other by shorter ones."""
 WATCHED_ITERATIONS = 4096
 """The longest block whose every iteration may be looked at."""
 EPOCHS_UNSETTLED = 2
@@ -129,13 +130,13 @@ class Run:
         self._saves: list[Attachment] = []
         self._commits: dict[int, Callable[[State], None]] = {}
         # Blocks that the device may not have done yet, and the clock of an epoch that ends there.
-        self._flight: collections.deque[tuple[Any, EpochClock | None]] = collections.deque()
+        self._flight: collections.deque[_Flying] = collections.deque()
         self._unsettled: collections.deque[Lazy] = collections.deque()
         self._signatures: set[Signature] = set()
         self._warned: set[str] = set()
         self._doing: tuple[Any, ...] = ("while making the first state",)
-        self._limit = sys.maxsize
-        self._span = SPAN_ITERATIONS
+        self._span = 1 if self.timed else FIRST_SPAN
+        self._landed = 0.0
         self._began = now()
         self.clock = EpochClock()
         self._ran: dict[int, float] = {}
@@ -247,7 +248,8 @@ class Run:
             self.loop.step_fn, collection(self.loop), sample, state, fuse=self.fuse, jit=self.jit
         )
         size_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(sample.value))
-        self.feed.configure(self.program.capacity, placement(state), size_bytes)
+        numbers = self.loop._programs.numbers
+        self.feed.configure(self.program.capacity, placement(state), size_bytes, numbers)
 
     def _specialize(self) -> None:
         """Finds the program for the sample; shapes of step, loss and metrics are checked here."""
@@ -443,9 +445,8 @@ class Run:
         clock = self.clock
         self.times = self.times.added(self.epoch, clock)
         if self._flight:
-            marker, _ = self._flight.pop()
-            clock.end(marker)
-            self._flight.append((marker, clock))
+            clock.end(self._flight[-1].marker)
+            self._flight[-1].clock = clock
         else:
             clock.end(None)
         self.clock = EpochClock(before=clock)
@@ -638,13 +639,11 @@ class Run:
 
     def _room(self) -> int:
         assert self.program is not None
-        room = min(self.program.capacity, self._limit)
+        room = min(self.program.capacity, self._span)
         if self.iterations is not None:
             room = min(room, self.iterations - self.iteration)
-        if self.feed.data is None:
-            room = min(room, self._span)
-            if self.observers.look_inside:
-                room = min(room, WATCHED_ITERATIONS)
+        if self.observers.look_inside:
+            room = min(room, WATCHED_ITERATIONS)
         return max(1, room)
 
     def _run_block(self) -> None:
@@ -658,7 +657,8 @@ class Run:
         )
         began = now()
         limit = plan.block_length(self.watches, self.counts, self._room())
-        window = self.feed.take(limit, self._stack_length(limit, 0))
+        most = self._stack_length(limit, 0)
+        window = self.feed.take(limit, most, lambda: now() - began > PATIENCE_S)
         read = now()
         self._look_at_shape(window.signature)
         count = window.length
@@ -686,21 +686,20 @@ class Run:
         self.metrics = Row(rows, count - 1, self.extra)
         self.place = Event.ITERATION_COMPLETED
         # From here on the state is whole again: what goes wrong now finds it so.
-        self._flight.append((out.marker, None))
+        self._flight.append(_Flying(out.marker, count, dispatched))
         self.feed.ahead(ahead)
         clock.data_s += read - began
         clock.dispatch_s += dispatched - read
         self._look(noticed)
         self._doing = ("in the step, near epoch {}, iteration {}", self.epoch, self.iteration)
         self._land(BLOCKS_IN_FLIGHT)
-        if self.timed or (self.feed.data is None and self._span < program.capacity):
-            out.marker.block_until_ready()
-            self._limit_blocks(count, now() - dispatched)
+        if self.feed.data is None and self._span < program.capacity:
+            self._land(0)  # nothing has to be read meanwhile, and blocks may grow at once
 
     def _stack_length(self, count: int, offset: int) -> int:
         """How many batches to stack, ``offset`` iterations from now; a block has ``count``."""
         assert self.program is not None
-        most = self.feed.most
+        most = min(self.feed.most, self._span)
         if not self.feed.one_shot:
             return plan.stack_length(self.watches, self.counts, offset, most)
         # It is read no further than the next iteration at which a handler may run.
@@ -711,17 +710,17 @@ class Run:
     def _land(self, in_flight: int) -> None:
         """Waits until no more than so many blocks are in flight."""
         while len(self._flight) > in_flight:
-            marker, clock = self._flight.popleft()
-            marker.block_until_ready()
-            if clock is not None:
-                clock.settle()
-
-    def _limit_blocks(self, count: int, elapsed_s: float) -> None:
-        """Looks at how long a block took, and says how long the next may be."""
-        if self.timed:
-            self._limit = max(1, int(BOUNDARY_S * count / max(elapsed_s, 1e-9)))
-        if count >= self._span and elapsed_s < SPAN_S:
-            self._span *= SPAN_FACTOR
+            block = self._flight.popleft()
+            block.marker.block_until_ready()
+            landed = now()
+            if block.clock is not None:
+                block.clock.settle()
+            elapsed_s = landed - max(block.dispatched, self._landed)
+            self._landed = landed
+            if elapsed_s > LONG_BLOCK_S:
+                self._span = max(1, int(block.count * LONG_BLOCK_S / elapsed_s))
+            elif elapsed_s < SHORT_BLOCK_S and block.count >= self._span:
+                self._span *= SPAN_FACTOR
 
     def _look_at_shape(self, signature: Signature) -> None:
         """Reports a batch of a shape that has to be compiled for."""
@@ -816,6 +815,20 @@ class Run:
         except Exception:  # whatever it is, it is what is being explained
             return False
         return True
+
+
+@dataclasses.dataclass
+class _Flying:
+    """A block that the device may not have done yet.
+
+    Attributes:
+        clock: Of the epoch that ends with it.
+    """
+
+    marker: Any
+    count: int
+    dispatched: float
+    clock: EpochClock | None = None
 
 
 def _returning(value: Any) -> Callable[[], Any]:

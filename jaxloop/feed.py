@@ -21,7 +21,7 @@ import contextlib
 import dataclasses
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +32,8 @@ from jaxloop.errors import ArgumentError, ArgumentTypeError, DataError
 from jaxloop.sources import Gathered, Single, Stacked
 
 PyTree = Any
+Late = Callable[[], bool]
+
 PATIENCE_S = 0.02
 """How long a block may wait to become full; then it runs with the batches that are there."""
 POLL_S = 0.1
@@ -216,17 +218,21 @@ class _Fill:
     """A stack that is being filled, maybe by the thread.
 
     Attributes:
-        hurry: Set by whoever waits: the stack is to end with the batches that are there.
+        late: Asked between batches: whether the stack is to end with those that are there.
     """
 
-    __slots__ = ("cursor", "done", "error", "hurry", "limit", "maker", "stack")
+    __slots__ = ("cursor", "done", "error", "late", "limit", "maker", "stack")
 
-    def __init__(self, cursor: _Cursor, limit: int, maker: _Maker) -> None:
+    def __init__(self, cursor: _Cursor, limit: int, maker: _Maker, late: Late | None) -> None:
         self.cursor, self.limit, self.maker = cursor, limit, maker
         self.done = threading.Event()
-        self.hurry = False
+        self.late: Late = late or _never
         self.stack: Stack | None = None
         self.error: BaseException | None = None
+
+    def hurry(self) -> None:
+        """Ends the stack with the batches that are there."""
+        self.late = _always
 
     def run(self) -> None:
         """Fills it."""
@@ -235,6 +241,14 @@ class _Fill:
         except BaseException as error:  # whatever it is, it belongs to whoever waits
             self.error = error
         self.done.set()
+
+
+def _never() -> bool:
+    return False
+
+
+def _always() -> bool:
+    return True
 
 
 class _Iterating:
@@ -313,10 +327,12 @@ class _Iterating:
     def _following(self, first: Batch, limit: int, request: _Fill) -> Iterator[Batch]:
         """The batches after ``first`` that belong to the same stack."""
         for _ in range(limit - 1):
-            if request.hurry:
+            if request.late():
                 return
             try:
                 batch = self._next()
+            except KeyboardInterrupt:
+                raise
             except BaseException as error:  # it is raised where it belongs: after these batches
                 self._error = error
                 return
@@ -433,7 +449,7 @@ class Feed:
         self._consumed = 0
         self._stack: Stack | None = None
         self._coming: _Fill | None = None
-        self._numbers: dict[int, Any] = {}
+        self._numbers: dict[Any, Any] = {}
         self._queue: queue.SimpleQueue[_Fill | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -443,11 +459,16 @@ class Feed:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def configure(self, capacity: int, place: Placement, batch_bytes: int) -> None:
-        """Says how many batches a block may hold, where arrays belong, and a batch's size."""
+    def configure(
+        self, capacity: int, place: Placement, batch_bytes: int, numbers: dict[Any, Any]
+    ) -> None:
+        """Says how many batches a block may hold, where arrays belong, and a batch's size.
+
+        ``numbers`` remembers scalars that are on a device; it may outlive the feed.
+        """
         singles = max(1, min(SINGLES_AHEAD, SINGLES_BYTES // max(batch_bytes, 1)))
         self._maker = _Maker(capacity, place, singles)
-        self._numbers.clear()
+        self._numbers = numbers
 
     @property
     def read(self) -> int:
@@ -549,22 +570,20 @@ class Feed:
     def _rows_left(self) -> int:
         return 0 if self._stack is None else self._stack.left
 
-    def take(self, limit: int, most: int) -> Window:
+    def take(self, limit: int, most: int, late: Late) -> Window:
         """The batches of a block, of one signature; at least one, as `more` has said.
 
         Args:
             limit: The most that the block may have.
             most: The most to read, where none are prepared; from ``limit`` on.
+            late: Asked between batches that are read here: whether those there are must do.
         """
         if self.data is None:
             numbers = self.number(0), self.number(limit)
             return Window(Single(None), *numbers, limit, _NO_BATCH.signature, None)
         if not self._rows_left:
-            fill = self._coming = _Fill(self._cursor, self._within(most), self._maker)
-            if isinstance(self._cursor, _Serving) or fill.limit == 1:
-                fill.run()  # nothing to wait for
-            else:
-                self._submit(fill)
+            self._coming = _Fill(self._cursor, self._within(most), self._maker, late)
+            self._coming.run()
             self._receive()
         stack = self._stack
         assert stack is not None
@@ -592,14 +611,14 @@ class Feed:
         if self.data is None or self._coming is not None or most < 1:
             return
         cursor, limit = self._cursor, self._within(most)
-        if limit < 1 or (isinstance(cursor, _Serving) and not cursor.more()):
+        if limit < 1 or (cursor.length is not None and cursor.read >= cursor.length):
             epoch = cursor.epoch + 1
             if not isinstance(self.data, Batches) or epoch >= self.epochs:
                 return
             # An order is a function of (seed, epoch), so the next epoch's can be known now.
             cursor = self._upcoming = _Serving(self.data, epoch, 0)
             limit = most if self.iterations is None else min(most, self.iterations)
-        self._coming = _Fill(cursor, limit, self._maker)
+        self._coming = _Fill(cursor, limit, self._maker, None)
         self._submit(self._coming)
 
     def _within(self, most: int) -> int:
@@ -611,9 +630,10 @@ class Feed:
 
     def number(self, value: int) -> Any:
         """An int32 scalar on the device; put there once."""
-        if value not in self._numbers:
-            self._numbers[value] = self._maker.place(np.int32(value))
-        return self._numbers[value]
+        key = self._maker.place, value
+        if key not in self._numbers:
+            self._numbers[key] = self._maker.place(np.int32(value))
+        return self._numbers[key]
 
     # --- the thread ----------------------------------------------------------------------------
 
@@ -631,7 +651,7 @@ class Feed:
     def _wait(self, fill: _Fill, patience_s: float) -> None:
         if fill.done.is_set() or fill.done.wait(patience_s):
             return
-        fill.hurry = True
+        fill.hurry()
         while not fill.done.wait(POLL_S):
             pass
 
@@ -652,7 +672,7 @@ class Feed:
         """Ends the thread, after the batch that it is reading."""
         if self._thread is not None:
             if self._coming is not None:
-                self._coming.hurry = True
+                self._coming.hurry()
             self._queue.put(None)
             self._thread.join()
             self._thread = None
