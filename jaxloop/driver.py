@@ -69,10 +69,10 @@ BLOCKS_IN_FLIGHT = 2
 SIGNATURES_BEFORE_WARNING = 3
 IN_EPOCH = (FETCH, STEP, Event.ITERATION_COMPLETED)
 """Where a state may go on in the middle of an epoch."""
-FIRST_SPAN, SPAN_FACTOR = 16, 8
+FIRST_SPAN, SPAN_FACTOR = 16, 64
 SHORT_BLOCK_S, LONG_BLOCK_S = 0.03, 0.5
 """How many iterations a block has is also a matter of how long it takes: what waits for its end is
-a log, an interrupt, a filter that asks a clock. Blocks begin short; one that takes less than the
+a log, an interrupt, a filter that asks a clock. The first is short; one that takes less than the
 one time is followed by longer ones, one that takes more than the other by shorter ones."""
 WATCHED_ITERATIONS = 4096
 """The longest block whose every iteration may be looked at."""
@@ -693,8 +693,9 @@ class Run:
         self._look(noticed)
         self._doing = ("in the step, near epoch {}, iteration {}", self.epoch, self.iteration)
         self._land(BLOCKS_IN_FLIGHT)
-        if self.feed.data is None and self._span < program.capacity:
-            self._land(0)  # nothing has to be read meanwhile, and blocks may grow at once
+        first = self._span == FIRST_SPAN and count == FIRST_SPAN
+        if first or (self.feed.data is None and self._span < program.capacity):
+            self._land(0)  # how long a step takes decides the blocks that follow
 
     def _stack_length(self, count: int, offset: int) -> int:
         """How many batches to stack, ``offset`` iterations from now; a block has ``count``."""
@@ -720,7 +721,8 @@ class Run:
             if elapsed_s > LONG_BLOCK_S:
                 self._span = max(1, int(block.count * LONG_BLOCK_S / elapsed_s))
             elif elapsed_s < SHORT_BLOCK_S and block.count >= self._span:
-                self._span *= SPAN_FACTOR
+                factor = min(SPAN_FACTOR, SHORT_BLOCK_S / elapsed_s)
+                self._span = int(block.count * factor)
 
     def _look_at_shape(self, signature: Signature) -> None:
         """Reports a batch of a shape that has to be compiled for."""
