@@ -37,8 +37,11 @@ NO_DATA_CAPACITY = 4096
 """The same for steps without data, where only the ring of accumulators takes room."""
 UNBOUNDED = 2**30
 """The same for steps without data and without metrics: nothing takes room."""
-STACK_BYTES, RING_BYTES = 16 * 2**20, 4 * 2**20
-"""What a stack of batches and a ring of accumulators may take."""
+STACK_BYTES, RING_BYTES = 4 * 2**20, 4 * 2**20
+"""What a stack of batches and a ring of accumulators may take. More does not fit in the caches of a
+CPU, and steps on batches so large are long enough for blocks of a few."""
+ROWS_UNFUSED = 16
+"""How many batches of steps that run alone are put on the device together."""
 USUAL_CAPACITY = 64
 LARGE_BYTES = 2**20
 """What they may take together where a block holds more than the usual number of batches."""
@@ -224,17 +227,27 @@ def capacity_of(jaxpr: Any, batch: PyTree, accumulators: PyTree, fuse: object) -
     return 1
 
 
+def rows_of(capacity: int, batch: PyTree) -> int:
+    """How many batches a stack may hold; of steps that run alone too, which read it one by one."""
+    if capacity > 1:
+        return capacity
+    row = max(1, _size_bytes(batch))
+    return max(1, min(ROWS_UNFUSED, STACK_BYTES // row))
+
+
 @dataclasses.dataclass(eq=False)
 class Program:
     """The executables of one step, its metrics and one state structure.
 
     Attributes:
         capacity: How many iterations a block may hold; 1: never fused.
+        rows: How many batches a stack may hold.
     """
 
     step: Step
     bound: Bound
     capacity: int
+    rows: int
     options: dict[str, Any] | None
 
     def __post_init__(self) -> None:
@@ -330,11 +343,9 @@ class Program:
     def lower(self, carry: PyTree, batch: PyTree) -> Any:
         """The block, lowered for shapes; for reports."""
         source: Any = Single(abstract(batch))
-        if self.capacity > 1 and jax.tree.leaves(batch):
+        if jax.tree.leaves(batch):
             shape = jax.ShapeDtypeStruct
-            source = Stacked(
-                jax.tree.map(lambda b: shape((self.capacity, *b.shape), b.dtype), batch)
-            )
+            source = Stacked(jax.tree.map(lambda b: shape((self.rows, *b.shape), b.dtype), batch))
         number = jax.ShapeDtypeStruct((), jnp.int32)
         call = jax.jit(self._single) if self.options is None else self._call
         return call.lower(abstract(carry), source, number, number)  # type: ignore[attr-defined]  # jitted
@@ -428,7 +439,7 @@ class Programs:
         capacity = (
             1 if options is None else capacity_of(jaxpr, shapes, jax.eval_shape(bound.init), fuse)
         )
-        return Program(step, bound, capacity, options)
+        return Program(step, bound, capacity, rows_of(capacity, shapes), options)
 
     def init(self, init_fn: Callable[..., PyTree], jit: bool) -> Callable[..., PyTree]:
         """``init_fn`` under `jax.jit`, made once."""

@@ -108,6 +108,11 @@ class Run:
         self.observers = Observers([a for a in loop.attachments if a.kind == "observer"])
         self.watches = [plan.Watch(e, a.filter) for a in self.handlers for e in a.events]
         self.timed = any(filters.timed(a.filter) for a in loop.attachments)
+        watched = {event for a in loop.attachments for event in a.events}
+        self._unwatched = {Event.ITERATION_STARTED, Event.ITERATION_COMPLETED} - watched
+        if debug:
+            self._unwatched = set()
+
         self.max_epoch = epochs
         self.max_iteration: int | None = iterations
         self.epoch = self.iteration = self.step = 0
@@ -247,9 +252,7 @@ class Run:
         self.program = self.loop._programs.specialize(
             self.loop.step_fn, collection(self.loop), sample, state, fuse=self.fuse, jit=self.jit
         )
-        size_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(sample.value))
-        numbers = self.loop._programs.numbers
-        self.feed.configure(self.program.capacity, placement(state), size_bytes, numbers)
+        self.feed.configure(self.program.rows, placement(state), self.loop._programs.numbers)
 
     def _specialize(self) -> None:
         """Finds the program for the sample; shapes of step, loss and metrics are checked here."""
@@ -395,9 +398,9 @@ class Run:
             )
         if not more and self.feed.one_shot and self.iterations is not None:
             raise DataError(
-                f"run: the one-shot iterator ran dry: it gave {self.feed.read} batches, in epoch "
-                f"{self.epoch} only {self.iteration} of the {self.iterations} that iterations= "
-                "asks for",
+                f"run: the one-shot iterator ran dry: it gave {self.feed.num_read} batches, in "
+                f"epoch {self.epoch} only {self.iteration} of the {self.iterations} that "
+                "iterations= asks for",
                 fix="pass fewer epochs or iterations, or a re-iterable",
             )
         return more
@@ -425,6 +428,9 @@ class Run:
         if row.ends_epoch:
             self._end_clock()
         self._count(event)
+        if event in self._unwatched:
+            self._leave(row)
+            return
         self.log("%s: epoch %d, iteration %d", event.value, self.epoch, self.iteration)
         due = [one for one in self.handlers if event in one.events and self._perhaps(one)]
         if due:
@@ -657,8 +663,11 @@ class Run:
         )
         began = now()
         limit = plan.block_length(self.watches, self.counts, self._room())
-        most = self._stack_length(limit, 0)
-        window = self.feed.take(limit, most, lambda: now() - began > PATIENCE_S)
+        if self.feed.prepared:
+            window = self.feed.take(limit)
+        else:
+            most = self._stack_length(limit, 0)
+            window = self.feed.read(limit, most, lambda: now() - began > PATIENCE_S)
         read = now()
         self._look_at_shape(window.signature)
         count = window.length
@@ -674,7 +683,8 @@ class Run:
         window.reading(out.marker)
         noticed = self.observers.take()
         rows = Rows(program, out.ring, self.feed.number)
-        ahead = self._stack_length(count, count + self.feed.prepared)
+        idle = self.feed.idle
+        ahead = self._stack_length(count, count + self.feed.prepared) if idle else 0
         if count > 1:
             if self.observers.look_inside:
                 fields = self._fields()
@@ -687,7 +697,8 @@ class Run:
         self.place = Event.ITERATION_COMPLETED
         # From here on the state is whole again: what goes wrong now finds it so.
         self._flight.append(_Flying(out.marker, count, dispatched))
-        self.feed.ahead(ahead)
+        if idle:
+            self.feed.ahead(ahead)
         clock.data_s += read - began
         clock.dispatch_s += dispatched - read
         self._look(noticed)
@@ -700,7 +711,7 @@ class Run:
     def _stack_length(self, count: int, offset: int) -> int:
         """How many batches to stack, ``offset`` iterations from now; a block has ``count``."""
         assert self.program is not None
-        most = min(self.feed.most, self._span)
+        most = min(self.program.rows, self._span)
         if not self.feed.one_shot:
             return plan.stack_length(self.watches, self.counts, offset, most)
         # It is read no further than the next iteration at which a handler may run.

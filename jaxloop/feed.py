@@ -3,12 +3,13 @@
     with Feed(data, epochs=2, iterations=None) as feed:
         feed.open(0, skip=0)
         sample = feed.sample()
-        feed.configure(capacity=64, place=jax.device_put)
+        feed.configure(64, placement(state), numbers={})
         while feed.more():
-            window = feed.take(10)      # at most ten batches of one signature, on the device
-            feed.ahead(reach=None)      # meanwhile a thread prepares what follows
+            window = feed.read(10, 64, late)    # a block of at most ten batches
+            feed.ahead(64)                      # meanwhile a thread prepares what follows
+            window = feed.take(10)
 
-Batches are stacked, each copied once, into a buffer of ``capacity`` rows, and consumed through
+Batches are stacked, each copied once, into a buffer of so many rows, and consumed through
 windows of it: where a block ends has nothing to do with where a stack ends. A buffer is used again
 once the blocks that read it are done, because a device may read the very memory of the host.
 What was prepared and not consumed counts as unread.
@@ -38,9 +39,6 @@ PATIENCE_S = 0.02
 """How long a block may wait to become full; then it runs with the batches that are there."""
 POLL_S = 0.1
 """How often a wait for slow data wakes up, so that an interrupt gets through."""
-SINGLES_AHEAD = 8
-SINGLES_BYTES = 16 * 2**20
-"""How many batches are prepared at once for steps that run alone."""
 BUFFER_ALIGNMENT = 64
 """Bytes; the CPU backend takes memory that is aligned so without a copy."""
 
@@ -49,7 +47,7 @@ class Stack:
     """Batches of one signature, ready for the device.
 
     Attributes:
-        source: What a block reads, or for steps that run alone a list, one a batch.
+        source: What a block reads.
         count: How many batches.
         first: The row of the first of them.
         kept: The batches themselves, of a one-shot iterator: what is not consumed goes back.
@@ -136,38 +134,32 @@ def placement(state: PyTree) -> Placement:
 
 
 class _Maker:
-    """Makes stacks: knows the capacity, where arrays belong, and which buffers are free again."""
+    """Makes stacks: knows their size, where arrays belong, and which buffers are free again."""
 
-    def __init__(self, capacity: int, place: Placement, singles: int = 1) -> None:
-        self.capacity, self.place = capacity, place
-        self.most = capacity if capacity > 1 else singles
+    def __init__(self, rows: int, place: Placement) -> None:
+        self.rows, self.place = rows, place
         self._lent: list[tuple[Signature, list[np.ndarray[Any, Any]], Stack]] = []
 
-    def borrow(self, rows: Signature, count: int) -> list[np.ndarray[Any, Any]]:
-        """Arrays of shape ``(capacity, *shape)``, a leaf each, whose contents nobody needs."""
-        if self.capacity == 1:
-            return [np.empty((count, *shape), dtype) for shape, dtype in rows.leaves]
+    def borrow(self, like: Signature) -> list[np.ndarray[Any, Any]]:
+        """Arrays of shape ``(rows, *shape)``, a leaf each, whose contents nobody needs."""
         for index, (mine, arrays, stack) in enumerate(self._lent):
-            if stack.done and (mine is rows or mine == rows):
+            if stack.done and (mine is like or mine == like):
                 del self._lent[index]
                 return arrays
         # Fresh memory costs a page fault every 4 KiB, many times what copying a batch costs.
-        return [_aligned((self.capacity, *shape), dtype) for shape, dtype in rows.leaves]
+        return [_aligned((self.rows, *shape), dtype) for shape, dtype in like.leaves]
 
     def stack(
         self,
-        rows: Signature,
+        like: Signature,
         arrays: list[np.ndarray[Any, Any]],
         value: PyTree,
         count: int,
         signature: Signature,
     ) -> Stack:
         """A stack of ``value``, which was made from the borrowed ``arrays``."""
-        if self.capacity == 1:
-            values = [jax.tree.map(lambda a, row=row: a[row], value) for row in range(count)]
-            return self.singles(values, signature)
         made = Stack(Stacked(self.place(value)), count, signature)
-        self._lent.append((rows, arrays, made))
+        self._lent.append((like, arrays, made))
         del self._lent[:-LENT_BUFFERS]
         return made
 
@@ -177,13 +169,9 @@ class _Maker:
             batches.placed[self.place] = self.place(batches.arrays)
         return batches.placed[self.place]
 
-    def singles(self, values: list[PyTree], signature: Signature) -> Stack:
-        """Batches for steps that run alone."""
-        return Stack([Single(value) for value in self.place(values)], len(values), signature)
-
-    def stack_on_device(self, batches: list[Batch]) -> Stack:
-        """A stack of batches that are on a device already."""
-        filled = [*batches, *[batches[0]] * (self.capacity - len(batches))]
+    def stack_of(self, batches: list[Batch]) -> Stack:
+        """A stack of whole batches: those that a device has already, or one that is large."""
+        filled = [*batches, *[batches[0]] * (self.rows - len(batches))]
         value = jax.tree.map(_stack_rows, *(one.value for one in filled))
         return Stack(Stacked(self.place(value)), len(batches), batches[0].signature)
 
@@ -201,8 +189,9 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
 
 
 def _stack_rows(*rows: Any) -> Any:
-    anywhere = any(isinstance(row, jax.Array) for row in rows)
-    return jax.numpy.stack(rows) if anywhere else np.stack(rows)
+    if any(isinstance(row, jax.Array) for row in rows):
+        return jax.numpy.stack(rows)
+    return rows[0][None] if len(rows) == 1 else np.stack(rows)
 
 
 def _on_host(leaf: Any) -> bool:
@@ -302,15 +291,11 @@ class _Iterating:
         first = self._next()
         if first is None:
             return None
-        on_host = all(map(_on_host, jax.tree.leaves(first.value)))
-        if maker.capacity == 1 or not on_host:
+        if maker.rows == 1 or not all(map(_on_host, jax.tree.leaves(first.value))):
             batches = [first, *self._following(first, limit, request)]
-            if maker.capacity == 1:
-                stack = maker.singles([one.value for one in batches], first.signature)
-            else:
-                stack = maker.stack_on_device(batches)
+            stack = maker.stack_of(batches)
         else:
-            arrays = maker.borrow(first.signature, limit)
+            arrays = maker.borrow(first.signature)
             batches = [first] if self.one_shot else []
             _write(arrays, 0, first)
             count = 1
@@ -385,7 +370,7 @@ class _Serving:
         where = batches.examples(self._order, low, low + count * size)
         leaves, tree = jax.tree.flatten(batches.arrays)
         rows = Signature(tree, tuple(((size, *a.shape[1:]), a.dtype) for a in leaves))
-        arrays = maker.borrow(rows, count)
+        arrays = maker.borrow(rows)
         for buffer, leaf in zip(arrays, leaves, strict=True):
             filled = buffer.reshape(-1, *leaf.shape[1:])[: count * size]
             if isinstance(where, slice):
@@ -449,7 +434,7 @@ class Feed:
         self._consumed = 0
         self._stack: Stack | None = None
         self._coming: _Fill | None = None
-        self._numbers: dict[Any, Any] = {}
+        self._numbers: dict[int, Any] = {}
         self._queue: queue.SimpleQueue[_Fill | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -459,19 +444,16 @@ class Feed:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def configure(
-        self, capacity: int, place: Placement, batch_bytes: int, numbers: dict[Any, Any]
-    ) -> None:
-        """Says how many batches a block may hold, where arrays belong, and a batch's size.
+    def configure(self, rows: int, place: Placement, numbers: dict[Any, Any]) -> None:
+        """Says how many batches a stack may hold and where arrays belong.
 
         ``numbers`` remembers scalars that are on a device; it may outlive the feed.
         """
-        singles = max(1, min(SINGLES_AHEAD, SINGLES_BYTES // max(batch_bytes, 1)))
-        self._maker = _Maker(capacity, place, singles)
-        self._numbers = numbers
+        self._maker = _Maker(rows, place)
+        self._numbers = numbers.setdefault(place, {})
 
     @property
-    def read(self) -> int:
+    def num_read(self) -> int:
         """How many batches were read of the iterator or the epoch, consumed or not."""
         return self._cursor.read
 
@@ -570,36 +552,39 @@ class Feed:
     def _rows_left(self) -> int:
         return 0 if self._stack is None else self._stack.left
 
-    def take(self, limit: int, most: int, late: Late) -> Window:
-        """The batches of a block, of one signature; at least one, as `more` has said.
+    def read(self, limit: int, most: int, late: Late) -> Window:
+        """As `take`, where nothing is prepared: reads it here and now.
 
         Args:
             limit: The most that the block may have.
-            most: The most to read, where none are prepared; from ``limit`` on.
-            late: Asked between batches that are read here: whether those there are must do.
+            most: The most to read, from ``limit`` on.
+            late: Asked between batches: whether those that are there must do.
         """
-        if self.data is None:
-            numbers = self.number(0), self.number(limit)
-            return Window(Single(None), *numbers, limit, _NO_BATCH.signature, None)
-        if not self._rows_left:
+        if self.data is not None:
             self._coming = _Fill(self._cursor, self._within(most), self._maker, late)
             self._coming.run()
             self._receive()
+        return self.take(limit)
+
+    def take(self, limit: int) -> Window:
+        """Up to ``limit`` batches of one signature, of those that are prepared."""
+        if self.data is None:
+            numbers = self.number(0), self.number(limit)
+            return Window(Single(None), *numbers, limit, _NO_BATCH.signature, None)
         stack = self._stack
         assert stack is not None
-        count = 1 if isinstance(stack.source, list) else min(limit, self._rows_left)
-        row = stack.taken
+        count = min(limit, stack.left)
+        row = stack.first + stack.taken
         stack.marker = None  # first: the thread may ask at any time whether it is done
         stack.taken += count
         self._consumed += count
-        source = stack.source[row] if isinstance(stack.source, list) else stack.source
-        numbers = self.number(stack.first + row), self.number(count)
-        return Window(source, *numbers, count, stack.signature, stack)
+        numbers = self.number(row), self.number(count)
+        return Window(stack.source, *numbers, count, stack.signature, stack)
 
     @property
-    def most(self) -> int:
-        """The most batches of a stack."""
-        return self._maker.most
+    def idle(self) -> bool:
+        """Whether nothing is being prepared that could be."""
+        return self._coming is None and self.data is not None
 
     @property
     def prepared(self) -> int:
@@ -608,7 +593,7 @@ class Feed:
 
     def ahead(self, most: int) -> None:
         """Lets the thread prepare what follows: at most so many batches."""
-        if self.data is None or self._coming is not None or most < 1:
+        if most < 1 or not self.idle:
             return
         cursor, limit = self._cursor, self._within(most)
         if limit < 1 or (cursor.length is not None and cursor.read >= cursor.length):
@@ -623,17 +608,17 @@ class Feed:
 
     def _within(self, most: int) -> int:
         """So many batches, or as many as this epoch still wants."""
-        most = min(most, self._maker.most)
+        most = min(most, self._maker.rows)
         if self.iterations is None:
             return most
         return min(most, self.iterations - self._consumed - self._rows_left)
 
     def number(self, value: int) -> Any:
         """An int32 scalar on the device; put there once."""
-        key = self._maker.place, value
-        if key not in self._numbers:
-            self._numbers[key] = self._maker.place(np.int32(value))
-        return self._numbers[key]
+        number = self._numbers.get(value)
+        if number is None:
+            number = self._numbers[value] = self._maker.place(np.int32(value))
+        return number
 
     # --- the thread ----------------------------------------------------------------------------
 

@@ -1,0 +1,184 @@
+"""The work that every case of the benchmarks does: the same data, model, optimizer and loss.
+
+    work = WORKLOADS["MLP 64-64-10"]()
+    state = work.init()
+    state, loss = work.step((x, y), state)
+
+Each is the mean cross entropy of a classifier under Adam, in plain JAX and Optax.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxloop as jl
+
+TX = optax.adam(1e-3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """Arrays in memory, a model, and how many epochs one measurement takes."""
+
+    kind: str
+    sizes: tuple[int, ...]
+    x: np.ndarray
+    y: np.ndarray
+    batch_size: int
+    epochs: int
+    init_params: Callable[[], Any]
+    apply: Callable[[Any, Any], Any]
+
+    def init(self):
+        """A first state, on the host."""
+        params = self.init_params()
+        return jax.tree.map(np.asarray, {"params": params, "opt": TX.init(params)})
+
+    def losses(self, params, batch):
+        """The loss of each example."""
+        x, y = batch
+        logits = jax.nn.log_softmax(self.apply(params, x))
+        return -jnp.take_along_axis(logits, y[:, None], 1)[:, 0]
+
+    def step(self, batch, state):
+        """One step, and its loss."""
+        loss, grads = jax.value_and_grad(lambda p: self.losses(p, batch).mean())(state["params"])
+        updates, opt = TX.update(grads, state["opt"], state["params"])
+        return {"params": optax.apply_updates(state["params"], updates), "opt": opt}, loss
+
+    @cached_property
+    def batches(self):
+        """An epoch's batches, as a list."""
+        return list(jl.batches((self.x, self.y), self.batch_size, drop_remainder=True))
+
+    @property
+    def num_steps(self):
+        """The steps of one measurement."""
+        return len(self.batches) * self.epochs
+
+
+def _dense(rng, shape):
+    return (rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
+
+
+def _mlp_params(sizes):
+    rng = np.random.default_rng(0)
+    return [
+        {"w": _dense(rng, (a, b)), "b": np.zeros(b, np.float32)}
+        for a, b in zip(sizes, sizes[1:], strict=False)
+    ]
+
+
+def _mlp_apply(params, x):
+    for layer in params[:-1]:
+        x = jax.nn.relu(x @ layer["w"] + layer["b"])
+    return x @ params[-1]["w"] + params[-1]["b"]
+
+
+def mlp(sizes, batch_size, num_batches, epochs):
+    """A perceptron on random numbers; of 64 inputs, on the digits."""
+    rng = np.random.default_rng(0)
+    if sizes[0] == 64:
+        (x, y), _ = jl.datasets.digits()
+        x, y = x.reshape(len(x), 64), y.astype(np.int32)
+    else:
+        x = rng.normal(size=(num_batches * batch_size, sizes[0])).astype(np.float32)
+        y = rng.integers(0, sizes[-1], len(x)).astype(np.int32)
+    params = partial(_mlp_params, sizes)
+    return Workload("mlp", sizes, x, y, batch_size, epochs, params, _mlp_apply)
+
+
+def _conv(x, w):
+    return jax.lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _pool(x):
+    n, h, w, c = x.shape
+    return x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
+
+
+def _cnn_params():
+    rng = np.random.default_rng(0)
+    return {
+        "c1": _dense(rng, (3, 3, 1, 8)),
+        "c2": _dense(rng, (3, 3, 8, 16)),
+        "w": _dense(rng, (784, 10)),
+        "b": np.zeros(10, np.float32),
+    }
+
+
+def _cnn_apply(params, x):
+    x = _pool(jax.nn.relu(_conv(x, params["c1"])))
+    x = _pool(jax.nn.relu(_conv(x, params["c2"])))
+    return x.reshape(len(x), -1) @ params["w"] + params["b"]
+
+
+def cnn(batch_size, num_batches, epochs):
+    """A small convolutional network on images of 28 by 28."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(num_batches * batch_size, 28, 28, 1)).astype(np.float32)
+    y = rng.integers(0, 10, len(x)).astype(np.int32)
+    return Workload("cnn", (), x, y, batch_size, epochs, _cnn_params, _cnn_apply)
+
+
+VOCABULARY, WIDTH, HEADS, LAYERS, LENGTH = 64, 32, 4, 2, 32
+
+
+def _transformer_params():
+    rng = np.random.default_rng(0)
+    layers = [
+        {
+            "qkv": _dense(rng, (WIDTH, 3 * WIDTH)),
+            "out": _dense(rng, (WIDTH, WIDTH)),
+            "up": _dense(rng, (WIDTH, 4 * WIDTH)),
+            "down": _dense(rng, (4 * WIDTH, WIDTH)),
+        }
+        for _ in range(LAYERS)
+    ]
+    return {
+        "embed": _dense(rng, (VOCABULARY, WIDTH)),
+        "place": _dense(rng, (LENGTH, WIDTH)),
+        "head": _dense(rng, (WIDTH, 10)),
+        "layers": layers,
+    }
+
+
+def _norm(x):
+    return (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+def _transformer_apply(params, tokens):
+    x = params["embed"][tokens] + params["place"]
+    for layer in params["layers"]:
+        q, k, v = jnp.split(_norm(x) @ layer["qkv"], 3, -1)
+        q, k, v = (a.reshape(*a.shape[:2], HEADS, -1) for a in (q, k, v))
+        x = x + jax.nn.dot_product_attention(q, k, v).reshape(x.shape) @ layer["out"]
+        x = x + jax.nn.gelu(_norm(x) @ layer["up"]) @ layer["down"]
+    return x.mean(1) @ params["head"]
+
+
+def transformer(batch_size, num_batches, epochs):
+    """A small transformer that classifies sequences of tokens."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, VOCABULARY, (num_batches * batch_size, LENGTH)).astype(np.int32)
+    y = rng.integers(0, 10, len(x)).astype(np.int32)
+    return Workload(
+        "transformer", (), x, y, batch_size, epochs, _transformer_params, _transformer_apply
+    )
+
+
+WORKLOADS = {
+    "MLP 8-8-2": lambda: mlp((8, 8, 2), 8, 400, 5),
+    "MLP 64-64-10": lambda: mlp((64, 64, 10), 32, 44, 20),
+    "MLP 784-256-10": lambda: mlp((784, 256, 10), 128, 40, 3),
+    "CNN 28x28": lambda: cnn(32, 20, 2),
+    "transformer": lambda: transformer(16, 30, 3),
+}
