@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 from jaxloop.data import batches
 from jaxloop.errors import JaxloopError
 from jaxloop.events import Event, Status
-from jaxloop.factories import eval_step, evaluator, train_step, trainer
 from jaxloop.filters import after, before, every, every_seconds, once, only
 from jaxloop.loop import Loop, loop
 from jaxloop.metrics import Metric
-from jaxloop.models import Model
 from jaxloop.state import Snapshot, State, emit
 
 if TYPE_CHECKING:
     from jaxloop import datasets, losses, metrics, optimizers
     from jaxloop.checkpoint import deserialize_state, serialize_state
+    from jaxloop.factories import eval_step, evaluator, train_step, trainer
+    from jaxloop.models import Model
 
 __version__ = "0.1.0"
 
@@ -58,6 +58,11 @@ __all__ = [
 ]
 
 _LATER = {
+    "Model": "jaxloop.models",
+    "eval_step": "jaxloop.factories",
+    "evaluator": "jaxloop.factories",
+    "train_step": "jaxloop.factories",
+    "trainer": "jaxloop.factories",
     "serialize_state": "jaxloop.checkpoint",
     "deserialize_state": "jaxloop.checkpoint",
 }

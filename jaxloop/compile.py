@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -257,7 +256,8 @@ class Program:
             self._call: Callable[..., Any] = block
         else:
             self._call = jax.jit(block, **{"donate_argnums": (0,), **self.options})
-        self._init = self.bound.init if eager else jax.jit(self.bound.init)
+        self._accumulators = jax.eval_shape(self.bound.init)
+        self._init = self._fresh_metrics if eager else jax.jit(self._fresh_metrics)
         self._compute = jax.jit(self._compute_rows)
         self._fresh: dict[str, PyTree] | None = None
 
@@ -269,14 +269,18 @@ class Program:
             self._fresh = jax.tree.map(lambda x: x[0], fetch())
         return self._fresh
 
-    def init_metrics(self) -> PyTree:
-        """Fresh accumulators."""
+    def init_metrics(self) -> list[jax.Array]:
+        """Fresh accumulators, all of one dtype in one vector."""
         return self._init()
+
+    def _fresh_metrics(self) -> list[jax.Array]:
+        return _packed(self.bound.init())
 
     def _advance(self, carry: Any, batch: PyTree) -> tuple[PyTree, PyTree, dict[str, PyTree]]:
         state, accs = carry
         new, outputs = self.step(batch, state)
-        return new, self.bound.update(accs, outputs, new, batch), outputs
+        accs = self.bound.update(_unpacked(accs, self._accumulators), outputs, new, batch)
+        return new, _packed(accs), outputs
 
     def _single(self, carry: Any, source: Any, start: Any, bound: Any) -> Output:
         state, accs, outputs = self._advance(carry, source.row(start))
@@ -287,7 +291,8 @@ class Program:
         row = jax.eval_shape(source.row, jax.ShapeDtypeStruct((), jnp.int32))
         outputs = self.step.outputs(row, carry[0])
         ring = jax.tree.map(
-            lambda a: jnp.zeros((self.capacity, *a.shape), a.dtype), abstract(carry[1])
+            lambda a: _zeros(jax.ShapeDtypeStruct((self.capacity, *a.shape), a.dtype)),
+            carry[1],
         )
 
         def body(i: Any, loop: Any) -> Any:
@@ -316,7 +321,7 @@ class Program:
 
         def row(i: Any) -> dict[str, PyTree]:
             at = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), ring)
-            return self.bound.compute(at)
+            return self.bound.compute(_unpacked(at, self._accumulators))
 
         shapes = jax.eval_shape(row, jax.ShapeDtypeStruct((), jnp.int32))
         values = jax.tree.map(lambda v: jnp.zeros((rows, *v.shape), v.dtype), shapes)
@@ -349,6 +354,34 @@ class Program:
         number = jax.ShapeDtypeStruct((), jnp.int32)
         call = jax.jit(self._single) if self.options is None else self._call
         return call.lower(abstract(carry), source, number, number)  # type: ignore[attr-defined]  # jitted
+
+
+def _packed(accs: PyTree) -> list[jax.Array]:
+    """Accumulators as one vector a dtype: XLA updates few arrays in less time than many."""
+    return [
+        jnp.concatenate([jnp.ravel(leaves[i]) for i in group])
+        for leaves in [jax.tree.leaves(accs)]
+        for group in _by_dtype(leaves)
+    ]
+
+
+def _unpacked(vectors: list[jax.Array], like: PyTree) -> PyTree:
+    """What was packed, with the structure and shapes of ``like``."""
+    leaves, tree = jax.tree.flatten(like)
+    for vector, group in zip(vectors, _by_dtype(leaves), strict=True):
+        start = 0
+        for i in group:
+            size = int(np.prod(leaves[i].shape))
+            leaves[i] = vector[start : start + size].reshape(leaves[i].shape)
+            start += size
+    return jax.tree.unflatten(tree, leaves)
+
+
+def _by_dtype(leaves: list[Any]) -> list[list[int]]:
+    groups: dict[Any, list[int]] = {}
+    for index, leaf in enumerate(leaves):
+        groups.setdefault(leaf.dtype, []).append(index)
+    return list(groups.values())
 
 
 def _after(bound: Any) -> Any:
@@ -389,7 +422,7 @@ class Step:
         if self._eager:
             return self._checked(batch, state)
         jaxpr, shapes = self.trace(batch, state)
-        flat = jax.extend.core.jaxpr_as_fun(jaxpr)(*jax.tree.leaves((batch, state)))
+        flat = jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *jax.tree.leaves((batch, state)))
         return jax.tree.unflatten(jax.tree.structure(shapes), flat)
 
 

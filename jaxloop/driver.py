@@ -265,7 +265,7 @@ class Run:
         else:
             # Their structure is the metrics'; a checkpoint keeps their leaves alone.
             assert self.program is not None
-            fresh = jax.eval_shape(self.program.bound.init)
+            fresh = jax.eval_shape(self.program.init_metrics)
             leaves = jax.tree.leaves(self.carry[1])
             same = state_signature(jax.tree.leaves(fresh)) == state_signature(leaves)
             if same:
