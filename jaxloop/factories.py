@@ -17,7 +17,7 @@ from jaxloop import losses as loss_functions
 from jaxloop.errors import ArgumentError, ArgumentTypeError
 from jaxloop.events import Event
 from jaxloop.filters import every
-from jaxloop.handlers.log import line_writer, progress_line
+from jaxloop.handlers.log import line_writer, progress_line, times_line
 from jaxloop.loop import Loop
 from jaxloop.metrics.declare import declare_batch_mean
 from jaxloop.models import adapt
@@ -130,7 +130,8 @@ def trainer(
         loss: As for `train_step`; its exact average over the epoch is the metric "loss".
         optimizer: As for `train_step`.
         loss_scale: As for `train_step`.
-        log: A line of progress each ``log`` iterations of an epoch and at its end; 0: none.
+        log: A line of progress each ``log`` iterations of an epoch and at its end, and one that
+            says where the time went at the end of the run; 0: none.
         seed: As for `train_step`.
 
     Raises:
@@ -162,6 +163,8 @@ def trainer(
         write = line_writer(progress_line, None)
         loop = loop.observe(Event.ITERATION_COMPLETED, write, every(log, per="epoch"), name="log")
         loop = loop.observe([Event.EPOCH_COMPLETED, Event.EPOCH_HALTED], write, name="log")
+        last = line_writer(times_line, None)
+        loop = loop.observe([Event.COMPLETED, Event.HALTED], last, name="log")
     return loop
 
 

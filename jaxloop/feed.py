@@ -383,6 +383,8 @@ class _Serving:
             mask = np.zeros((len(arrays[0]), size), bool)
             places = np.arange(low, low + count * size)
             mask.reshape(-1)[: count * size] = places < batches.num_examples
+            if isinstance(value, tuple | list) and len(value) == 3:
+                value[2][count:] = 0  # the rest holds anything, and is multiplied too
             value = marked(value, mask)
             marked_leaves, marked_tree = jax.tree.flatten(value)
             shapes = tuple((a.shape[1:], a.dtype) for a in marked_leaves)

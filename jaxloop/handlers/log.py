@@ -11,7 +11,7 @@ from typing import IO
 
 import numpy as np
 
-from jaxloop.state import Snapshot
+from jaxloop.state import EpochTime, Snapshot
 
 
 def line_writer(
@@ -40,3 +40,25 @@ def progress_line(snapshot: Snapshot) -> str:
         if np.ndim(value) == 0
     ]
     return ", ".join(parts)
+
+
+def times_line(snapshot: Snapshot) -> str:
+    """Where the time of the epochs went, as the trainer's own log shows it at the end.
+
+    Example:
+        >>> from jaxloop.state import EpochTime, Records
+        >>> times = Records.known({0: EpochTime(2.0, data_s=1.0, dispatch_s=0.5)})
+        >>> times_line(Snapshot(_times=times))
+        '1 epoch in 2.00 s: 25 % device, 50 % waiting for data, 25 % dispatch, 0 % handlers'
+    """
+    times = [EpochTime.of(seconds) for seconds in snapshot.times.values()]
+    total = sum(times) or 1.0
+    shares = {
+        "device": sum(time.device_s for time in times),
+        "waiting for data": sum(time.data_s for time in times),
+        "dispatch": sum(time.dispatch_s for time in times),
+        "handlers": sum(time.handlers_s for time in times),
+    }
+    parts = ", ".join(f"{share / total:.0%} {name}" for name, share in shares.items())
+    epochs = f"{len(times)} epoch{'s' * (len(times) != 1)}"
+    return f"{epochs} in {sum(times):.2f} s: {parts}".replace("%", " %")
