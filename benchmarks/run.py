@@ -1,22 +1,26 @@
-"""Times jaxloop against a hand-written loop and a bare scan, side by side in one process.
+"""Times jaxloop against loops by hand, a bare scan and other libraries, in one process.
 
-    python -m benchmarks.run [--smoke] [--json FILE]
+    python -m benchmarks.run                    # everything; peers that are installed
+    python -m benchmarks.run --smoke            # a few steps of each, to see that it runs
+    python -m benchmarks.run --workload "MLP 64-64-10" --case hand,scan,jaxloop --repeats 31
+    python -m benchmarks.run --json out.json --plot out.png
 
-Every case does the same work: the same step on the same batches, with the average of the loss over
-the epoch. The cases take turns, and the median of each is what is shown.
-
-- hand: one donated `jax.jit` call a step, the loss accumulated in the carry, batches on the host;
-- scan: one `lax.scan` over an epoch that lies on the device already: the limit;
-- jaxloop: `jl.loop(step).metric(...)`, batches on the host.
+The cases take turns; what is shown is the median of each, in microseconds a step, and its ratio to
+the hand-written loop. A measurement is a whole training run: what a library does to begin and to
+end is in it. `first` is the time from nothing to the end of the first measurement, compilation
+included, and `peak` the memory of a process that does this case alone.
 """
 
-from __future__ import annotations
-
 import argparse
+import dataclasses
 import json
+import os
+import platform
+import resource
 import statistics
+import subprocess
+import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -24,107 +28,229 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxloop as jl
+from benchmarks.cases import CASES
+from benchmarks.peers import PEERS
+from benchmarks.workloads import WORKLOADS
 
-WORKLOADS = {
-    "MLP 8-8-2, batch 8": ((8, 8, 2), 8, 400),
-    "MLP 64-64-10, batch 32": ((64, 64, 10), 32, 400),
-}
-
-
-def make(sizes, batch_size, num_batches):
-    """The batches, the first state and the step of one workload."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(num_batches, batch_size, sizes[0])).astype(np.float32)
-    y = rng.integers(0, sizes[-1], (num_batches, batch_size)).astype(np.int32)
-    params = [
-        rng.normal(size=(a, b)).astype(np.float32) / np.sqrt(a).astype(np.float32)
-        for a, b in zip(sizes, sizes[1:], strict=False)
-    ]
-    state = {"params": params, "momentum": [np.zeros_like(p) for p in params]}
-
-    def objective(params, batch):
-        x, y = batch
-        for weight in params[:-1]:
-            x = jax.nn.relu(x @ weight)
-        logits = jax.nn.log_softmax(x @ params[-1])
-        return -jnp.take_along_axis(logits, y[:, None], 1).mean()
-
-    def step(batch, state):
-        loss, grads = jax.value_and_grad(objective)(state["params"], batch)
-        momentum = jax.tree.map(lambda m, g: 0.9 * m + g, state["momentum"], grads)
-        params = jax.tree.map(lambda p, m: p - 0.01 * m, state["params"], momentum)
-        return {"params": params, "momentum": momentum}, loss
-
-    return list(zip(x, y, strict=True)), state, step
+PAUSE_S = 0.02
+"""Between measurements, so that the threads of one library have come to rest."""
+BASE = {"jaxloop_shuffled": "hand_shuffled", "jaxloop_five_metrics": "jaxloop_one_metric"}
+"""What a ratio of these is to, beside the ratio to `hand`."""
 
 
-def cases(batches, state, step):
-    """``{name: function that trains for one epoch}``."""
+def timed(function):
+    """The seconds that a call takes."""
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
 
-    @partial(jax.jit, donate_argnums=0)
-    def by_hand(carry, batch):
-        state, total = carry
-        state, loss = step(batch, state)
-        return state, total + loss
 
-    def hand():
-        carry = jax.device_put((state, np.float32(0)))
-        carry = jax.tree.map(jnp.copy, carry)
-        for batch in batches:
-            carry = by_hand(carry, batch)
-        return float(carry[1]) / len(batches)
+def interleaved(functions, repeats):
+    """Medians of seconds, the functions taking turns."""
+    seconds = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            time.sleep(PAUSE_S)
+            seconds[name].append(timed(function))
+    return {name: statistics.median(one) for name, one in seconds.items()}
 
-    stacked = jax.device_put(jax.tree.map(lambda *b: np.stack(b), *batches))
 
-    @jax.jit
-    def whole(state, stacked):
-        return jax.lax.scan(lambda s, b: step(b, s), state, stacked)[1].mean()
+def prepare(work, names):
+    """``{case: train}`` for the cases that can be run here; each has trained once."""
+    trains = {}
+    for name in names:
+        try:
+            train = {**CASES, **PEERS}[name](work)
+            if train is None:
+                print(f"  {name}: not written for this workload")
+                continue
+            loss = train()
+        except ImportError as error:
+            print(f"  {name}: skipped, {error}")
+            continue
+        assert np.isfinite(loss), (name, loss)
+        trains[name] = train
+    return trains
+
+
+def compare(work, names, repeats):
+    """``{case: microseconds a step}``."""
+    seconds = interleaved(prepare(work, names), repeats)
+    return {name: one / work.num_steps * 1e6 for name, one in seconds.items()}
+
+
+def reduction(iterations, repeats):
+    """A loop without data against `lax.fori_loop`: milliseconds."""
+
+    def advance(state):
+        return state[0] + 1, state[1] + state[0] * 0.5, state[2] * 0.999 + 1
+
+    first = (np.float32(0),) * 3
+    loop = jl.loop(lambda _, state: advance(state))
+    bare = jax.jit(lambda s: jax.lax.fori_loop(0, iterations, lambda _, s: advance(s), s))
+    cases = {
+        "fori_loop": lambda: jax.block_until_ready(bare(first)),
+        "jaxloop": lambda: loop.run(None, first, iterations=iterations),
+    }
+    for case in cases.values():
+        case()
+    return {name: one * 1e3 for name, one in interleaved(cases, repeats).items()}
+
+
+def memory_mb():
+    """What this process has in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+
+
+def growth(iterations):
+    """How much memory a long run with handlers and an observer takes after its warm-up, in MB."""
+    loop = jl.loop(lambda batch, total: jl.emit(total + jnp.sum(batch), x=batch))
+    loop = loop.metric(lambda x: x, "mean", None, ["x"])
+    loop = loop.observe("iteration_completed", lambda s: s.metrics["mean"], jl.every(100))
+    for index in range(5):
+        loop = loop.handle("iteration_completed", lambda s: None, jl.every(500 + index))
+    data = [np.ones(4, np.float32)] * 1000
+    for _ in range(2):
+        loop.run(data, 0.0, epochs=max(1, iterations // 4000))
+    before = memory_mb()
+    loop.run(data, 0.0, epochs=max(1, iterations // 1000))
+    return memory_mb() - before
+
+
+def startup(repeats):
+    """Imports, and the compilation of a train step, each against what it is measured by."""
+
+    def process(code):
+        command = [sys.executable, "-c", code]
+        return lambda: subprocess.run(command, check=True, capture_output=True)
+
+    imports = interleaved(
+        {
+            "import jax, optax": process("import jax, optax"),
+            "import jaxloop": process("import jaxloop"),
+        },
+        repeats,
+    )
+    work = WORKLOADS["MLP 64-64-10"]()
+    first = work.init()
+
+    def bare():
+        jax.clear_caches()
+        step = jax.jit(work.step, donate_argnums=1)
+        step.lower(work.batches[0], first).compile()
+
+    def ours():
+        jax.clear_caches()
+        loop = CASES["jaxloop"](work)
+        del loop
+        jl.loop(emitting).metric(lambda loss: loss, "loss", None, ["loss"]).check(
+            work.batches, first
+        )
 
     def emitting(batch, state):
-        state, loss = step(batch, state)
+        state, loss = work.step(batch, state)
         return jl.emit(state, loss=loss)
 
-    loop = jl.loop(emitting).metric(lambda loss: loss, "loss", None, ["loss"])
-
-    return {
-        "hand": hand,
-        "scan": lambda: float(whole(state, stacked)),
-        "jaxloop": lambda: float(loop.run(batches, state).history[0]["loss"]),
-    }
+    compiles = interleaved({"jax.jit": bare, "jaxloop": ours}, repeats)
+    return {**imports, **{f"compile, {name}": one for name, one in compiles.items()}}
 
 
-def measure(workload, repeats, num_batches):
-    """Median microseconds a step of each case."""
-    sizes, batch_size, usual = workload
-    batches, state, step = make(sizes, batch_size, num_batches or usual)
-    runs = cases(batches, state, step)
-    values = {name: run() for name, run in runs.items()}  # compiles, and must agree
-    assert max(values.values()) - min(values.values()) < 1e-3, values
-    times = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            times[name].append((time.perf_counter() - began) / len(batches) * 1e6)
-    return {name: statistics.median(one) for name, one in times.items()}
+def alone(workload, case):
+    """First time and peak memory of one case in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.run", "--alone", workload, case]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1]) if not done.returncode else None
+
+
+def print_alone(workload, case):
+    """What `alone` reads."""
+    began = time.perf_counter()
+    train = {**CASES, **PEERS}[case](dataclasses.replace(WORKLOADS[workload](), epochs=1))
+    assert train is not None
+    train()
+    first_s = time.perf_counter() - began
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    print(json.dumps({"first_s": first_s, "peak_mb": peak_mb}))
+
+
+def draw(path, table):
+    """A bar a case, a panel a workload."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(table), figsize=(4 * len(table), 5), layout="constrained")
+    for axis, (workload, row) in zip(np.atleast_1d(axes), table.items(), strict=True):
+        names = list(row)[::-1]
+        colors = ["tab:orange" if name.startswith("jaxloop") else "tab:gray" for name in names]
+        axis.barh(names, [row[name] for name in names], color=colors)
+        axis.set(title=workload, xlabel="microseconds a step", xscale="log")
+    figure.savefig(path, dpi=120)
+
+
+def parse():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it runs")
+    parser.add_argument("--workload", help=f"of {', '.join(WORKLOADS)}; separated by commas")
+    parser.add_argument("--case", help=f"of {', '.join([*CASES, *PEERS])}; separated by commas")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
 def main():
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it runs")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    table = {
-        name: measure(workload, 2 if options.smoke else 15, 20 if options.smoke else None)
-        for name, workload in WORKLOADS.items()
-    }
-    print(f"{jax.default_backend()}, jax {jax.__version__}; microseconds a step, ratio to hand")
-    for name, row in table.items():
-        cells = [f"{case} {us:8.1f} ({us / row['hand']:.2f})" for case, us in row.items()]
-        print(f"{name:24s}", "  ".join(cells))
+    """Prints the tables."""
+    options = parse()
+    if options.alone:
+        print_alone(*options.alone)
+        return
+    workloads = options.workload.split(",") if options.workload else list(WORKLOADS)
+    if options.smoke and not options.workload:
+        workloads = workloads[1:2]
+    names = options.case.split(",") if options.case else [*CASES, *PEERS]
+    repeats = 1 if options.smoke else options.repeats
+    machine = f"{jax.default_backend()}, {os.cpu_count()} cores, jax {jax.__version__}, "
+    machine += f"Python {platform.python_version()}"
+    print(machine)
+    result = {"machine": machine, "us_a_step": {}, "alone": {}}
+    for workload in workloads:
+        work = WORKLOADS[workload]()
+        if options.smoke:
+            size = 4 * work.batch_size
+            work = dataclasses.replace(work, x=work.x[:size], y=work.y[:size], epochs=1)
+        print(f"\n{workload}, batch {work.batch_size}: {work.num_steps} steps a measurement")
+        row = result["us_a_step"][workload] = compare(work, names, repeats)
+        whole = not options.smoke and not options.case
+        facts = {name: alone(workload, name) for name in row} if whole else {}
+        result["alone"][workload] = facts
+        for name, us in row.items():
+            line = f"  {name:22s}{us:10.1f} us"
+            if "hand" in row:
+                line += f"{us / row['hand']:8.2f} of hand"
+            if "scan" in row:
+                line += f"{us / row['scan']:8.2f} of scan"
+            if facts.get(name):
+                fact = facts[name]
+                line += f"   first {fact['first_s']:5.2f} s   peak {fact['peak_mb']:5.0f} MB"
+            if BASE.get(name) in row:
+                line += f"   {us / row[BASE[name]]:.2f} of {BASE[name]}"
+            print(line, flush=True)
+    if not options.case:
+        few = options.smoke
+        result["reduction_ms"] = row = reduction(1000 if few else 1_000_000, repeats)
+        print(f"\nwithout data: {', '.join(f'{name} {ms:.2f} ms' for name, ms in row.items())}")
+        result["growth_mb"] = growth(4000 if few else 200_000)
+        print(f"memory after {4 if few else 200},000 iterations: {result['growth_mb']:+.2f} MB")
+        result["startup_s"] = row = startup(1 if few else 7)
+        print("start-up: " + ", ".join(f"{name} {s:.2f} s" for name, s in row.items()))
     if options.json:
-        options.json.write_text(json.dumps(table, indent=2))
+        options.json.write_text(json.dumps(result, indent=2))
+    if options.plot:
+        draw(options.plot, result["us_a_step"])
 
 
 if __name__ == "__main__":
