@@ -20,6 +20,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -41,6 +42,10 @@ POLL_S = 0.1
 """How often a wait for slow data wakes up, so that an interrupt gets through."""
 BUFFER_ALIGNMENT = 64
 """Bytes; the CPU backend takes memory that is aligned so without a copy."""
+
+LENT_BUFFERS = 6
+"""Buffers that are looked after: two blocks in flight, one waiting, one being filled, two spare;
+more are simply dropped."""
 
 
 class Stack:
@@ -176,11 +181,6 @@ class _Maker:
         return Stack(Stacked(self.place(value)), len(batches), batches[0].signature)
 
 
-LENT_BUFFERS = 6
-"""Buffers that are looked after: two blocks in flight, one waiting, one being filled, two spare;
-more are simply dropped."""
-
-
 def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = np.empty(size + BUFFER_ALIGNMENT, np.uint8)
@@ -277,6 +277,7 @@ class _Iterating:
         return batch
 
     def sample(self) -> Batch | None:
+        """The next batch, which stays."""
         if not self.held:
             batch = self._next()
             if batch is not None:
@@ -288,22 +289,28 @@ class _Iterating:
         return self.sample() is not None
 
     def fill(self, limit: int, maker: _Maker, request: _Fill) -> Stack | None:
+        """The next batches of one signature, at most ``limit``; None where there are none."""
         first = self._next()
         if first is None:
             return None
-        if maker.rows == 1 or not all(map(_on_host, jax.tree.leaves(first.value))):
-            batches = [first, *self._following(first, limit, request)]
+        whole = maker.rows == 1 or not all(map(_on_host, jax.tree.leaves(first.value)))
+        arrays = [] if whole else maker.borrow(first.signature)
+        keep = whole or self.one_shot
+        batches: list[Batch] = []
+        count = 0
+        try:
+            for batch in itertools.chain([first], self._following(first, limit, request)):
+                if not whole:
+                    _write(arrays, count, batch)
+                if keep:
+                    batches.append(batch)
+                count += 1
+        except KeyboardInterrupt:
+            self.held.extendleft(reversed(batches))  # nobody else could give them again
+            raise
+        if whole:
             stack = maker.stack_of(batches)
         else:
-            arrays = maker.borrow(first.signature)
-            batches = [first] if self.one_shot else []
-            _write(arrays, 0, first)
-            count = 1
-            for batch in self._following(first, limit, request):
-                _write(arrays, count, batch)
-                count += 1
-                if self.one_shot:
-                    batches.append(batch)
             value = jax.tree.unflatten(first.signature.tree, arrays)
             stack = maker.stack(first.signature, arrays, value, count, first.signature)
         stack.kept = tuple(batches) if self.one_shot else ()
@@ -344,15 +351,18 @@ class _Serving:
         self._order: Any = _END
 
     def more(self) -> bool:
+        """Whether there is another batch."""
         return self.read < self.length
 
     def sample(self) -> Batch | None:
+        """The next batch, which stays."""
         for value in self._batches.epoch(self.epoch, self.read):
             return as_batch(value, f"batch {self.read} of the data")
         return None
 
     def fill(self, limit: int, maker: _Maker, request: _Fill) -> Stack | None:
-        del request  # a gather does not have to wait for anything
+        """As of an iterator, by one gather."""
+        del request  # it does not have to wait for anything
         batches, index, size = self._batches, self.read, self._batches.batch_size
         if index >= len(batches):
             return None
@@ -544,15 +554,11 @@ class Feed:
 
     def more(self) -> bool:
         """Whether the epoch has another batch; where nothing is prepared, it reads one."""
-        if self.data is None or self._rows_left:
+        if self.data is None or self.prepared:
             return True
         if self._coming is not None and self._upcoming is None:
             return self._receive()
         return self._cursor.more()
-
-    @property
-    def _rows_left(self) -> int:
-        return 0 if self._stack is None else self._stack.left
 
     def read(self, limit: int, most: int, late: Late) -> Window:
         """As `take`, where nothing is prepared: reads it here and now.
@@ -591,7 +597,7 @@ class Feed:
     @property
     def prepared(self) -> int:
         """How many batches are ready to be taken."""
-        return self._rows_left
+        return 0 if self._stack is None else self._stack.left
 
     def ahead(self, most: int) -> None:
         """Lets the thread prepare what follows: at most so many batches."""
@@ -613,7 +619,7 @@ class Feed:
         most = min(most, self._maker.rows)
         if self.iterations is None:
             return most
-        return min(most, self.iterations - self._consumed - self._rows_left)
+        return min(most, self.iterations - self._consumed - self.prepared)
 
     def number(self, value: int) -> Any:
         """An int32 scalar on the device; put there once."""

@@ -46,6 +46,27 @@ filters = st.recursive(
     ),
     max_leaves=3,
 )
+
+
+class Reiterable:
+    """Neither sized nor a list."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+KINDS = {
+    "list": list,
+    "reiterable": Reiterable,
+    "function": lambda batches: lambda epoch: iter(batches),
+    "generator": lambda batches: lambda epoch: (batch for batch in batches),
+    "jax": lambda batches: [jnp.asarray(batch) for batch in batches],
+    "batches": lambda batches: jl.batches(np.concatenate(batches), 2),
+    "device": lambda batches: jl.batches(np.concatenate(batches), 2, device=True),
+}
 events = st.lists(st.sampled_from(EVENTS), min_size=1, max_size=3, unique=True)
 IN_EPOCH = ("epoch_started", "iteration_started", "iteration_completed")
 
@@ -67,7 +88,9 @@ def step(batch, total):
 BASE = jl.loop(step).metric(lambda s: s.astype(jnp.float32), "sum", "running_sum", ["s"])
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 @given(
     sizes=st.lists(st.sampled_from([2, 2, 2, 3]), min_size=1, max_size=9),
     epochs=st.integers(1, 3),
@@ -75,9 +98,15 @@ BASE = jl.loop(step).metric(lambda s: s.astype(jnp.float32), "sum", "running_sum
     attached=st.lists(handlers(), max_size=4),
     watching=st.lists(st.tuples(events, filters), max_size=3),
     fuse=st.sampled_from([1, 2, 5, "auto"]),
+    kind=st.sampled_from(list(KINDS)),
+    asked=st.booleans(),
 )
 @pytest.mark.filterwarnings("ignore:the shapes of the batches keep changing")
-def test_driver_does_what_the_interpreter_does(sizes, epochs, iterations, attached, watching, fuse):
+def test_driver_does_what_the_interpreter_does(
+    sizes, epochs, iterations, attached, watching, fuse, kind, asked
+):
+    if kind in ("batches", "device"):
+        sizes = [2] * len(sizes)  # but for the last, batches are of one size
     batches = [[i + j for j in range(size)] for i, size in enumerate(sizes)]
     expected = Reference(
         batches,
@@ -113,8 +142,10 @@ def test_driver_does_what_the_interpreter_does(sizes, epochs, iterations, attach
 
         loop = loop.handle(on, handler, f[0], name=f"h{i}")
     for i, (on, f) in enumerate(watching):
-        loop = loop.observe(on, lambda shot, i=i: seen(f"o{i}", shot), f[0], name=f"o{i}")
-    data = [np.array(batch, np.int32) for batch in batches]
+        # A function as a filter is asked at every firing, and may say what a count would.
+        filter = f[0] & (lambda shot: shot.step >= 0) if asked else f[0]
+        loop = loop.observe(on, lambda shot, i=i: seen(f"o{i}", shot), filter, name=f"o{i}")
+    data = KINDS[kind]([np.array(batch, np.int32) for batch in batches])
     state = loop.run(data, 0, epochs=epochs, iterations=iterations, fuse=fuse)
 
     assert trace == expected.trace
