@@ -3,7 +3,7 @@
     python -m benchmarks.run                    # everything; peers that are installed
     python -m benchmarks.run --smoke            # a few steps of each, to see that it runs
     python -m benchmarks.run --workload "MLP 64-64-10" --case hand,scan,jaxloop --repeats 31
-    python -m benchmarks.run --json out.json --plot out.png
+    python -m benchmarks.run --each-alone --json out.json --plot out.png
 
 The cases take turns; what is shown is the median of each, in microseconds a step, and its ratio to
 the hand-written loop. A measurement is a whole training run: what a library does to begin and to
@@ -16,7 +16,6 @@ import dataclasses
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -169,7 +168,8 @@ def print_alone(workload, case):
     assert train is not None
     train()
     first_s = time.perf_counter() - began
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    status = Path("/proc/self/status").read_text()  # `getrusage` remembers the parent's peak
+    peak_mb = int(status.split("VmHWM:")[1].split()[0]) / 1e3
     print(json.dumps({"first_s": first_s, "peak_mb": peak_mb}))
 
 
@@ -198,6 +198,7 @@ def parse():
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--each-alone", action="store_true", help="also first time and peak memory")
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -224,8 +225,7 @@ def main():
             work = dataclasses.replace(work, x=work.x[:size], y=work.y[:size], epochs=1)
         print(f"\n{workload}, batch {work.batch_size}: {work.num_steps} steps a measurement")
         row = result["us_a_step"][workload] = compare(work, names, repeats)
-        whole = not options.smoke and not options.case
-        facts = {name: alone(workload, name) for name in row} if whole else {}
+        facts = {name: alone(workload, name) for name in row} if options.each_alone else {}
         result["alone"][workload] = facts
         for name, us in row.items():
             line = f"  {name:22s}{us:10.1f} us"

@@ -241,6 +241,8 @@ class Program:
     Attributes:
         capacity: How many iterations a block may hold; 1: never fused.
         rows: How many batches a stack may hold.
+        span: How many iterations a block should have so as to be neither short nor long: whoever
+            has a clock says so; None: nobody has yet.
     """
 
     step: Step
@@ -248,6 +250,7 @@ class Program:
     capacity: int
     rows: int
     options: dict[str, Any] | None
+    span: int | None = None
 
     def __post_init__(self) -> None:
         block = self._single if self.capacity == 1 else self._block
@@ -260,6 +263,11 @@ class Program:
         self._init = self._fresh_metrics if eager else jax.jit(self._fresh_metrics)
         self._compute = jax.jit(self._compute_rows)
         self._fresh: dict[str, PyTree] | None = None
+
+    @property
+    def room(self) -> int:
+        """How many iterations the next block may have."""
+        return min(self.capacity, self.span or 1)
 
     def fresh_values(self) -> dict[str, PyTree]:
         """The metrics before the first update, as NumPy values."""

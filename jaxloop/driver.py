@@ -69,11 +69,11 @@ BLOCKS_IN_FLIGHT = 2
 SIGNATURES_BEFORE_WARNING = 3
 IN_EPOCH = (FETCH, STEP, Event.ITERATION_COMPLETED)
 """Where a state may go on in the middle of an epoch."""
-FIRST_SPAN, SPAN_FACTOR = 16, 64
-SHORT_BLOCK_S, LONG_BLOCK_S = 0.03, 0.5
+SHORT_BLOCK_S, LONG_BLOCK_S, SPAN_FACTOR = 0.03, 0.5, 64
 """How many iterations a block has is also a matter of how long it takes: what waits for its end is
-a log, an interrupt, a filter that asks a clock. The first is short; one that takes less than the
-one time is followed by longer ones, one that takes more than the other by shorter ones."""
+a log, an interrupt, a filter that asks a clock. A program's first block is one iteration; one that
+takes less than the one time is followed by longer ones, one that takes more than the other by
+shorter ones."""
 WATCHED_ITERATIONS = 4096
 """The longest block whose every iteration may be looked at."""
 EPOCHS_UNSETTLED = 2
@@ -140,7 +140,6 @@ class Run:
         self._signatures: set[Signature] = set()
         self._warned: set[str] = set()
         self._doing: tuple[Any, ...] = ("while making the first state",)
-        self._span = 1 if self.timed else FIRST_SPAN
         self._landed = 0.0
         self._began = now()
         self.clock = EpochClock()
@@ -293,7 +292,7 @@ class Run:
         if program is not None and self.sample is not None:
             capacity = program.capacity
             counts = {**self.counts, Event.ITERATION_STARTED: (1, 1)}
-            length = plan.block_length(self.watches, counts, self._room())
+            length = plan.block_length(self.watches, counts, self._room(capacity))
             compiled = program.lower(self.carry, self.sample.value).compile()
             costs = compiled.cost_analysis() or {}
             flops = costs.get("flops")
@@ -643,9 +642,8 @@ class Run:
 
     # --- one block -----------------------------------------------------------------------------
 
-    def _room(self) -> int:
-        assert self.program is not None
-        room = min(self.program.capacity, self._span)
+    def _room(self, most: int) -> int:
+        room = most
         if self.iterations is not None:
             room = min(room, self.iterations - self.iteration)
         if self.observers.look_inside:
@@ -662,7 +660,7 @@ class Run:
             self.iteration,
         )
         began = now()
-        limit = plan.block_length(self.watches, self.counts, self._room())
+        limit = plan.block_length(self.watches, self.counts, self._room(program.room))
         if self.feed.prepared:
             window = self.feed.take(limit)
         else:
@@ -704,14 +702,14 @@ class Run:
         self._look(noticed)
         self._doing = ("in the step, near epoch {}, iteration {}", self.epoch, self.iteration)
         self._land(BLOCKS_IN_FLIGHT)
-        first = self._span == FIRST_SPAN and count == FIRST_SPAN
-        if first or (self.feed.data is None and self._span < program.capacity):
+        unknown = program.span is None
+        if unknown or (self.feed.data is None and program.room < program.capacity):
             self._land(0)  # how long a step takes decides the blocks that follow
 
     def _stack_length(self, count: int, offset: int) -> int:
         """How many batches to stack, ``offset`` iterations from now; a block has ``count``."""
         assert self.program is not None
-        most = min(self.program.rows, self._span)
+        most = min(self.program.rows, self.program.span or 1)
         if not self.feed.one_shot:
             return plan.stack_length(self.watches, self.counts, offset, most)
         # It is read no further than the next iteration at which a handler may run.
@@ -727,13 +725,19 @@ class Run:
             landed = now()
             if block.clock is not None:
                 block.clock.settle()
-            elapsed_s = landed - max(block.dispatched, self._landed)
+            block_s = landed - max(block.dispatched, self._landed)
             self._landed = landed
-            if elapsed_s > LONG_BLOCK_S:
-                self._span = max(1, int(block.count * LONG_BLOCK_S / elapsed_s))
-            elif elapsed_s < SHORT_BLOCK_S and block.count >= self._span:
-                factor = min(SPAN_FACTOR, SHORT_BLOCK_S / elapsed_s)
-                self._span = int(block.count * factor)
+            self._fit_span(block.count, block_s)
+
+    def _fit_span(self, count: int, block_s: float) -> None:
+        """Says how many iterations the next blocks may have, after one of ``count``."""
+        assert self.program is not None
+        span = self.program.span or 1
+        if block_s > LONG_BLOCK_S:
+            span = max(1, int(count * LONG_BLOCK_S / block_s))
+        elif block_s < SHORT_BLOCK_S and count >= span:
+            span = int(count * min(SPAN_FACTOR, SHORT_BLOCK_S / block_s))
+        self.program.span = span
 
     def _look_at_shape(self, signature: Signature) -> None:
         """Reports a batch of a shape that has to be compiled for."""
