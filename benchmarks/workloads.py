@@ -179,6 +179,6 @@ WORKLOADS = {
     "MLP 8-8-2": lambda: mlp((8, 8, 2), 8, 400, 5),
     "MLP 64-64-10": lambda: mlp((64, 64, 10), 32, 44, 20),
     "MLP 784-256-10": lambda: mlp((784, 256, 10), 128, 40, 3),
-    "CNN 28x28": lambda: cnn(32, 20, 2),
+    "CNN 28x28": lambda: cnn(32, 20, 6),
     "transformer": lambda: transformer(16, 30, 3),
 }

@@ -67,6 +67,7 @@ logger = logging.getLogger("jaxloop")
 
 BLOCKS_IN_FLIGHT = 2
 SIGNATURES_BEFORE_WARNING = 3
+ITERATION_EVENTS = {Event.ITERATION_STARTED, Event.ITERATION_COMPLETED}
 IN_EPOCH = (FETCH, STEP, Event.ITERATION_COMPLETED)
 """Where a state may go on in the middle of an epoch."""
 SHORT_BLOCK_S, LONG_BLOCK_S, SPAN_FACTOR = 0.03, 0.5, 64
@@ -74,6 +75,8 @@ SHORT_BLOCK_S, LONG_BLOCK_S, SPAN_FACTOR = 0.03, 0.5, 64
 a log, an interrupt, a filter that asks a clock. A program's first block is one iteration; one that
 takes less than the one time is followed by longer ones, one that takes more than the other by
 shorter ones."""
+HORIZON = 1024
+"""How many iterations ahead the handlers are looked at."""
 WATCHED_ITERATIONS = 4096
 """The longest block whose every iteration may be looked at."""
 EPOCHS_UNSETTLED = 2
@@ -109,7 +112,7 @@ class Run:
         self.watches = [plan.Watch(e, a.filter) for a in self.handlers for e in a.events]
         self.timed = any(filters.timed(a.filter) for a in loop.attachments)
         watched = {event for a in loop.attachments for event in a.events}
-        self._unwatched = {Event.ITERATION_STARTED, Event.ITERATION_COMPLETED} - watched
+        self._unwatched = ITERATION_EVENTS - watched
         if debug:
             self._unwatched = set()
 
@@ -134,6 +137,8 @@ class Run:
         self._cell: Cell | None = None
         self._saves: list[Attachment] = []
         self._commits: dict[int, Callable[[State], None]] = {}
+        # Iterations at which, as was found already, no handler runs; the next may.
+        self._free = 0
         # Blocks that the device may not have done yet, and the clock of an epoch that ends there.
         self._flight: collections.deque[_Flying] = collections.deque()
         self._unsettled: collections.deque[Lazy] = collections.deque()
@@ -370,6 +375,7 @@ class Run:
         self._doing = ("while opening the data of epoch {}", self.epoch)
         self.clock = EpochClock(before=self.clock)
         self.counts = {event: (total, 0) for event, (total, _) in self.counts.items()}
+        self._free = 0
         self.max_iteration = self.feed.open(self.epoch, 0)
         if self.program is None:
             # Attached where the data of an epoch end: this is the first batch that is seen.
@@ -431,7 +437,9 @@ class Run:
             self._leave(row)
             return
         self.log("%s: epoch %d, iteration %d", event.value, self.epoch, self.iteration)
-        due = [one for one in self.handlers if event in one.events and self._perhaps(one)]
+        due = []
+        if not (self._free and event in ITERATION_EVENTS):
+            due = [one for one in self.handlers if event in one.events and self._perhaps(one)]
         if due:
             self._flush()
             began = now()
@@ -660,7 +668,10 @@ class Run:
             self.iteration,
         )
         began = now()
-        limit = plan.block_length(self.watches, self.counts, self._room(program.room))
+        room = self._room(program.room)
+        if not self._free:
+            self._free = plan.block_length(self.watches, self.counts, max(room, HORIZON))
+        limit = min(self._free, room)
         if self.feed.prepared:
             window = self.feed.take(limit)
         else:
@@ -683,6 +694,8 @@ class Run:
         rows = Rows(program, out.ring, self.feed.number)
         idle = self.feed.idle
         ahead = self._stack_length(count, count + self.feed.prepared) if idle else 0
+        # Where a clock is asked, a handler may run after any block.
+        self._free = 0 if self.timed else self._free - count
         if count > 1:
             if self.observers.look_inside:
                 fields = self._fields()
@@ -710,6 +723,8 @@ class Run:
         """How many batches to stack, ``offset`` iterations from now; a block has ``count``."""
         assert self.program is not None
         most = min(self.program.rows, self.program.span or 1)
+        if offset + most <= self._free:
+            return most
         if not self.feed.one_shot:
             return plan.stack_length(self.watches, self.counts, offset, most)
         # It is read no further than the next iteration at which a handler may run.
