@@ -181,13 +181,15 @@ def bits(state):
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(state.step_state)]
 
 
+@pytest.mark.parametrize("device", [False, True])
 @pytest.mark.parametrize("fuse", [1, 2, 7, "auto"])
-def test_watchers_change_no_bit(fuse):
+def test_watchers_change_no_bit(fuse, device):
     rng = np.random.default_rng(0)
     data = jl.batches(
         (rng.normal(size=(59, 6)).astype(np.float32), rng.integers(0, 3, 59).astype(np.int32)),
         8,
         shuffle=True,
+        device=device,
     )
     base = jl.loop(mlp, mlp_init).metric("accuracy").metric(lambda x: x, "loss", None, ["loss"])
     kept = []

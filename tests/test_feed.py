@@ -266,3 +266,21 @@ def test_buffers_that_are_used_again_do_not_change_what_was_seen():
     for _ in range(3):
         state = jl.loop(total).run(data, np.zeros(16, np.float32), epochs=3).step_state
         np.testing.assert_allclose(state, 3 * arrays.sum(0), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("fuse", ["auto", 1])
+def test_an_error_of_the_device_comes_out_and_ends_the_thread(fuse):
+    def check(x):
+        if x > 5:
+            raise ValueError("a bad number")
+        return np.float32(0)
+
+    def checked(batch, total):
+        result = jax.ShapeDtypeStruct((), jnp.float32)
+        return total + jnp.sum(batch) + jax.pure_callback(check, result, total)
+
+    with pytest.raises(Exception, match="ValueError|bad number|CpuCallback") as caught:
+        jl.loop(checked).run([np.ones(2, np.float32)] * 50, 0.0, fuse=fuse)
+    # The state before it was donated: better none than a wrong one.
+    assert caught.value.loop_state is None
+    assert "in the step" in caught.value.__notes__[0]
