@@ -45,11 +45,12 @@ def timed(function):
 
 
 def interleaved(functions, repeats):
-    """Medians of seconds, the functions taking turns."""
+    """Medians of seconds, the functions taking turns in an order of chance."""
     seconds = {name: [] for name in functions}
+    names, order = list(functions), np.random.default_rng(0)
     for _ in range(repeats):
-        for name, function in functions.items():
-            seconds[name].append(timed(function))
+        for name in order.permutation(names):
+            seconds[name].append(timed(functions[name]))
             if name in PEERS:
                 time.sleep(PAUSE_S)
     return {name: statistics.median(one) for name, one in seconds.items()}
