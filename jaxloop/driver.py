@@ -46,10 +46,11 @@ from jaxloop.errors import (
 )
 from jaxloop.events import END, FETCH, NEXT_EPOCH, PER_RUN, ROWS, STEP, Event, Status
 from jaxloop.events import Row as EventRow
-from jaxloop.feed import PATIENCE_S, Feed, placement
+from jaxloop.feed import PATIENCE_S, Feed
 from jaxloop.filters import Firing
 from jaxloop.loop import Attachment, Loop, collection
 from jaxloop.observing import Noticed, Observers, Row, Rows, due
+from jaxloop.stacks import placement
 from jaxloop.state import (
     Cell,
     Lazy,

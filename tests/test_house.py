@@ -16,6 +16,8 @@ LAYERS = [
     ["state", "losses", "optimizers", "loss_scale", "models", "datasets"],
     ["metrics", "data", "plan", "timing"],
     ["sources"],
+    ["stacks"],
+    ["cursors"],
     ["feed", "compile", "supervised"],
     ["loop"],
     ["handlers", "checkpoint", "check", "observing"],
