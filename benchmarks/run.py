@@ -142,8 +142,6 @@ def startup(repeats):
 
     def ours():
         jax.clear_caches()
-        loop = CASES["jaxloop"](work)
-        del loop
         jl.loop(emitting).metric(lambda loss: loss, "loss", None, ["loss"]).check(
             work.batches, first
         )

@@ -254,13 +254,12 @@ class Program:
 
     def __post_init__(self) -> None:
         block = self._single if self.capacity == 1 else self._block
-        eager = self.options is None
-        if self.options is None:
-            self._call: Callable[..., Any] = block
-        else:
+        self._call: Callable[..., Any] = block
+        self._init: Callable[[], list[jax.Array]] = self._fresh_metrics
+        if self.options is not None:
             self._call = jax.jit(block, **{"donate_argnums": (0,), **self.options})
+            self._init = jax.jit(self._fresh_metrics)
         self._accumulators = jax.eval_shape(self.bound.init)
-        self._init = self._fresh_metrics if eager else jax.jit(self._fresh_metrics)
         self._compute = jax.jit(self._compute_rows)
         self._fresh: dict[str, PyTree] | None = None
 
@@ -460,19 +459,8 @@ class Programs:
         """
         options = jit_options(jit)
         key = (batch.signature, state_signature(state), fuse, repr(options))
-        if key not in self._programs:
-            self._programs[key] = self._make(step_fn, collection, batch, state, fuse, options)
-        return self._programs[key]
-
-    def _make(
-        self,
-        step_fn: Callable[[PyTree, PyTree], PyTree],
-        collection: Collection,
-        batch: Batch,
-        state: PyTree,
-        fuse: int | str,
-        options: dict[str, Any] | None,
-    ) -> Program:
+        if key in self._programs:
+            return self._programs[key]
         step = Step(step_fn, eager=options is None)
         shapes = abstract(batch.value)
         jaxpr, (new, outputs) = step.trace(shapes, state)
@@ -480,7 +468,9 @@ class Programs:
         capacity = (
             1 if options is None else capacity_of(jaxpr, shapes, jax.eval_shape(bound.init), fuse)
         )
-        return Program(step, bound, capacity, rows_of(capacity, shapes), options)
+        program = Program(step, bound, capacity, rows_of(capacity, shapes), options)
+        self._programs[key] = program
+        return program
 
     def init(self, init_fn: Callable[..., PyTree], jit: bool) -> Callable[..., PyTree]:
         """``init_fn`` under `jax.jit`, made once."""

@@ -53,6 +53,7 @@ from jaxloop.observing import Noticed, Observers, Row, Rows, due
 from jaxloop.stacks import placement
 from jaxloop.state import (
     Cell,
+    Known,
     Lazy,
     PyTree,
     ReadOnlyDict,
@@ -487,7 +488,7 @@ class Run:
         state = self._view(row.event)
         for one in due:
             self._doing = self._place_of("handler", one.name, row.event)
-            if not one.filter.matches(self._firing(one, _returning(state))):
+            if not one.filter.matches(self._firing(one, Known(state).get)):
                 continue
             if self.timed:
                 self._ran[id(one)] = now()
@@ -693,14 +694,12 @@ class Run:
         window.reading(out.marker)
         noticed = self.observers.take()
         rows = Rows(program, out.ring, self.feed.number)
-        idle = self.feed.idle
-        ahead = self._stack_length(count, count + self.feed.prepared) if idle else 0
+        ahead = self._stack_length(count, count + self.feed.prepared) if self.feed.idle else 0
         # Where a clock is asked, a handler may run after any block.
         self._free = 0 if self.timed else self._free - count
         if count > 1:
             if self.observers.look_inside:
-                fields = self._fields()
-                self.observers.notice_block(self.counts, count, fields, rows, self.extra)
+                self.observers.notice_block(self._fields(), count, rows, self.extra)
             self._count(Event.ITERATION_STARTED, count - 1)
             self._count(Event.ITERATION_COMPLETED, count - 1)
         self.step += count
@@ -709,8 +708,7 @@ class Run:
         self.place = Event.ITERATION_COMPLETED
         # From here on the state is whole again: what goes wrong now finds it so.
         self._flight.append(_Flying(out.marker, count, dispatched))
-        if idle:
-            self.feed.ahead(ahead)
+        self.feed.ahead(ahead)
         clock.data_s += read - began
         clock.dispatch_s += dispatched - read
         self._look(noticed)
@@ -862,10 +860,6 @@ class _Flying:
     count: int
     dispatched: float
     clock: EpochClock | None = None
-
-
-def _returning(value: Any) -> Callable[[], Any]:
-    return lambda: value
 
 
 def _silent(*args: object) -> None:

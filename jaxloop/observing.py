@@ -1,7 +1,7 @@
 """Observers, and the metrics that they look at: nothing is computed until somebody asks.
 
     rows = Rows(program, out.ring, number)
-    watching.notice_block(counts, count=64, fields=fields, rows=rows, extra={})
+    watching.notice_block(fields, 64, rows, extra={})
     ...                                     # the next block is dispatched
     for observer, snapshot in due(watching.take()):
         observer.fn(snapshot)               # while the device works
@@ -122,21 +122,20 @@ class Observers:
 
     def notice_block(
         self,
-        counts: Counts,
-        count: int,
         fields: dict[str, Any],
+        count: int,
         rows: Rows,
         extra: Mapping[str, Any],
     ) -> None:
         """Remembers the firings inside a block: all but its first start and its last completion.
 
         Args:
-            counts: Firings so far; the start of the block's first iteration is counted.
+            fields: A snapshot's fields at the first iteration, whose start is counted.
             count: The iterations of the block.
-            fields: A snapshot's fields at the first iteration.
             rows: The metrics after each iteration.
             extra: What handlers added to the metrics of the epoch.
         """
+        counts: Counts = fields["_counts"][0]
         due: list[tuple[int, int, int, Attachment, Event]] = []
         for order, one, event in self._inner:
             total, epoch = counts[event]
@@ -147,8 +146,6 @@ class Observers:
             return
         due.sort(key=_when)
         rows.want(0, count)
-        fields = {**fields, "_counts": (dict(counts), 0, 0)}
-        base = fields["_counts"][0]
         first_iteration, first_step = fields["iteration"], fields["step"]
         last: tuple[int, Snapshot] = (-1, Snapshot())
         for when, _, n, one, event in due:
@@ -161,7 +158,7 @@ class Observers:
                     "iteration": first_iteration + started,
                     "step": first_step + n,
                     "event": event,
-                    "_counts": (base, started, n),
+                    "_counts": (counts, started, n),
                     "_metrics": Row(rows, n - 1, extra),
                 }
                 snapshot = Snapshot.of(mine)

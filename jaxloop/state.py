@@ -124,8 +124,31 @@ class Cell:
         self.read = False
 
 
+class _Readings:
+    """What a `State` and a `Snapshot` know lazily: it is found out when it is read."""
+
+    _metrics: Lazy
+    _history: Records
+    _times: Records
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """``{name: value}`` of this epoch so far, as NumPy values on the host."""
+        return self._metrics.get()
+
+    @property
+    def history(self) -> Mapping[int, Mapping[str, Any]]:
+        """``{epoch: metrics}`` of finished and halted epochs, as NumPy values on the host."""
+        return self._history.get()
+
+    @property
+    def times(self) -> Mapping[int, float]:
+        """``{epoch: seconds}``; each is an `EpochTime`, which says where they went."""
+        return self._times.get()
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class State:
+class State(_Readings):
     """Everything that a run knows; frozen, and alone enough to go on from.
 
     Attributes:
@@ -172,21 +195,6 @@ class State:
     _next: str = NEXT_EPOCH
     _unread: tuple[Any, tuple[PyTree, ...]] | None = None
     _elapsed_s: float = 0.0
-
-    @property
-    def metrics(self) -> Mapping[str, Any]:
-        """``{name: value}`` of this epoch so far, as NumPy values on the host."""
-        return self._metrics.get()
-
-    @property
-    def history(self) -> Mapping[int, Mapping[str, Any]]:
-        """``{epoch: metrics}`` of finished and halted epochs, as NumPy values on the host."""
-        return self._history.get()
-
-    @property
-    def times(self) -> Mapping[int, float]:
-        """``{epoch: seconds}``; each is an `EpochTime`, which says where they went."""
-        return self._times.get()
 
     @property
     def step_state(self) -> PyTree:
@@ -246,7 +254,7 @@ _PUBLIC = (
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Snapshot:
+class Snapshot(_Readings):
     """What an observer sees of one firing: counters and host values, no ``step_state``.
 
     The attributes mean what they mean in `State`.
@@ -292,21 +300,6 @@ class Snapshot:
                 total, epoch = counted[event]
                 counted[event] = (total + by, epoch + by)
         return ReadOnlyDict(counted)
-
-    @property
-    def history(self) -> Mapping[int, Mapping[str, Any]]:
-        """``{epoch: metrics}`` of finished and halted epochs, as NumPy values on the host."""
-        return self._history.get()
-
-    @property
-    def times(self) -> Mapping[int, float]:
-        """``{epoch: seconds}``; each is an `EpochTime`, which says where they went."""
-        return self._times.get()
-
-    @property
-    def metrics(self) -> Mapping[str, Any]:
-        """``{name: value}`` of this epoch so far, as NumPy values on the host."""
-        return self._metrics.get()
 
 
 @jax.tree_util.register_pytree_with_keys_class

@@ -101,12 +101,6 @@ def pair_of_int(value: jax.Array | int) -> Pair:
     return Pair(*_fast_two_sum((number - low).astype(jnp.float32), low.astype(jnp.float32)))
 
 
-def int_of_pair(pair: Pair) -> jax.Array:
-    """The int32 that a pair of integer value below 2**31 holds."""
-    # The limit is 2**31 - 128: the next float32 is 2**31 itself, which no int32 holds.
-    return pair.hi.astype(jnp.int32) + pair.lo.astype(jnp.int32)
-
-
 def sum_examples(values: jax.Array, weight: jax.Array | None) -> Pair:
     """The weighted sum over the first axis.
 
