@@ -21,9 +21,10 @@ from jaxloop.state import Snapshot, State, emit
 
 if TYPE_CHECKING:
     from jaxloop import datasets, losses, metrics, optimizers
-    from jaxloop.checkpoint import deserialize_state, serialize_state
+    from jaxloop.checkpoint import restore
     from jaxloop.factories import eval_step, evaluator, train_step, trainer
     from jaxloop.models import Model
+    from jaxloop.serialize import deserialize_state, serialize_state
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ __all__ = [
     "once",
     "only",
     "optimizers",
+    "restore",
     "serialize_state",
     "train_step",
     "trainer",
@@ -63,8 +65,9 @@ _LATER = {
     "evaluator": "jaxloop.factories",
     "train_step": "jaxloop.factories",
     "trainer": "jaxloop.factories",
-    "serialize_state": "jaxloop.checkpoint",
-    "deserialize_state": "jaxloop.checkpoint",
+    "restore": "jaxloop.checkpoint",
+    "serialize_state": "jaxloop.serialize",
+    "deserialize_state": "jaxloop.serialize",
 }
 _MODULES = ("datasets", "losses", "metrics", "optimizers")
 

@@ -1,382 +1,160 @@
-"""A `State` on disk, through Orbax, and as bytes.
+"""A `State` on disk, through Orbax.
 
-    data = serialize_state(state)
-    state = deserialize_state(data, like=state.step_state)
+    store = Store("runs/a", keep=3, keep_best=1, keep_every=None)
+    store.save("120", state, value=None)        # written in the background
+    store.close()
+    state = restore("runs/a", like=step_state)
 
-A state is split once, by `pack`, into a JSON-able record and trees of arrays; both ways of keeping
-it share that split. No pickle is written or read. Whatever a run needs to go on is in the record or
-in the trees: nothing lives elsewhere.
+A checkpoint is a folder ``<path>/<name>/`` in Orbax's layout: the record in ``meta``, and each tree
+of arrays beside it. It gets its name when it is complete, and it loses it before anything of it is
+deleted: whatever has a name is whole, unless the disk itself damaged it.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
+import dataclasses
 import json
 import os
 import shutil
-import struct
 import uuid
 import warnings
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxloop.errors import CheckpointError, SerializationError
-from jaxloop.events import Event
-from jaxloop.state import Cell, EpochTime, Lazy, PyTree, ReadOnlyDict, Records, State, structure
+from jaxloop.errors import ArgumentError, CheckpointError, SerializationError
+from jaxloop.packing import NUMBERED, check_format, check_leaves, checksum, is_array, pack, unpack
+from jaxloop.stacks import placement
+from jaxloop.state import PyTree, State
 
-FORMAT = 1
-"""The version of the record; a later jaxloop reads every earlier one."""
+_REPLACED, _DELETED, _UNFINISHED = ".replaced", ".deleted", ".orbax-checkpoint-tmp"
 
-_PLAIN = ("epoch", "max_epoch", "iteration", "max_iteration", "step", "status", "halted_by")
-
-
-# --- the split ---------------------------------------------------------------------------------
-
-
-def pack(state: State) -> tuple[dict[str, Any], dict[str, PyTree]]:
-    """A state as ``(record, trees)``: what JSON holds, and arrays by the name of their tree."""
-    step_state = state._cell.step_state
-    step_structure = structure(step_state)
-    trees: dict[str, PyTree] = {
-        "step_state": step_state,
-        # Leaves alone: their structure is the metrics', which the loop knows.
-        "accumulators": {
-            f"{i:05d}": x for i, x in enumerate(jax.tree.leaves(state._cell.accumulators))
-        },
-    }
-
-    def encode(value: Any) -> Any:
-        if value is None or isinstance(value, bool | int | str):
-            return value
-        if isinstance(value, float) and not isinstance(value, np.generic):
-            return value
-        if isinstance(value, np.ndarray | np.generic) or (
-            isinstance(value, jax.Array) and structure(value) != step_structure
-        ):
-            array = np.asarray(value)
-            data = base64.b64encode(array.tobytes()).decode()
-            return {"$array": data, "dtype": array.dtype.name, "shape": list(array.shape)}
-        if structure(value) == step_structure:
-            name = f"like_{len(trees)}"
-            trees[name] = value
-            return {"$like": name}
-        if isinstance(value, dict):
-            return {"$dict": [[encode(k), encode(v)] for k, v in value.items()]}
-        if isinstance(value, tuple | list):
-            return {"$tuple" if isinstance(value, tuple) else "$list": [encode(v) for v in value]}
-        raise SerializationError(
-            f"handler_state, history or metrics: a {type(value).__name__} cannot be kept",
-            fix="keep numbers, strings, arrays, and dicts, lists and tuples of them",
-        )
-
-    record: dict[str, Any] = {
-        "format": FORMAT,
-        **{name: getattr(state, name) for name in _PLAIN},
-        "event": None if state.event is None else state.event.value,
-        "next": str(state._next),
-        "elapsed_s": state._elapsed_s,
-        "event_counts": {event.value: list(counts) for event, counts in state.event_counts.items()},
-        "history": encode(dict(state.history)),
-        "times": encode({int(k): list(EpochTime.of(v).parts) for k, v in state.times.items()}),
-        "handler_state": encode(dict(state.handler_state)),
-        "metrics": encode(dict(state._metrics.get())),
-        "consumed": state._unread is None,
-    }
-    record["leaves"] = {name: _describe(tree) for name, tree in trees.items()}
-    return record, trees
-
-
-def _describe(tree: PyTree) -> list[list[Any]]:
-    return [
-        [jax.tree_util.keystr(path), str(leaf.dtype), list(leaf.shape)]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
-
-
-def unpack(record: dict[str, Any], trees: dict[str, PyTree]) -> State:
-    """The state that was packed."""
-
-    def decode(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        if "$array" in value:
-            raw = np.frombuffer(base64.b64decode(value["$array"]), jnp.dtype(value["dtype"]))
-            return raw.reshape(value["shape"])[()]
-        if "$like" in value:
-            return trees[value["$like"]]
-        if "$dict" in value:
-            return {decode(k): decode(v) for k, v in value["$dict"]}
-        if "$tuple" in value:
-            return tuple(decode(v) for v in value["$tuple"])
-        return [decode(v) for v in value["$list"]]
-
-    metrics = decode(record["metrics"])
-    event = record["event"]
-    return State(
-        **{name: record[name] for name in _PLAIN},
-        event=None if event is None else Event(event),
-        _history=Records.known(decode(record["history"])),
-        _times=Records.known(
-            {e: EpochTime(*parts) for e, parts in decode(record["times"]).items()}
-        ),
-        event_counts=ReadOnlyDict(
-            {Event(name): (n[0], n[1]) for name, n in record["event_counts"].items()}
-        ),
-        handler_state=ReadOnlyDict(decode(record["handler_state"])),
-        _metrics=Lazy(lambda: metrics),
-        _cell=Cell(trees["step_state"], list(trees["accumulators"].values())),
-        _next=record["next"],
-        _elapsed_s=record["elapsed_s"],
-    )
-
-
-def _check_leaves(record: dict[str, Any], like: PyTree, where: str) -> None:
-    """Raises if the step state that was kept is not one like ``like``; lists what differs."""
-    kept = {name: (dtype, tuple(shape)) for name, dtype, shape in record["leaves"]["step_state"]}
-    mine = {name: (dtype, tuple(shape)) for name, dtype, shape in _describe(like)}
-    differ = [
-        f"{name}: kept {kept.get(name, 'nothing')}, expected {mine.get(name, 'nothing')}"
-        for name in {**kept, **mine}
-        if kept.get(name) != mine.get(name)
-    ]
-    if differ:
-        raise SerializationError(
-            f"{where} holds the state of another model or optimizer; these leaves differ: "
-            + "; ".join(differ[:20]),
-            fix="use the model, optimizer and step that the state was made with",
-        )
-
-
-# --- bytes -------------------------------------------------------------------------------------
-
-_MAGIC = b"JAXLOOP\x01"
-_CHECKSUM_BYTES = 32
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _raw(leaf: Any) -> np.ndarray[Any, Any]:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-
-
-def serialize_state(
-    state: State,
-    *,
-    compress: bool = False,
-    serialize_step_state: Callable[[PyTree], bytes] | None = None,
-) -> bytes:
-    """A state as bytes: versioned, checksummed, without pickle.
-
-    Args:
-        state: A `State`.
-        compress: Whether to compress with zlib.
-        serialize_step_state: Makes the bytes of the step state, for leaves of one's own kinds.
-
-    Returns:
-        Bytes for `deserialize_state`.
-
-    Raises:
-        SerializationError: Something in the state cannot be kept.
-
-    Example:
-        >>> import jaxloop as jl
-        >>> state = jl.loop(lambda b, s: s + b).run([1, 2], init_state=0)
-        >>> int(deserialize_state(serialize_state(state), like=state).step_state)
-        3
-    """
-    if serialize_step_state is not None:
-        own = serialize_step_state(state._cell.step_state)
-        state = state.replace(step_state={})
-        record, trees = pack(state)
-        record["own"] = True
-    else:
-        own = b""
-        record, trees = pack(state)
-    chunks = [own]
-    record["own_bytes"] = len(own)
-    for tree in trees.values():
-        for leaf in jax.tree.leaves(tree):
-            chunks.append(_raw(leaf).tobytes())
-    record["trees"] = list(trees)
-    header = json.dumps(record).encode()
-    body = struct.pack("<Q", len(header)) + header + b"".join(chunks)
-    if compress:
-        body = zlib.compress(body)
-    flag = b"\x01" if compress else b"\x00"
-    return _MAGIC + flag + hashlib.sha256(flag + body).digest() + body
-
-
-def deserialize_state(
-    data: bytes,
-    *,
-    like: State | PyTree,
-    deserialize_step_state: Callable[[bytes], PyTree] | None = None,
-) -> State:
-    """The state that `serialize_state` made bytes of.
-
-    Args:
-        data: The bytes.
-        like: A `State`, or a step state of the same structure, shapes and dtypes.
-        deserialize_step_state: Undoes ``serialize_step_state``.
-
-    Raises:
-        SerializationError: The bytes are not a state, are truncated or altered, or do not fit.
-
-    Example:
-        >>> deserialize_state(b"nonsense", like={})
-        Traceback (most recent call last):
-        jaxloop.errors.SerializationError: these bytes are not a serialized state...
-    """
-    start = len(_MAGIC) + 1 + _CHECKSUM_BYTES
-    if data[: len(_MAGIC)] != _MAGIC or len(data) < start:
-        raise SerializationError(
-            "these bytes are not a serialized state of this format",
-            fix="pass what jl.serialize_state returned",
-        )
-    flag, body = data[len(_MAGIC) : len(_MAGIC) + 1], data[start:]
-    if hashlib.sha256(flag + body).digest() != data[len(_MAGIC) + 1 : start]:
-        raise SerializationError("the bytes of this state are damaged: their checksum differs")
-    if flag == b"\x01":
-        body = zlib.decompress(body)
-    (size,) = struct.unpack("<Q", body[:8])
-    record, rest = json.loads(body[8 : 8 + size]), body[8 + size :]
-    step_like = like._cell.step_state if isinstance(like, State) else like
-    own, rest = rest[: record["own_bytes"]], rest[record["own_bytes"] :]
-    if record.get("own"):
-        if deserialize_step_state is None:
-            raise SerializationError(
-                "this state was written with serialize_step_state=",
-                fix="pass deserialize_step_state= too",
-            )
-        step_like = {}
-    else:
-        _check_leaves(record, step_like, "the serialized state")
-    trees: dict[str, PyTree] = {}
-    for name in record["trees"]:
-        leaves = []
-        models = (
-            [None] * len(record["leaves"][name])
-            if name == "accumulators"
-            else jax.tree.leaves(step_like)
-        )
-        for model, (_, dtype, shape) in zip(models, record["leaves"][name], strict=True):
-            leaf, rest = _take(rest, model, dtype, shape)
-            leaves.append(leaf)
-        if name == "accumulators":
-            trees[name] = {f"{i:05d}": leaf for i, leaf in enumerate(leaves)}
-        else:
-            trees[name] = jax.tree.unflatten(jax.tree.structure(step_like), leaves)
-    state = unpack(record, trees)
-    if record.get("own"):
-        assert deserialize_step_state is not None
-        state = state.replace(step_state=deserialize_step_state(own))
-    return state
-
-
-def _take(rest: bytes, model: Any, dtype: str, shape: list[int]) -> tuple[Any, bytes]:
-    if model is not None and _is_key(model):
-        data = jax.random.key_data(model)
-        size = data.size * data.dtype.itemsize
-        raw = np.frombuffer(rest[:size], data.dtype).reshape(data.shape)
-        return jax.random.wrap_key_data(jnp.asarray(raw), impl=jax.random.key_impl(model)), rest[
-            size:
-        ]
-    kind = jnp.dtype(dtype)
-    size = int(np.prod(shape)) * kind.itemsize
-    return jnp.asarray(np.frombuffer(rest[:size], kind).reshape(shape)), rest[size:]
-
-
-# --- Orbax -------------------------------------------------------------------------------------
-
-_REPLACED = ".replaced"
-_TMP = ".orbax-checkpoint-tmp"
+UNTOUCHED = (
+    "see that the folder is there, is writable and has room; the checkpoints before it are as they "
+    "were, and loop.resume(path) goes on from the newest"
+)
 
 
 class Store:
-    """A folder of checkpoints: ``<path>/<name>/`` in Orbax's layout, written in the background.
+    """A folder of checkpoints, written in the background.
 
     A checkpoint of a name that is there already replaces it; the old one goes only once the new one
     is complete.
+
+    Args:
+        path: The folder.
+        keep: How many of the newest stay; None: all.
+        keep_best: How many of those that were the best when they were saved stay beside them.
+        keep_every: Those whose step is a multiple of it stay too; None: no more.
     """
 
-    def __init__(self, path: str, keep: int | None, better: Callable[[float, float], bool]) -> None:
+    def __init__(
+        self, path: str, *, keep: int | None, keep_best: int = 1, keep_every: int | None = None
+    ) -> None:
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
         self.path = Path(path).absolute()
         self.path.mkdir(parents=True, exist_ok=True)
         _tidy(self.path)
-        self._keep = keep
-        self._better = better
+        self._keep, self._keep_best, self._keep_every = keep, keep_best, keep_every
         self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
-        self._order = max((m["order"] for m in listed(self.path).values()), default=0)
+        self._order = max((entry.order for entry in entries(self.path)), default=0)
 
     def save(self, name: str, state: State, value: float | None) -> None:
-        """Begins to save ``state``; waits for an earlier save, not for this one."""
+        """Begins to save ``state``; waits for an earlier save, not for this one.
+
+        What it saves may be donated as soon as it returns.
+
+        Args:
+            name: Of the checkpoint's folder.
+            state: What is saved.
+            value: Of the metric whose best this is, or None.
+
+        Raises:
+            CheckpointError: It cannot be written, or the one before could not.
+        """
         ocp = self._ocp
         record, trees = pack(state)
         self._wait()
+        if not self.path.is_dir():
+            raise CheckpointError(f"the folder {self.path} has vanished", fix=UNTOUCHED)
         self._order += 1
-        record["order"], record["value"] = self._order, value
-        target = self.path / name
-        old = self.path / (name + _REPLACED)
-        if target.exists():
-            before = _record(target)
-            if before is not None and value is None:
-                record["value"] = before.get("value")  # it stays the best that it was
-            os.rename(target, old)
-        # In a dict, as Orbax takes no tree that is a single array.
-        items = {
-            key: ocp.args.StandardSave({"tree": tree})
-            for key, tree in trees.items()
-            if _has_leaves(tree)
-        }
+        target, old = self.path / name, self.path / (name + _REPLACED)
         try:
-            self._checkpointer.save(
-                target, args=ocp.args.Composite(meta=ocp.args.JsonSave(record), **items)
-            )
-        except Exception as error:
-            raise CheckpointError(f"the checkpoint {target} cannot be written: {error}") from error
+            if target.exists():
+                before = _read(target).record
+                if before is not None and before["step"] == state.step and value is None:
+                    value = before["value"]  # it stays the best that it was
+                os.rename(target, old)
+            record |= {"order": self._order, "value": value}
+            record["sha256"] = checksum(record)
+            # In a dict, as Orbax takes no tree that is a single array.
+            items = {
+                key: ocp.args.StandardSave({"tree": tree})
+                for key, tree in trees.items()
+                if jax.tree.leaves(tree)
+            }
+            meta = ocp.args.JsonSave(record)
+            self._checkpointer.save(target, args=ocp.args.Composite(meta=meta, **items))
+        except Exception as error:  # Orbax and TensorStore raise errors of many kinds
+            raise self._failed(error) from error
         if old.exists():
             self._wait()
         self._retain()
+
+    def poll(self) -> None:
+        """Raises if a save in the background has failed; does not wait.
+
+        Raises:
+            CheckpointError: It has.
+        """
+        try:
+            self._checkpointer.check_for_errors()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        _tidy(self.path)
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return CheckpointError(
+            f"a checkpoint in {self.path} could not be written: {what:.300}", fix=UNTOUCHED
+        )
 
     def _wait(self) -> None:
         try:
             self._checkpointer.wait_until_finished()
         except Exception as error:
-            raise CheckpointError(
-                f"a checkpoint in {self.path} could not be written: {error}"
-            ) from error
+            raise self._failed(error) from error
         for old in self.path.glob("*" + _REPLACED):
-            shutil.rmtree(old, ignore_errors=True)
+            _delete(old)
 
     def _retain(self) -> None:
+        """Deletes what is neither new nor best; only what is complete counts."""
         if self._keep is None:
             return
-        there = sorted(listed(self.path).items(), key=lambda item: item[1]["order"])
-        best: str | None = None
-        best_value = 0.0
-        for name, record in there:
-            value = record.get("value")
-            if value is not None and (best is None or self._better(value, best_value)):
-                best, best_value = name, value
-        for name, _ in there[: -self._keep]:
-            if name != best:
-                shutil.rmtree(self.path / name, ignore_errors=True)
+        there = [entry for entry in entries(self.path) if entry.record is not None]
+        best = [entry for entry in there if entry.value is not None][: self._keep_best]
+        for entry in there[self._keep :]:
+            often = self._keep_every is not None and entry.step % self._keep_every == 0
+            if entry not in best and not often:
+                _delete(entry.folder)
+
+    def newest(self, like: PyTree) -> State | None:
+        """The newest good state, the one that is being saved included."""
+        self._wait()
+        return load_latest(self.path, like)
 
     def close(self) -> None:
-        """Waits until everything is on disk, and ends the threads."""
+        """Waits until everything is on disk, and ends the threads.
+
+        Raises:
+            CheckpointError: The last save failed.
+        """
         try:
             self._wait()
             self._retain()
@@ -384,91 +162,229 @@ class Store:
             self._checkpointer.close()
 
 
-def _has_leaves(tree: PyTree) -> bool:
-    return bool(jax.tree.leaves(tree))
+# --- what is there -----------------------------------------------------------------------------
 
 
-def _tidy(path: Path) -> None:
-    """Undoes what a killed run left: half-written checkpoints, and a replacement half done."""
-    for old in path.glob("*" + _REPLACED):
-        target = path / old.name.removesuffix(_REPLACED)
-        if _record(target) is None:
-            shutil.rmtree(target, ignore_errors=True)
-            os.rename(old, target)
-        else:
-            shutil.rmtree(old, ignore_errors=True)
-    for left in path.glob(f"*{_TMP}*"):
-        shutil.rmtree(left, ignore_errors=True)
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A checkpoint in a folder: its record, or what is wrong with it."""
+
+    folder: Path
+    record: dict[str, Any] | None
+    problem: str = ""
+
+    @property
+    def order(self) -> int:
+        """When it was saved: larger is later; 0 of a damaged one."""
+        return self.record["order"] if self.record is not None else 0
+
+    @property
+    def step(self) -> int:
+        """The state's step; -1 of a damaged one."""
+        return self.record["step"] if self.record is not None else -1
+
+    @property
+    def value(self) -> float | None:
+        """What made it the best when it was saved."""
+        return None if self.record is None else self.record["value"]
 
 
-def _record(folder: Path) -> dict[str, Any] | None:
-    """The record of a complete checkpoint, or None."""
+def _read(folder: Path) -> Entry:
     try:
         record = json.loads((folder / "meta" / "metadata").read_text())
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and "order" in record else None
+    except (OSError, ValueError) as error:
+        return Entry(folder, None, f"its record cannot be read: {error}")
+    if not isinstance(record, dict) or record.get("sha256") != checksum(record):
+        return Entry(folder, None, "its record is altered: the checksum differs")
+    return Entry(folder, record)
 
 
-def listed(path: Path) -> dict[str, dict[str, Any]]:
-    """The complete checkpoints in a folder, by name."""
+def entries(path: Path) -> list[Entry]:
+    """The checkpoints in a folder, the newest first, damaged ones last."""
     if not path.is_dir():
-        return {}
-    found = ((folder.name, _record(folder)) for folder in path.iterdir())
-    return {
-        name: record
-        for name, record in found
-        if record is not None and not name.endswith(_REPLACED) and _TMP not in name
-    }
+        return []
+    found = []
+    for folder in path.iterdir():
+        name = folder.name
+        if _UNFINISHED in name or name.endswith(_DELETED):
+            continue
+        # What is being replaced counts for as long as the new one is not there.
+        if name.endswith(_REPLACED) and (path / name.removesuffix(_REPLACED)).exists():
+            continue
+        if (folder / "meta").is_dir() or (folder / "_CHECKPOINT_METADATA").exists():
+            found.append(_read(folder))
+    return sorted(found, key=lambda entry: -entry.order)
 
 
-def load(folder: Path, record: dict[str, Any], like: PyTree) -> State:
-    """The state in one checkpoint, with the shardings of ``like``."""
+def _delete(folder: Path) -> None:
+    """Deletes a checkpoint so that it is never there in part."""
+    gone = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}{_DELETED}")
+    with contextlib.suppress(OSError):
+        os.rename(folder, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _tidy(path: Path) -> list[Path]:
+    """Undoes what a killed run left; returns the checkpoints that were being written.
+
+    Raises nothing: a folder that cannot be written may still be read.
+    """
+    unfinished = list(path.glob(f"*{_UNFINISHED}*"))
+    with contextlib.suppress(OSError):
+        for old in path.glob("*" + _REPLACED):
+            target = path / old.name.removesuffix(_REPLACED)
+            if target.exists():
+                _delete(old)
+            else:
+                os.rename(old, target)
+    for left in (*unfinished, *path.glob("*" + _DELETED)):
+        shutil.rmtree(left, ignore_errors=True)
+    return unfinished
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def load(entry: Entry, like: PyTree) -> State:
+    """The state in one checkpoint, placed as ``like`` is; None: as plain containers.
+
+    Raises:
+        SerializationError: It is of another model or optimizer.
+    """
     import orbax.checkpoint as ocp
 
-    _check_leaves(record, like, f"the checkpoint {folder}")
-    (device, *_) = jax.local_devices()
-    here = jax.sharding.SingleDeviceSharding(device)
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+    record = entry.record
+    assert record is not None
+    check_format(record)
+    if like is not None:
+        check_leaves(record, like, f"the checkpoint {entry.folder}")
+    place = placement(like)
+    everywhere = place.sharding or jax.sharding.SingleDeviceSharding(
+        place.device or jax.local_devices()[0]
     )
-    wanted: dict[str, PyTree] = {}
-    for name, leaves in record["leaves"].items():
-        if name == "accumulators":
-            wanted[name] = {
-                f"{i:05d}": jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=here)
-                for i, (_, dtype, shape) in enumerate(leaves)
-            }
-        else:
-            wanted[name] = abstract
-    args = {k: ocp.args.StandardRestore({"tree": v}) for k, v in wanted.items() if _has_leaves(v)}
-    trees = dict(wanted)
-    if args:
-        with contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as reader:
-            restored = reader.restore(folder, args=ocp.args.Composite(**args))
-        trees.update({name: restored[name]["tree"] for name in args})
+
+    def wanted(leaf: Any) -> jax.ShapeDtypeStruct:
+        sharding = getattr(leaf, "sharding", None)
+        if not isinstance(sharding, jax.sharding.Sharding):
+            sharding = everywhere
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    with contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as reader:
+        trees: dict[str, PyTree] = {}
+        for name, leaves in record["leaves"].items():
+            if name in NUMBERED:
+                trees[name] = {
+                    f"{i:05d}": jax.ShapeDtypeStruct(
+                        tuple(shape), jnp.dtype(dtype), sharding=everywhere
+                    )
+                    for i, (_, dtype, shape) in enumerate(leaves)
+                }
+            elif like is not None:
+                trees[name] = jax.tree.map(wanted, like)
+            elif leaves:
+                stored = ocp.StandardCheckpointHandler().metadata(entry.folder / name)
+                trees[name] = jax.tree.map(
+                    wanted, stored.tree["tree"], is_leaf=lambda x: hasattr(x, "shape")
+                )
+            else:
+                trees[name] = {}
+        args = {
+            name: ocp.args.StandardRestore({"tree": tree})
+            for name, tree in trees.items()
+            if jax.tree.leaves(tree)
+        }
+        if args:
+            restored = reader.restore(entry.folder, args=ocp.args.Composite(**args))
+            trees.update({name: restored[name]["tree"] for name in args})
     return unpack(record, trees)
 
 
-def load_latest(path: str, like: PyTree) -> State | None:
-    """The newest good state in ``path``; a damaged checkpoint is passed over with a warning.
+def _newest_good(found: Iterable[Entry], like: PyTree) -> State | None:
+    for entry in found:
+        problem = entry.problem
+        if entry.record is not None:
+            try:
+                return load(entry, like)
+            except SerializationError:
+                raise
+            except Exception as error:  # noqa: BLE001  Orbax raises bare Exception for damage
+                problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        warnings.warn(
+            f"the checkpoint {entry.folder} is damaged and passed over: {problem:.300}",
+            stacklevel=2,
+        )
+    return None
+
+
+def load_latest(path: str | Path, like: PyTree) -> State | None:
+    """The newest good state in ``path``; damaged and half-written ones are passed over, and named.
 
     Raises:
-        SerializationError: A checkpoint is of another model or optimizer.
+        SerializationError: The newest is of another model or optimizer.
     """
     folder = Path(path).absolute()
     if folder.is_dir():
-        _tidy(folder)
-    for name, record in sorted(listed(folder).items(), key=lambda item: -item[1]["order"]):
-        try:
-            return load(folder / name, record, like)
-        except SerializationError:
-            raise
-        except Exception as error:  # noqa: BLE001  Orbax raises bare Exception for damage
+        for left in _tidy(folder):
             warnings.warn(
-                f"the checkpoint {folder / name} is damaged and passed over: {error}", stacklevel=2
+                f"the checkpoint {folder / left.name.split(_UNFINISHED)[0]} was still being "
+                "written when its run ended, and is passed over",
+                stacklevel=2,
             )
-    return None
+    return _newest_good(entries(folder), like)
+
+
+def restore(path: str, which: str | int = "latest", *, like: State | PyTree = None) -> State:
+    """The `State` in a folder of checkpoints, for use by hand.
+
+    Args:
+        path: What `Loop.checkpoint` was given.
+        which: "latest", "best" (by the criteria of the loop that wrote it), or a step.
+        like: A `State`, or a step state of arrays or of `jax.ShapeDtypeStruct`: its structure,
+            and where its arrays are. None: named tuples and classes come back as lists and dicts,
+            and all arrays on one device.
+
+    Returns:
+        A `State`. A damaged checkpoint is passed over with a warning.
+
+    Raises:
+        CheckpointError: There is no such checkpoint; the error lists those that are there.
+        SerializationError: It is of another model or optimizer; the error lists the leaves.
+
+    Example:
+        >>> import tempfile, jaxloop as jl
+        >>> path = tempfile.mkdtemp()
+        >>> loop = jl.loop(lambda batch, total: total + batch).checkpoint(path)
+        >>> _ = loop.run([1, 2], init_state=0)
+        >>> int(restore(path).step_state)
+        3
+    """
+    folder = Path(path).absolute()
+    there = entries(folder)
+    if which == "latest":
+        found = there
+    elif which == "best":
+        found = [entry for entry in there if entry.value is not None]
+    elif isinstance(which, int) and not isinstance(which, bool):
+        found = [entry for entry in there if entry.step == which]
+    else:
+        raise ArgumentError(f"restore: which must be 'latest', 'best' or a step, and is {which!r}")
+    step_state = like._cell.step_state if isinstance(like, State) else like
+    step_state = jax.tree.map(_array_like, step_state)
+    state = _newest_good(found, step_state)
+    if state is None:
+        steps = ", ".join(
+            f"{entry.folder.name} (step {entry.step})" for entry in there if entry.record
+        )
+        raise CheckpointError(
+            f"restore: {folder} holds no good checkpoint for {which!r}; there are: "
+            f"{steps or 'none'}",
+            fix="pass the path= that Loop.checkpoint got, and one of these steps",
+        )
+    return state
+
+
+def _array_like(leaf: Any) -> Any:
+    return leaf if is_array(leaf) or hasattr(leaf, "shape") else jnp.asarray(leaf)
 
 
 def check_writable(path: str) -> None:
@@ -488,13 +404,3 @@ def check_writable(path: str) -> None:
             f"checkpoint: the folder {folder} cannot be written: {error}",
             fix="pass a path= that can be written",
         ) from error
-
-
-@contextlib.contextmanager
-def opened(store: Callable[[], Store]) -> Iterator[Store]:
-    """A store that is closed, with all saves on disk, when the run ends."""
-    one = store()
-    try:
-        yield one
-    finally:
-        one.close()

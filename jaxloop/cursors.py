@@ -23,6 +23,7 @@ import numpy as np
 
 from jaxloop.data import Batch, Batches, Signature, as_batch, marked
 from jaxloop.errors import DataError
+from jaxloop.positions import Stateful
 from jaxloop.sources import Gathered
 from jaxloop.stacks import Maker, Stack, on_host
 
@@ -69,26 +70,62 @@ def _always() -> bool:
 
 
 class Iterating:
-    """A position in an iterator."""
+    """A position in an iterator.
 
-    def __init__(self, iterator: Iterator[Any], epoch: int, one_shot: bool) -> None:
+    Args:
+        iterator: What is read.
+        epoch: Its epoch.
+        one_shot: Whether it goes on over epochs.
+        own: Its own state, if it has one.
+        read: How many of its batches are behind it.
+    """
+
+    def __init__(
+        self,
+        iterator: Iterator[Any],
+        epoch: int,
+        one_shot: bool,
+        own: Stateful | None = None,
+        read: int = 0,
+    ) -> None:
         self.epoch, self.one_shot = epoch, one_shot
         self.length: int | None = None
-        self.read = 0
+        self.read = self.consumed = read
+        self.skipped = 0
         self.held: collections.deque[Batch] = collections.deque()
-        self._iterator = iterator
+        self._iterator, self._own = iterator, own
+        self._marks: list[tuple[int, Any, bool]] = []
         self._error: BaseException | None = None
         self._like: Signature | None = None
+        self._mark()
 
-    def skip(self, count: int) -> None:
+    def _mark(self, at_end: bool = False) -> None:
+        """Remembers the iterator's own state, and how many batches were read of it by then."""
+        if self._own is None:
+            return
+        # What is before the last mark that was consumed will not be asked for. A list is never
+        # changed: the thread makes marks while the driver looks at them.
+        behind = sum(mark[0] <= self.consumed for mark in self._marks)
+        self._marks = [*self._marks[max(0, behind - 1) :], (self.read, self._own.get(), at_end)]
+
+    def mark(self) -> tuple[int, Any, bool]:
+        """``(skip, state, at_end)``: ``skip`` batches after that state comes what is next."""
+        known = [mark for mark in self._marks if mark[0] <= self.consumed]
+        at, state, at_end = known[-1] if known else (self.consumed, None, False)
+        return self.consumed - at, state, at_end
+
+    def skip(self, count: int, poll: Callable[[], None]) -> None:
         """Reads past ``count`` batches that were consumed in an earlier run."""
         for index in range(count):
+            poll()  # it may take long
             if next(self._iterator, END) is END:
                 raise DataError(
                     f"epoch {self.epoch} goes on after {count} batches, and the data gave only "
                     f"{index}",
                     fix="resume with the data set that the run had",
                 )
+            self.read += 1
+        self.consumed, self.skipped = self.read, count
 
     def _next(self) -> Batch | None:
         if self.held:
@@ -98,6 +135,7 @@ class Iterating:
             raise error
         item = next(self._iterator, END)
         if item is END:
+            self._mark(at_end=True)
             return None
         batch = as_batch(item, f"batch {self.read} of the data", self._like)
         self._like = batch.signature
@@ -118,6 +156,8 @@ class Iterating:
 
     def fill(self, limit: int, maker: Maker, request: Fill) -> Stack | None:
         """The next batches of one signature, at most ``limit``; None where there are none."""
+        if not self.held:
+            self._mark()
         first = self._next()
         if first is None:
             return None
@@ -173,9 +213,9 @@ class Serving:
     """A position in `Batches`: two integers."""
 
     def __init__(self, batches: Batches, epoch: int, index: int) -> None:
-        self.epoch, self.read = epoch, index
+        self.epoch, self.read, self.consumed = epoch, index, index
         self.length = len(batches)
-        self._batches = batches
+        self.batches = batches
         self._order: Any = END
 
     def more(self) -> bool:
@@ -184,14 +224,14 @@ class Serving:
 
     def sample(self) -> Batch | None:
         """The next batch, which stays."""
-        for value in self._batches.epoch(self.epoch, self.read):
+        for value in self.batches.epoch(self.epoch, self.read):
             return as_batch(value, f"batch {self.read} of the data")
         return None
 
     def fill(self, limit: int, maker: Maker, request: Fill) -> Stack | None:
         """As of an iterator, by one gather."""
         del request  # it does not have to wait for anything
-        batches, index, size = self._batches, self.read, self._batches.batch_size
+        batches, index, size = self.batches, self.read, self.batches.batch_size
         if index >= len(batches):
             return None
         if self._order is END:
@@ -230,7 +270,7 @@ class Serving:
         return maker.stack(rows, arrays, value, count, signature)
 
     def _gathered(self, index: int, count: int, maker: Maker) -> Stack:
-        batches = self._batches
+        batches = self.batches
         order = None if self._order is None else maker.place(self._order.astype(np.int32))
         sample = as_batch(next(batches.epoch(self.epoch, index)), "the data")
         source = Gathered(

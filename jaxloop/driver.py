@@ -38,6 +38,7 @@ from jaxloop.compile import (
 from jaxloop.data import Batch, Signature, signature_change
 from jaxloop.errors import (
     ArgumentError,
+    CheckpointError,
     DataError,
     HaltError,
     HandlerReturnError,
@@ -46,10 +47,12 @@ from jaxloop.errors import (
 )
 from jaxloop.events import END, FETCH, NEXT_EPOCH, PER_RUN, ROWS, STEP, Event, Status
 from jaxloop.events import Row as EventRow
-from jaxloop.feed import PATIENCE_S, Feed
+from jaxloop.feed import KEPT, PATIENCE_S, Feed
 from jaxloop.filters import Firing
-from jaxloop.loop import Attachment, Loop, collection
+from jaxloop.loop import Attachment, Loop, Saves, collection
 from jaxloop.observing import Noticed, Observers, Row, Rows, due
+from jaxloop.positions import NOWHERE
+from jaxloop.signals import Interrupted, Signals
 from jaxloop.stacks import placement
 from jaxloop.state import (
     Cell,
@@ -70,7 +73,7 @@ logger = logging.getLogger("jaxloop")
 BLOCKS_IN_FLIGHT = 2
 SIGNATURES_BEFORE_WARNING = 3
 ITERATION_EVENTS = {Event.ITERATION_STARTED, Event.ITERATION_COMPLETED}
-IN_EPOCH = (FETCH, STEP, Event.ITERATION_COMPLETED)
+IN_EPOCH = (FETCH, Event.ITERATION_STARTED, STEP, Event.ITERATION_COMPLETED)
 """Where a state may go on in the middle of an epoch."""
 SHORT_BLOCK_S, LONG_BLOCK_S, SPAN_FACTOR = 0.03, 0.5, 64
 """How many iterations a block has is also a matter of how long it takes: what waits for its end is
@@ -108,7 +111,8 @@ class Run:
         self.loop, self.iterations, self.strict = loop, iterations, strict
         self.jit, self.fuse = jit, fuse
         self.log = logger.info if debug else _silent
-        self.feed = Feed(data, epochs=epochs, iterations=iterations)
+        self.signals = Signals()
+        self.feed = Feed(data, epochs=epochs, iterations=iterations, signals=self.signals)
         self.handlers = [a for a in loop.attachments if a.kind != "observer"]
         self.observers = Observers([a for a in loop.attachments if a.kind == "observer"])
         self.watches = [plan.Watch(e, a.filter) for a in self.handlers for e in a.events]
@@ -137,8 +141,8 @@ class Run:
         self.ended: State | None = None
 
         self._cell: Cell | None = None
-        self._saves: list[Attachment] = []
-        self._commits: dict[int, Callable[[State], None]] = {}
+        self._wanted: list[Attachment] = []
+        self._saves: list[tuple[Attachment, Saves]] = []
         # Iterations at which, as was found already, no handler runs; the next may.
         self._free = 0
         # Blocks that the device may not have done yet, and the clock of an epoch that ends there.
@@ -158,6 +162,12 @@ class Run:
     def _prepare(self, init_state: PyTree) -> None:
         """Makes or attaches the state, and checks what can be known now."""
         check_metrics(self.loop)
+        if not self.feed.keeps_position and any(one.open is not None for one in self.handlers):
+            raise DataError(
+                "checkpoint: the data are a one-shot iterator, whose position cannot be kept: a "
+                "run that was killed could not go on",
+                fix=KEPT,
+            )
         for one in self.loop.attachments:
             if one.prepare is not None:
                 one.prepare(self.loop)
@@ -202,11 +212,11 @@ class Run:
         assert self.loop.resume_path is not None
         sample = self._read_sample()
         like = self._init(sample, init_state)
-        self.feed.close_epoch()
         state = load_latest(self.loop.resume_path, like)
         if state is None:
             self.sample, self.carry = sample, (like, {})
-            self.feed.open(0, 0)
+        else:
+            self.feed.close_epoch()
         return state
 
     def _attach(self, state: State) -> None:
@@ -233,7 +243,8 @@ class Run:
         else:
             if state.status == "halted":
                 self.status, self.halted_by = state.status, state.halted_by
-            if state.event is not None:
+            # A firing that was left in the middle is what comes next, and begins again.
+            if state.event is not None and state._next != state.event:
                 row = ROWS[state.event]
                 if row.ends_epoch and self.epoch not in self.history:
                     # Kept by a handler of that firing, before the history was written.
@@ -245,13 +256,19 @@ class Run:
             copy(cell.accumulators),
         )
         self.clock = EpochClock(state._elapsed_s)
-        self.feed.restore_unread(state._unread)
-        if self.place in IN_EPOCH:
-            consumed = self.iteration + (self.place == Event.ITERATION_COMPLETED)
-            self.max_iteration = self.feed.open(self.epoch, consumed)
-            self.sample = self.feed.sample()
-        elif self.epoch < self.max_epoch:
-            self.max_iteration = self.feed.open(self.epoch, 0)
+        if self.place in IN_EPOCH or self.epoch < self.max_epoch:
+            consumed = 0
+            if self.place in IN_EPOCH:
+                consumed = self.iteration + (self.place == Event.ITERATION_COMPLETED)
+            began = now()
+            self.max_iteration = self.feed.open(self.epoch, consumed, state._position or NOWHERE)
+            if self.feed.num_skipped:
+                logger.info(
+                    "read past %d batches of epoch %d in %.3f s, to go on where the run was",
+                    self.feed.num_skipped,
+                    self.epoch,
+                    now() - began,
+                )
             self.sample = self.feed.sample()
 
     def _compile_for(self, sample: Batch, state: PyTree) -> None:
@@ -267,7 +284,8 @@ class Run:
         self._doing = ("while checking the step and its metrics on the first batch",)
         self._compile_for(self.sample, self.carry[0])
         if self.place not in IN_EPOCH:
-            self._fresh_metrics()
+            if self.place not in ROWS or not ROWS[self.place].ends_epoch:
+                self._fresh_metrics()
         else:
             # Their structure is the metrics'; a checkpoint keeps their leaves alone.
             assert self.program is not None
@@ -276,6 +294,7 @@ class Run:
             same = state_signature(jax.tree.leaves(fresh)) == state_signature(leaves)
             if same:
                 self.carry = (self.carry[0], jax.tree.unflatten(jax.tree.structure(fresh), leaves))
+                self._find_extra()
             else:
                 raise ArgumentError(
                     "the state to go on from is in mid-epoch, and has accumulators of other "
@@ -333,30 +352,53 @@ class Run:
     def _states(self, give: bool) -> Iterator[State]:
         if self.ended is not None or self.max_epoch == 0:
             return
-        with contextlib.ExitStack() as stack:
-            for index, one in enumerate(self.handlers):
-                if one.commit is not None:
-                    self._commits[index] = stack.enter_context(one.commit())
-            stack.enter_context(self.feed)
+        with self.signals, self.feed:
             try:
+                for one in self.handlers:
+                    if one.open is not None:
+                        self._saves.append((one, one.open()))
                 yield from self._walk(give)
                 self._flush()
                 self._land(0)
             except GeneratorExit:
+                self._close(None)
                 raise
             except BaseException as error:
                 self._explain(error)
+                self._close(error)
                 raise
+            self._close(None)
 
     def _walk(self, give: bool) -> Iterator[State]:
-        place = self.place
-        self._fire(ROWS[Event.STARTED], then=place)
+        try:
+            yield from self._rows(give)
+        except Interrupted:
+            name = self.signals.name
+            if name is None:
+                raise  # another run's
+            logger.warning(
+                "%s: the run ends here with the status 'interrupted', in epoch %d after step %d; "
+                "a second Ctrl-C stops at once",
+                name,
+                self.epoch,
+                self.step,
+            )
+            self.status, self.halted_by = "interrupted", name
+            self._fire(ROWS[Event.HALTED], then=self.place)
+
+    def _rows(self, give: bool) -> Iterator[State]:
+        self._fire(ROWS[Event.STARTED], then=self.place)
         while self.place != END:
             place = self.place
             if place == NEXT_EPOCH:
                 more = self.epoch < self.max_epoch
+                if more:
+                    self.signals.poll()
                 self.place = Event.EPOCH_STARTED if more else Event.COMPLETED
             elif place == FETCH:
+                self.signals.poll()
+                for _, saves in self._saves:
+                    saves.poll()
                 self.place = Event.ITERATION_STARTED if self._more() else Event.EPOCH_COMPLETED
             elif place == STEP:
                 self._run_block()
@@ -368,10 +410,27 @@ class Run:
                 if row.ends_epoch:
                     if give:
                         self._flush()
-                        yield self._view(row.event)
+                        with self.signals.paused():  # the caller's code runs
+                            yield self._view(row.event)
                         self._release()
                     self._leave(row)
                     self.feed.close_epoch()
+
+    def _close(self, error: BaseException | None) -> None:
+        """Waits until everything is on disk; what fails there does not hide ``error``."""
+        failed: CheckpointError | None = None
+        for _, saves in self._saves:
+            try:
+                saves.close()
+            except CheckpointError as problem:
+                leaving = error or failed
+                if leaving is None:
+                    failed = problem
+                else:
+                    leaving.add_note(f"jaxloop: besides, {problem}")
+        self._saves = []
+        if failed is not None:
+            raise failed
 
     def _open_epoch(self) -> None:
         self._doing = ("while opening the data of epoch {}", self.epoch)
@@ -417,6 +476,9 @@ class Run:
         self.counts[event] = (total + by, epoch + by)
 
     def _leave(self, row: EventRow) -> None:
+        if row.leave is None:
+            return
+        self.event = None
         if row.leave == "iteration":
             self.iteration += 1
         elif row.leave == "epoch":
@@ -443,9 +505,17 @@ class Run:
         if not (self._free and event in ITERATION_EVENTS):
             due = [one for one in self.handlers if event in one.events and self._perhaps(one)]
         if due:
-            self._flush()
-            began = now()
-            self._run_handlers(row, due)
+            try:
+                self._flush()
+                began = now()
+                self._run_handlers(row, due)
+            except BaseException:
+                # As if it had not begun: whoever goes on from here begins it again.
+                total, epoch = self.counts[event]
+                self.counts[event] = (total - 1, epoch - 1)
+                self.place = event if then is None else then
+                self._wanted = []
+                raise
             self._release()
             self.clock.handlers_s += now() - began
         if row.ends_epoch:
@@ -486,30 +556,81 @@ class Run:
 
     def _run_handlers(self, row: EventRow, due: list[Attachment]) -> None:
         state = self._view(row.event)
-        for one in due:
-            self._doing = self._place_of("handler", one.name, row.event)
-            if not one.filter.matches(self._firing(one, Known(state).get)):
-                continue
-            if self.timed:
-                self._ran[id(one)] = now()
-            began = now()
-            result = one.fn(state)
-            self.log("handler %s took %.6f s", one.name, now() - began)
-            if one.kind == "saver":
-                wanted, result = result
-                if wanted:
-                    self._saves.append(one)
-                del wanted
-            if result is None:
-                continue
-            status, changed = self._checked(one, row.event, result)
-            del result
-            self._adopt(state, changed, one)
-            state = self._view(row.event) if changed is not state else state
-            del changed
-            if status is not Status.CONTINUE:
-                self._halt(row, status, one)
-                return
+        before = (state, self.extra)
+        try:
+            for one in due:
+                status, state = self._run_handler(row, one, state)
+                if status is not Status.CONTINUE:
+                    self._halt(row, status, one)
+                    return
+        except BaseException:
+            self._take_back(*before)
+            raise
+
+    def _run_handler(self, row: EventRow, one: Attachment, state: State) -> tuple[Status, State]:
+        self._doing = self._place_of("handler", one.name, row.event)
+        if not one.filter.matches(self._firing(one, Known(state).get)):
+            return Status.CONTINUE, state
+        if self.timed:
+            self._ran[id(one)] = now()
+        began = now()
+        result = one.fn(state)
+        self.log("handler %s took %.6f s", one.name, now() - began)
+        if one.kind == "saver":
+            wanted, result = result
+            if wanted:
+                self._wanted.append(one)
+        elif one.kind == "guard":
+            return (Status.CONTINUE, state) if result is None else self._rescue(row, one, result)
+        if result is None:
+            return Status.CONTINUE, state
+        status, changed = self._checked(one, row.event, result)
+        self._adopt(state, changed, one)
+        return status, self._view(row.event) if changed is not state else state
+
+    def _take_back(self, state: State, extra: Mapping[str, Any]) -> None:
+        """Makes undone what the handlers of a firing did."""
+        self.handler_state, self.outputs = ReadOnlyDict(state.handler_state), state.outputs
+        self.history, self.times = state._history, state._times
+        self.status, self.halted_by = state.status, state.halted_by
+        self.metrics, self.extra = state._metrics, extra
+        if state.max_epoch is not None:
+            self.max_epoch = state.max_epoch
+        if self.carry[0] is not state._cell.step_state:
+            self._cell = state._cell
+            self.carry = (state._cell.step_state, state._cell.accumulators)
+
+    def _rescue(self, row: EventRow, one: Attachment, problem: str) -> tuple[Status, State]:
+        """Does what a guard asks for when the state is not good."""
+        found = None
+        if one.rewinds:
+            like = self.carry[0]
+            saved = [state for _, saves in self._saves if (state := saves.newest(like)) is not None]
+            found = max(saved, key=lambda state: state.step, default=None)
+        logger.warning(
+            "`%s`, epoch %d, step %d: %s; %s",
+            one.name,
+            self.epoch,
+            self.step,
+            problem,
+            "the loop halts" if found is None else f"back to the checkpoint of step {found.step}",
+        )
+        if found is None:
+            return Status.HALT_LOOP, self._view(row.event)
+        self.handler_state = ReadOnlyDict(found.handler_state)
+        accumulators = self.carry[1]
+        if found.epoch == self.epoch and found._next in IN_EPOCH:
+            leaves = jax.tree.leaves(found._cell.accumulators)
+            accumulators = jax.tree.unflatten(jax.tree.structure(accumulators), leaves)
+            self.metrics = found._metrics
+            self._find_extra()
+        elif self.program is not None:
+            accumulators = self.program.init_metrics()
+            self.metrics, self.extra = Lazy(self.program.fresh_values), {}
+        # The counters and the data go on: what lies between is stepped over.
+        self.carry = copy((found._cell.step_state, accumulators))
+        self._cell = None
+        return Status.CONTINUE, self._view(row.event)
 
     def _checked(self, one: Attachment, event: Event, result: Any) -> tuple[Status, State]:
         if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], State):
@@ -552,10 +673,14 @@ class Run:
             self.max_epoch = new.max_epoch
         if new._metrics is not old._metrics:
             self.metrics = new._metrics
-            known = () if self.program is None else self.program.bound.names
-            self.extra = {n: v for n, v in self.metrics.get().items() if n not in known}
+            self._find_extra()
         if new._cell is not old._cell:
             self._change_step_state(new._cell.step_state, one)
+
+    def _find_extra(self) -> None:
+        """Finds the metrics that are not accumulated: handlers added them to the epoch's."""
+        known = () if self.program is None else self.program.bound.names
+        self.extra = {n: v for n, v in self.metrics.get().items() if n not in known}
 
     def _change_step_state(self, changed: PyTree, one: Attachment) -> None:
         old = self.carry[0]
@@ -588,18 +713,24 @@ class Run:
 
     def _save(self, event: Event) -> None:
         ending = event in (Event.COMPLETED, Event.HALTED)
-        if not self._saves and not (ending and self._commits):
+        wanted, self._wanted = self._wanted, []
+        if not wanted and not (ending and self._saves):
             return
         self._doing = ("while saving at {}", event.value)
         began = now()
-        saves, self._saves = self._saves, []
-        state = self._view(event)
-        for index, one in enumerate(self.handlers):
-            if index in self._commits and (ending or one in saves):
-                self._commits[index](state)
-        del state
+        self._save_to([saves for one, saves in self._saves if ending or one in wanted], event)
         self._release()
         self.clock.handlers_s += now() - began
+
+    def _save_to(self, stores: list[Saves], event: Event | None) -> None:
+        state = self._view(event)
+        for one in self.handlers:
+            problem = one.fn(state) if stores and one.kind == "guard" else None
+            if problem is not None:
+                logger.warning("step %d is not saved: `%s`: %s", self.step, one.name, problem)
+                return
+        for saves in stores:
+            saves.save(state)
 
     # --- observers -----------------------------------------------------------------------------
 
@@ -800,7 +931,7 @@ class Run:
             _metrics=self.metrics,
             _cell=self._cell,
             _next=self.place,
-            _unread=self.feed.unread,
+            _position=self.feed.position,
             _elapsed_s=self.clock.elapsed_s,
         )
 
@@ -833,11 +964,26 @@ class Run:
         return (template, kind, name, event, seen.epoch, seen.iteration)
 
     def _explain(self, error: BaseException) -> None:
-        """Adds to an exception where it happened and, as ``loop_state``, the last good `State`."""
+        """Adds to an exception where it happened and, as ``loop_state``, the last good `State`.
+
+        Before it leaves, observers get their last values, and what is to be saved is saved.
+        """
         template, *arguments = self._doing
         error.add_note(f"jaxloop: {template.format(*arguments)}")
+        state = self._view(self.event) if self._alive() else None
         with contextlib.suppress(AttributeError):
-            error.loop_state = self._view(self.event) if self._alive() else None  # type: ignore[attr-defined]  # made here
+            error.loop_state = state  # type: ignore[attr-defined]  # made here
+        if not isinstance(error, Exception):
+            return  # a second Ctrl-C: at once
+        wanted = [saves for _, saves in self._saves if saves.on_exception]
+        last: list[Callable[[], None]] = [self._flush]
+        if wanted and state is not None and not isinstance(error, CheckpointError):
+            last.append(lambda: self._save_to(wanted, self.event))
+        for act in last:
+            try:
+                act()
+            except Exception as besides:  # it must not hide the error that leaves
+                error.add_note(f"jaxloop: besides, {type(besides).__name__}: {besides}")
 
     def _alive(self) -> bool:
         """Whether the carried arrays are there: not donated, and no error of the device's."""

@@ -21,6 +21,7 @@ from jaxloop.handlers.log import line_writer, progress_line, times_line
 from jaxloop.loop import Loop
 from jaxloop.metrics.declare import declare_batch_mean
 from jaxloop.models import adapt
+from jaxloop.signals import Interrupted
 from jaxloop.state import PyTree, State, split_emission
 from jaxloop.supervised import make_eval_step, make_train_step
 
@@ -189,6 +190,9 @@ def evaluator(model: Any) -> Loop:
     prepare = getattr(init_fn, "prepare", None)
 
     def output(state: State) -> dict[str, Any]:
+        if state.status == "interrupted":
+            # Values of a part of the data would pass for those of all.
+            raise Interrupted(f"the evaluation was interrupted by {state.halted_by}")
         return dict(state.history[max(state.history)]) if state.history else dict(state.metrics)
 
     return Loop(step_fn, init_fn, output, supervised=Supervised(model, None, prepare))

@@ -28,7 +28,9 @@ import numpy as np
 
 from jaxloop.cursors import Cursor, Fill, Iterating, Late, Serving
 from jaxloop.data import Batch, Batches, Signature
-from jaxloop.errors import ArgumentError, ArgumentTypeError
+from jaxloop.errors import ArgumentError, ArgumentTypeError, DataError
+from jaxloop.positions import NOWHERE, Position, Unread, check_settings, settings_of, stateful
+from jaxloop.signals import Signals
 from jaxloop.sources import Single
 from jaxloop.stacks import Maker, Placement, Stack
 
@@ -36,6 +38,10 @@ PATIENCE_S = 0.02
 """How long a block may wait to become full; then it runs with the batches that are there."""
 POLL_S = 0.1
 """How often a wait for slow data wakes up, so that an interrupt gets through."""
+KEPT = (
+    "use data whose position can be kept: a re-iterable (a list, jl.batches), a function epoch -> "
+    "iterable, or an iterator with get_state and set_state (Grain's)"
+)
 
 _NO_BATCH = Batch(None, Signature(None, ()))
 
@@ -62,8 +68,16 @@ class Window(NamedTuple):
 class Feed:
     """Reads any kind of data set, ahead of the device, and knows what was consumed."""
 
-    def __init__(self, data: Any, *, epochs: int, iterations: int | None) -> None:
+    def __init__(
+        self,
+        data: Any,
+        *,
+        epochs: int,
+        iterations: int | None,
+        signals: Signals | None = None,
+    ) -> None:
         self.data, self.epochs, self.iterations = data, epochs, iterations
+        self._signals = signals or Signals()
         self.one_shot = data is not None and hasattr(data, "__next__")
         if data is None:
             if iterations is None:
@@ -85,7 +99,7 @@ class Feed:
                 fix="for arrays in memory use jl.batches((x, y), batch_size)",
             )
         self._maker = Maker(1, Placement())
-        self._cursor: Cursor = Iterating(data if self.one_shot else iter(()), 0, self.one_shot)
+        self._cursor: Cursor = self._one_shot() if self.one_shot else Iterating(iter(()), 0, False)
         self._upcoming: Cursor | None = None
         self._open_epoch: int | None = None
         self._consumed = 0
@@ -110,46 +124,103 @@ class Feed:
         self._numbers = numbers.setdefault(place, {})
 
     @property
+    def keeps_position(self) -> bool:
+        """Whether another process could go on where this one is."""
+        return not self.one_shot or stateful(self.data) is not None
+
+    @property
+    def num_skipped(self) -> int:
+        """How many batches were read again, and past, to go on where an earlier run was."""
+        return self._cursor.skipped if isinstance(self._cursor, Iterating) else 0
+
+    @property
     def num_read(self) -> int:
         """How many batches were read of the iterator or the epoch, consumed or not."""
         return self._cursor.read
 
     # --- positions -----------------------------------------------------------------------------
 
-    def _cursor_at(self, epoch: int, skip: int) -> Cursor:
+    def _one_shot(self) -> Iterating:
+        return Iterating(self.data, 0, one_shot=True, own=stateful(self.data))
+
+    def _cursor_at(self, epoch: int, skip: int, position: Position) -> Cursor:
         data = self.data
         if not isinstance(data, Batches) and not hasattr(data, "__iter__"):
             data = data(epoch)
         if isinstance(data, Batches):
+            if skip:
+                check_settings(position, data, epoch)
             return Serving(data, epoch, skip)
-        cursor = Iterating(iter(data), epoch, one_shot=False)
+        loader, known = stateful(data), position.state is not None
+        again = skip
+        if loader is not None and known:
+            # A loader's own state is set before it is iterated over, an iterator's after.
+            loader.set(position.state)
+            again = position.skip
+            if not skip and not position.at_end:
+                # An epoch that was not read to its end: it was begun, and left where it was.
+                Iterating(iter(data), epoch, one_shot=False).skip(again, self._signals.poll)
+                again = 0
+        iterator = iter(data)
+        own = loader or stateful(iterator)
+        if own is not None and loader is None and known and skip:
+            own.set(position.state)
+            again = position.skip
+        cursor = Iterating(iterator, epoch, one_shot=False, own=own, read=skip - again)
         with contextlib.suppress(TypeError):  # not sized, or of a length that is not known
             cursor.length = len(data)
-        cursor.skip(skip)
+        cursor.skip(again, self._signals.poll)
         return cursor
 
-    def open(self, epoch: int, skip: int) -> int | None:
+    def open(self, epoch: int, skip: int, position: Position = NOWHERE) -> int | None:
         """Makes ready for an epoch, ``skip`` batches of which were consumed before.
+
+        Args:
+            epoch: The epoch.
+            skip: So many batches of it are not wanted again.
+            position: Where an earlier run was.
 
         Returns:
             The number of its batches, or None if that is not known.
+
+        Raises:
+            DataError: The data cannot be put where the earlier run was.
         """
         if self.data is None:
             return self.iterations
-        if self._open_epoch != epoch or skip or self._consumed:
+        if self.one_shot:
             self._consumed = skip
-            if self.one_shot:
-                pass
-            elif self._upcoming is not None and self._upcoming.epoch == epoch and not skip:
+            self._go_on(position, skip)
+        elif self._open_epoch != epoch or skip or self._consumed:
+            self._consumed = skip
+            if self._upcoming is not None and self._upcoming.epoch == epoch and not skip:
                 self._cursor, self._upcoming = self._upcoming, None
             else:
                 self._forget()
-                self._cursor = self._cursor_at(epoch, skip)
-            self._open_epoch = epoch
+                with self._signals.reading:
+                    self._cursor = self._cursor_at(epoch, skip, position)
+        self._open_epoch = epoch
         length = self._cursor.length
         if self.iterations is not None:
             length = self.iterations if length is None else min(length, self.iterations)
         return length
+
+    def _go_on(self, position: Position, skip: int) -> None:
+        """Puts a one-shot iterator where an earlier run was."""
+        own = stateful(self.data)
+        if own is not None and position.state is not None:
+            own.set(position.state)
+            self._cursor = cursor = self._one_shot()
+            cursor.skip(position.skip, self._signals.poll)
+        elif position.unread is not None:
+            if position.unread.source is self.data and isinstance(self._cursor, Iterating):
+                self._cursor.held = collections.deque(position.unread.batches())
+        elif position.one_shot or skip:
+            raise DataError(
+                "where a one-shot iterator has to go on is known to the process alone that read "
+                f"it, and the state to go on from has consumed {skip} batches of this epoch",
+                fix=KEPT,
+            )
 
     def close_epoch(self) -> None:
         """Ends an epoch: a re-iterable starts anew, a one-shot iterator just continues."""
@@ -161,41 +232,50 @@ class Feed:
 
     def _forget(self) -> None:
         """Drops what was prepared; a one-shot iterator gets its batches back."""
-        unread = self._unread() if self.one_shot else []
+        unread = self._unread(self._coming) if self.one_shot else []
         if self._coming is not None:
             self._wait(self._coming, patience_s=0.0)
         self._stack = self._coming = self._upcoming = None
         if isinstance(self._cursor, Iterating) and self.one_shot:
             self._cursor.held = collections.deque(unread)
 
-    def _unread(self) -> list[Batch]:
+    def _unread(self, coming: Fill | None) -> list[Batch]:
         """The batches that were read and not consumed, in order."""
-        assert isinstance(self._cursor, Iterating)
-        batches: list[Batch] = []
-        if self._stack is not None:
-            batches += self._stack.kept[self._stack.taken :]
-        if self._coming is not None:
-            self._wait(self._coming, patience_s=0.0)
-            if self._coming.stack is not None:
-                batches += self._coming.stack.kept
-        return [*batches, *self._cursor.held]
+        stack, cursor = self._stack, self._cursor
+        assert isinstance(cursor, Iterating)
+        batches = [] if stack is None else list(stack.kept[stack.taken :])
+        if coming is not None:
+            self._wait(coming, patience_s=0.0)
+            if coming.stack is not None:
+                batches += coming.stack.kept
+        return [*batches, *cursor.held]
 
     @property
-    def unread(self) -> tuple[Any, tuple[Batch, ...]] | None:
-        """What was read from a one-shot iterator and not consumed."""
-        return (self.data, tuple(self._unread())) if self.one_shot else None
-
-    def restore_unread(self, unread: tuple[Any, tuple[Batch, ...]] | None) -> None:
-        """Puts back what an earlier run read from this very iterator and did not consume."""
+    def position(self) -> Position:
+        """Where the run is in its data: after what was consumed, whatever was read."""
         cursor = self._cursor
-        if unread is not None and unread[0] is self.data and isinstance(cursor, Iterating):
-            cursor.held = collections.deque(unread[1])
+        if isinstance(cursor, Serving):
+            return Position(settings=settings_of(cursor.batches))
+        skip, state, at_end = cursor.mark()
+        if not self.one_shot:
+            return NOWHERE if state is None else Position(False, state, skip, at_end)
+        coming = self._coming
+        if coming is None or not self._signals.name:
+            known = self._unread(coming)
+            unread = Unread(self.data, lambda: known)
+        else:
+            # The run ends here, maybe because its data are slow: whoever goes on may wait for them.
+            unread = Unread(self.data, lambda: self._unread(coming))
+        return Position(True, state, skip, unread=unread)
 
     # --- reading -------------------------------------------------------------------------------
 
     def sample(self) -> Batch | None:
         """The next batch, which stays; None where the data end."""
-        return _NO_BATCH if self.data is None else self._cursor.sample()
+        if self.data is None:
+            return _NO_BATCH
+        with self._signals.reading:
+            return self._cursor.sample()
 
     def more(self) -> bool:
         """Whether the epoch has another batch; where nothing is prepared, it reads one."""
@@ -203,7 +283,8 @@ class Feed:
             return True
         if self._coming is not None and self._upcoming is None:
             return self._receive()
-        return self._cursor.more()
+        with self._signals.reading:
+            return self._cursor.more()
 
     def read(self, limit: int, most: int, late: Late) -> Window:
         """As `take`, where nothing is prepared: reads it here and now.
@@ -215,7 +296,8 @@ class Feed:
         """
         if self.data is not None:
             self._coming = Fill(self._cursor, self._within(most), self._maker, late)
-            self._coming.run()
+            with self._signals.reading:
+                self._coming.run()
             self._receive()
         return self.take(limit)
 
@@ -231,6 +313,7 @@ class Feed:
         stack.marker = None  # first: the thread may ask at any time whether it is done
         stack.taken += count
         self._consumed += count
+        self._cursor.consumed += count
         numbers = self.number(row), self.number(count)
         return Window(stack.source, *numbers, count, stack.signature, stack)
 
@@ -291,7 +374,7 @@ class Feed:
             return
         fill.hurry()
         while not fill.done.wait(POLL_S):
-            pass
+            self._signals.poll()
 
     def _receive(self) -> bool:
         """Takes over the stack that is coming; whether there is one."""
@@ -307,13 +390,14 @@ class Feed:
         return True
 
     def close(self) -> None:
-        """Ends the thread, after the batch that it is reading."""
-        if self._thread is not None:
+        """Ends the thread, after the batch that it is reading; a signal does not wait for that."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
             if self._coming is not None:
                 self._coming.hurry()
             self._queue.put(None)
-            self._thread.join()
-            self._thread = None
+            while thread.is_alive() and not (self._signals.name and self._coming):
+                thread.join(POLL_S)
 
 
 def _work(fills: queue.SimpleQueue[Fill | None], x64: bool, device: Any) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from jaxloop.compile import Programs
 from jaxloop.errors import ArgumentError, ArgumentTypeError
@@ -32,15 +32,38 @@ FilterLike = Filter | str | Mapping[str, Any] | Callable[[Any], bool]
 Handler = Callable[[State], Any]
 
 
+class Saves(Protocol):
+    """What a run writes to while it goes on.
+
+    Attributes:
+        on_exception: Whether the last good state is saved when an exception ends the run.
+    """
+
+    on_exception: bool
+
+    def save(self, state: State) -> None:
+        """Begins to save a state; its arrays may be donated as soon as this returns."""
+
+    def poll(self) -> None:
+        """Raises if a save in the background has failed; does not wait."""
+
+    def newest(self, like: PyTree) -> State | None:
+        """The newest good state, once it is there."""
+
+    def close(self) -> None:
+        """Waits for the last save, raises if it failed, and ends the threads."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Attachment:
     """One handler, observer or saver, with the events and the filter that it was attached with.
 
     Attributes:
-        kind: "handler", "observer", or "saver": a handler that returns whether to save too.
+        kind: "handler", "observer", "saver": a handler that returns whether to save too, or
+            "guard": one that says whether the state is good.
         watches: Metrics that must exist when it runs.
         adds: Metrics that it adds; None: whatever it likes.
-        commit: For a saver, opens what it writes to: a context manager that gives ``save(state)``.
+        open: For a saver, opens what a run writes to.
         prepare: Called before the first step with the loop; raises what can be known then.
     """
 
@@ -51,8 +74,10 @@ class Attachment:
     kind: str = "handler"
     watches: tuple[str, ...] = ()
     adds: tuple[str, ...] | None = None
-    commit: Callable[[], Any] | None = None
+    open: Callable[[], Saves] | None = None
     prepare: Callable[[Loop], None] | None = None
+    rewinds: bool = False
+    """Of a guard: whether it asks to go back to the newest checkpoint, and not to halt."""
     reserved: bool = False
     """Whether the name keys a memory of its own, so that no other may have it."""
 
@@ -368,9 +393,17 @@ class Loop:
         criteria: str | None = None,
         mode: str | Callable[[Any, Any], bool] = "min",
         keep: int | None = 3,
+        keep_best: int = 1,
+        keep_every: int | None = None,
+        on_exception: bool = False,
         file_pattern: Callable[[State], str] | None = None,
     ) -> Loop:
         """Saves the whole `State` with Orbax, at the end of the firing, and how the run ended.
+
+        It is written in the background, in a folder that has its name only when it is complete; a
+        save that failed raises at the next block or at the end. The run does not end before the
+        last one is on disk. A run with a checkpoint also ends well on SIGTERM and Ctrl-C: it saves,
+        its status is "interrupted", and `resume` goes on from there.
 
         Args:
             path: The folder.
@@ -378,12 +411,71 @@ class Loop:
             filter: As for `handle`.
             criteria: A metric; only when it is the best so far is anything saved.
             mode: As for `monitor`.
-            keep: How many of the newest are kept, the best beside them; None: all.
+            keep: How many of the newest are kept; None: all.
+            keep_best: How many of the best, by ``criteria``, are kept beside them.
+            keep_every: Those whose step is a multiple of it are kept too.
+            on_exception: Whether the last good state is saved when an exception ends the run.
             file_pattern: Names the folder of a checkpoint; by default the step's number.
+
+        Raises:
+            CheckpointError: From `run`: the folder cannot be written; what was there is untouched.
+            DataError: From `run`: the data are a one-shot iterator without a state of its own.
         """
         from jaxloop.handlers.checkpoint import attach_checkpoint
 
-        return attach_checkpoint(self, path, event, filter, criteria, mode, keep, file_pattern)
+        return attach_checkpoint(
+            self,
+            path,
+            event,
+            filter,
+            criteria,
+            mode,
+            keep,
+            keep_best,
+            keep_every,
+            on_exception,
+            file_pattern,
+        )
+
+    def nan_guard(
+        self,
+        action: str = "halt",
+        *,
+        event: EventLike = "iteration_completed",
+        filter: FilterLike = {"every": 100},  # noqa: B006  it is only read
+        name: str = "nan_guard",
+    ) -> Loop:
+        """Looks after NaN and infinity in the step state; see what to do about them.
+
+        "halt" and "rewind" look when ``filter`` says so, at the end of each epoch, and before
+        anything is saved: a state that is not finite is never saved. "skip" looks at every step,
+        inside the compiled block and without waiting for it.
+
+        Args:
+            action: "halt" ends the loop, with ``halted_by`` the guard's name. "skip" leaves the
+                state and the metrics unchanged by a step that made a number of the state, or a
+                reported ``loss``, infinite or NaN; the metric ``skipped_steps`` counts them.
+                "rewind" goes back to the state of the newest good checkpoint, with its metrics
+                and what handlers remembered then, and goes on with the data that follow: the
+                stretch in between is stepped over. Without a checkpoint so far it halts.
+            event: As for `handle`; not used by "skip".
+            filter: As for `handle`; not used by "skip".
+            name: What ``halted_by`` says.
+
+        Raises:
+            UnknownNameError: The action is unknown.
+            ArgumentError: From `run`: "rewind" without a `checkpoint`.
+
+        Example:
+            >>> import jaxloop as jl
+            >>> loop = jl.loop(lambda b, s: s / b).nan_guard("skip")
+            >>> state = loop.run([2.0, 0.0, 4.0], init_state=8.0)
+            >>> float(state.step_state), int(state.metrics["skipped_steps"])
+            (1.0, 1)
+        """
+        from jaxloop.handlers.nan_guard import attach_nan_guard
+
+        return attach_nan_guard(self, action, event, filter, name)
 
     def from_state(self, state: State) -> Loop:
         """Goes on from ``state``, also from a halted one; it wins over the init function.

@@ -186,14 +186,14 @@ class State(_Readings):
     status: str = "running"
     halted_by: str | None = None
     event: Event | None = None
-    # Out of sight: the metrics and the carried values, where the walk goes on, what was read from
-    # a one-shot iterator and not consumed, and the seconds that this epoch has taken so far.
+    # Out of sight: the metrics and the carried values, where the walk goes on, where it is in the
+    # data (a `jaxloop.positions.Position`), and the seconds that this epoch has taken so far.
     _metrics: Lazy = dataclasses.field(default_factory=lambda: Lazy(dict))
     _history: Records = dataclasses.field(default_factory=Records)
     _times: Records = dataclasses.field(default_factory=Records)
     _cell: Cell = dataclasses.field(default_factory=lambda: Cell({}, {}))
     _next: str = NEXT_EPOCH
-    _unread: tuple[Any, tuple[PyTree, ...]] | None = None
+    _position: Any = None
     _elapsed_s: float = 0.0
 
     @property

@@ -8,21 +8,20 @@ of every handler, also of one that halted.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from jaxloop.checkpoint import Store, check_writable, opened
+from jaxloop.checkpoint import Store, check_writable
 from jaxloop.errors import ArgumentError, ArgumentTypeError
 from jaxloop.events import Status, as_events
 from jaxloop.filters import as_filter
 from jaxloop.handlers.monitor import Mode, better, check_mode, read
 from jaxloop.loop import Attachment, EventLike, FilterLike, Loop
-from jaxloop.state import State
+from jaxloop.state import PyTree, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +31,9 @@ class _Saver:
     criteria: str | None
     mode: Mode
     keep: int | None
+    keep_best: int
+    keep_every: int | None
+    on_exception: bool
     file_pattern: Callable[[State], str] | None
 
     def __call__(self, state: State) -> tuple[bool, Any]:
@@ -45,18 +47,38 @@ class _Saver:
         changed = state.replace(handler_state={**state.handler_state, self.name: memory})
         return True, (Status.CONTINUE, changed)
 
-    @contextlib.contextmanager
-    def commit(self) -> Iterator[Callable[[State], None]]:
-        make = lambda: Store(self.path, self.keep, lambda a, b: better(a, b, self.mode, 0.0))  # noqa: E731
-        with opened(make) as store:
+    def open(self) -> _Saves:
+        return _Saves(self)
 
-            def save(state: State) -> None:
-                name = str(state.step) if self.file_pattern is None else self.file_pattern(state)
-                memory = state.handler_state.get(self.name)
-                now = memory is not None and memory.get("step") == state.step
-                store.save(name, state, float(memory["best"]) if memory and now else None)
 
-            yield save
+class _Saves:
+    """What a run writes to: see `jaxloop.loop.Saves`."""
+
+    def __init__(self, saver: _Saver) -> None:
+        self._saver = saver
+        self.on_exception = saver.on_exception
+        self._store = Store(
+            saver.path,
+            keep=saver.keep,
+            keep_best=saver.keep_best,
+            keep_every=saver.keep_every,
+        )
+
+    def save(self, state: State) -> None:
+        saver = self._saver
+        name = str(state.step) if saver.file_pattern is None else saver.file_pattern(state)
+        memory = state.handler_state.get(saver.name)
+        best = memory is not None and memory.get("step") == state.step
+        self._store.save(name, state, float(memory["best"]) if memory and best else None)
+
+    def poll(self) -> None:
+        self._store.poll()
+
+    def newest(self, like: PyTree) -> State | None:
+        return self._store.newest(like)
+
+    def close(self) -> None:
+        self._store.close()
 
 
 def attach_checkpoint(
@@ -67,16 +89,36 @@ def attach_checkpoint(
     criteria: str | None,
     mode: Mode,
     keep: int | None,
+    keep_best: int,
+    keep_every: int | None,
+    on_exception: bool,
     file_pattern: Callable[[State], str] | None,
 ) -> Loop:
     """See `Loop.checkpoint`."""
     check_mode("checkpoint", mode)
-    if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int)):
-        raise ArgumentTypeError(f"checkpoint: keep must be an int or None, and is {keep!r}")
-    if keep is not None and keep < 1:
-        raise ArgumentError(f"checkpoint: keep must be at least 1, and is {keep}")
+    for name, count, least in (
+        ("keep", keep, 1),
+        ("keep_best", keep_best, 0),
+        ("keep_every", keep_every, 1),
+    ):
+        if count is None and name != "keep_best":
+            continue
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise ArgumentTypeError(f"checkpoint: {name} must be a whole number, and is {count!r}")
+        if count < least:
+            raise ArgumentError(f"checkpoint: {name} must be at least {least}, and is {count}")
     path = os.fspath(path)
-    saver = _Saver(f"checkpoint_{path}", path, criteria, mode, keep, file_pattern)
+    saver = _Saver(
+        f"checkpoint_{path}",
+        path,
+        criteria,
+        mode,
+        keep,
+        keep_best,
+        keep_every,
+        on_exception,
+        file_pattern,
+    )
     return loop.attach(
         Attachment(
             as_events(event),
@@ -86,7 +128,7 @@ def attach_checkpoint(
             kind="saver",
             watches=() if criteria is None else (criteria,),
             adds=(),
-            commit=saver.commit,
+            open=saver.open,
             prepare=lambda _: check_writable(path),
             reserved=True,
         )

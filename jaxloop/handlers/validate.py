@@ -16,6 +16,8 @@ from jaxloop.errors import ArgumentError, ArgumentTypeError
 from jaxloop.events import Status, as_events
 from jaxloop.filters import as_filter
 from jaxloop.loop import Attachment, EventLike, FilterLike, Loop
+from jaxloop.metrics.collection import SKIPPED
+from jaxloop.signals import Interrupted
 from jaxloop.state import State
 
 
@@ -37,6 +39,8 @@ class _Validate:
         if callable(data) and not hasattr(data, "__iter__"):
             data = data(state.epoch)
         result: State = self.loop.run(data, {"model_state": step_state["model_state"]})
+        if result.status == "interrupted":
+            raise Interrupted(result.halted_by)
         values = {f"{self.prefix}{name}": value for name, value in result.history[0].items()}
         return Status.CONTINUE, state.replace(metrics={**state.metrics, **values})
 
@@ -60,14 +64,15 @@ def attach_validate(
         from jaxloop.factories import Supervised
 
         supervised = Supervised(model)
-    if not loop.metrics:
+    metrics = tuple(one for one in loop.metrics if one.name != SKIPPED)
+    if not metrics:
         raise ArgumentError(
             "validate: no metric was attached before it, and there is nothing to evaluate",
             fix="call .metric(...) before .validate(...)",
         )
     _, step_fn = supervised.eval_steps(model)
-    inner = Loop(step_fn, metrics=loop.metrics, _programs=Programs())
-    names = tuple(f"{prefix}{one.name}" for one in loop.metrics)
+    inner = Loop(step_fn, metrics=metrics, _programs=Programs())
+    names = tuple(f"{prefix}{one.name}" for one in metrics)
     return loop.attach(
         Attachment(
             as_events(event),

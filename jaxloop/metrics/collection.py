@@ -23,6 +23,9 @@ from jaxloop.metrics import accumulate, algebra, clu_protocol
 from jaxloop.metrics.algebra import Metric
 from jaxloop.metrics.declare import DEFAULT_FIELDS, Declared, built_in
 
+SKIPPED = "skipped_steps"
+"""What a step reports, as 0 or 1, that may leave its state unchanged; and the metric of it."""
+
 
 @dataclass(frozen=True)
 class _Slot:
@@ -53,8 +56,11 @@ class Bound:
     def update(
         self, accs: Mapping[str, Any], outputs: Any, step_state: Any, batch: Any
     ) -> dict[str, Any]:
-        """Accumulators that have also seen this batch, of any size; dtypes stay what they were."""
-        return {
+        """Accumulators that have also seen this batch, of any size; dtypes stay what they were.
+
+        A step that reports `SKIPPED` has done nothing: only what counts such steps sees it.
+        """
+        new = {
             slot.name: _like(
                 slot.name,
                 slot.update(accs[slot.name], outputs, step_state, batch),
@@ -62,6 +68,11 @@ class Bound:
             )
             for slot in self.slots
         }
+        skipped = _mapping(outputs).get(SKIPPED)
+        if skipped is None:
+            return new
+        kept = jax.tree.map(lambda a, b: jnp.where(skipped, a, b), dict(accs), new)
+        return {name: new[name] if name == SKIPPED else kept[name] for name in new}
 
     def merge(self, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
         """Accumulators that have seen what both have, ``b`` being the later."""
