@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -25,9 +26,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxloop.errors import ArgumentError, CheckpointError, SerializationError
-from jaxloop.packing import NUMBERED, check_format, check_leaves, checksum, is_array, pack, unpack
+from jaxloop.packing import (
+    NUMBERED,
+    check_format,
+    check_leaves,
+    checksum,
+    is_array,
+    numbered,
+    pack,
+    unpack,
+)
 from jaxloop.stacks import placement
 from jaxloop.state import PyTree, State
 
@@ -200,7 +211,7 @@ def _read(folder: Path) -> Entry:
 
 
 def entries(path: Path) -> list[Entry]:
-    """The checkpoints in a folder, the newest first, damaged ones last."""
+    """The checkpoints in a folder, the newest first; before them those whose age is unknown."""
     if not path.is_dir():
         return []
     found = []
@@ -213,7 +224,7 @@ def entries(path: Path) -> list[Entry]:
             continue
         if (folder / "meta").is_dir() or (folder / "_CHECKPOINT_METADATA").exists():
             found.append(_read(folder))
-    return sorted(found, key=lambda entry: -entry.order)
+    return sorted(found, key=lambda entry: (entry.record is not None, -entry.order))
 
 
 def _delete(folder: Path) -> None:
@@ -263,6 +274,8 @@ def load(entry: Entry, like: PyTree) -> State:
         place.device or jax.local_devices()[0]
     )
 
+    placed = functools.partial(jax.ShapeDtypeStruct, sharding=everywhere)
+
     def wanted(leaf: Any) -> jax.ShapeDtypeStruct:
         sharding = getattr(leaf, "sharding", None)
         if not isinstance(sharding, jax.sharding.Sharding):
@@ -273,12 +286,9 @@ def load(entry: Entry, like: PyTree) -> State:
         trees: dict[str, PyTree] = {}
         for name, leaves in record["leaves"].items():
             if name in NUMBERED:
-                trees[name] = {
-                    f"{i:05d}": jax.ShapeDtypeStruct(
-                        tuple(shape), jnp.dtype(dtype), sharding=everywhere
-                    )
-                    for i, (_, dtype, shape) in enumerate(leaves)
-                }
+                # Arrays of handlers come back as NumPy's, of which JAX has not every dtype.
+                make = np.zeros if name == "arrays" else placed
+                trees[name] = numbered([make(s, jnp.dtype(d)) for _, d, s in leaves])
             elif like is not None:
                 trees[name] = jax.tree.map(wanted, like)
             elif leaves:

@@ -31,6 +31,9 @@ Late = Callable[[], bool]
 
 END = object()
 
+MARK_EVERY = 64
+"""At most so many batches have to be read again to be where the iterator's own state is not."""
+
 
 class Fill:
     """A stack that is being filled, maybe by the thread.
@@ -133,6 +136,8 @@ class Iterating:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+        if self._marks and self.read - self._marks[-1][0] >= MARK_EVERY:
+            self._mark()
         item = next(self._iterator, END)
         if item is END:
             self._mark(at_end=True)

@@ -151,7 +151,8 @@ class Feed:
             if skip:
                 check_settings(position, data, epoch)
             return Serving(data, epoch, skip)
-        loader, known = stateful(data), position.state is not None
+        loader = None if hasattr(data, "__next__") else stateful(data)
+        known = position.state is not None
         again = skip
         if loader is not None and known:
             # A loader's own state is set before it is iterated over, an iterator's after.
@@ -396,6 +397,7 @@ class Feed:
             if self._coming is not None:
                 self._coming.hurry()
             self._queue.put(None)
+            thread.join(POLL_S)
             while thread.is_alive() and not (self._signals.name and self._coming):
                 thread.join(POLL_S)
 

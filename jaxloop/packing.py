@@ -135,7 +135,10 @@ class _Packer:
         )
 
     def _like_step_state(self, value: Any) -> bool:
-        if not self._leaves or structure(value) != self._structure:
+        try:
+            if not self._leaves or structure(value) != self._structure:
+                return False
+        except ValueError:  # a dict whose keys have no order
             return False
         return all(map(is_array, jax.tree.leaves(value))) and describe(value) == self._leaves
 
