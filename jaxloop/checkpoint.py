@@ -18,9 +18,11 @@ import functools
 import json
 import os
 import shutil
+import threading
 import uuid
 import warnings
 from collections.abc import Iterable
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +75,20 @@ class Store:
         self.path.mkdir(parents=True, exist_ok=True)
         _tidy(self.path)
         self._keep, self._keep_best, self._keep_every = keep, keep_best, keep_every
-        self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        # Directories made in the background leave threads that wait for minutes if that fails.
+        options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(), async_options=options
+        )
+        self._synchronous = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        self._writer = futures.ThreadPoolExecutor(1, thread_name_prefix="jaxloop-save")
+        self._writing: futures.Future[None] | None = None
         self._order = max((entry.order for entry in entries(self.path)), default=0)
 
     def save(self, name: str, state: State, value: float | None) -> None:
         """Begins to save ``state``; waits for an earlier save, not for this one.
 
-        What it saves may be donated as soon as it returns.
+        Whoever donates the state's arrays copies them first, as long as the state is kept here.
 
         Args:
             name: Of the checkpoint's folder.
@@ -110,13 +119,27 @@ class Store:
                 for key, tree in trees.items()
                 if jax.tree.leaves(tree)
             }
-            meta = ocp.args.JsonSave(record)
-            self._checkpointer.save(target, args=ocp.args.Composite(meta=meta, **items))
+            args = ocp.args.Composite(meta=ocp.args.JsonSave(record), **items)
+            if _on_cpu(trees):
+                # Nothing has to be copied to the host: all of the work is done beside the loop.
+                self._writing = self._writer.submit(self._write, target, args, state)
+            else:
+                # Returns when the host has a copy; the device needs no room for a second one.
+                with _ONE_SAVE:
+                    self._checkpointer.save(target, args=args)
         except Exception as error:  # Orbax and TensorStore raise errors of many kinds
             raise self._failed(error) from error
-        if old.exists():
-            self._wait()
-        self._retain()
+
+    def _write(self, target: Path, args: Any, state: State) -> None:
+        """Writes all of a checkpoint; for as long as that takes, ``state`` is kept."""
+        with _ONE_SAVE:
+            try:
+                self._synchronous.save(target, args=args)
+            except Exception:
+                _end_waiting()
+                raise
+        del state
+        self._settle()
 
     def poll(self) -> None:
         """Raises if a save in the background has failed; does not wait.
@@ -124,6 +147,9 @@ class Store:
         Raises:
             CheckpointError: It has.
         """
+        if self._writing is not None and self._writing.done():
+            self._wait()
+            return
         try:
             self._checkpointer.check_for_errors()
         except Exception as error:
@@ -137,12 +163,29 @@ class Store:
         )
 
     def _wait(self) -> None:
+        writing, self._writing = self._writing, None
         try:
-            self._checkpointer.wait_until_finished()
+            if writing is not None:
+                writing.result()
+            else:
+                self._wait_for_orbax()
         except Exception as error:
             raise self._failed(error) from error
+
+    def _wait_for_orbax(self) -> None:
+        try:
+            self._checkpointer.wait_until_finished()
+        except Exception:
+            _end_waiting()
+            raise
+        self._settle()
+
+    def _settle(self) -> None:
+        """Deletes what a checkpoint that is complete now makes superfluous."""
         for old in self.path.glob("*" + _REPLACED):
-            _delete(old)
+            if (self.path / old.name.removesuffix(_REPLACED)).exists():
+                _delete(old)
+        self._retain()
 
     def _retain(self) -> None:
         """Deletes what is neither new nor best; only what is complete counts."""
@@ -168,9 +211,29 @@ class Store:
         """
         try:
             self._wait()
-            self._retain()
         finally:
+            self._writer.shutdown()
             self._checkpointer.close()
+
+
+_ONE_SAVE = threading.Lock()
+"""Orbax numbers the saves of a process, and those that begin while another does share a number."""
+
+
+def _end_waiting() -> None:
+    """Ends the threads of the save that has just failed.
+
+    Orbax lets them wait for minutes for what will not come, and the process cannot end before
+    they do. It has no public way to end them; where this one is gone, they wait.
+    """
+    with contextlib.suppress(Exception):
+        from orbax.checkpoint._src.futures import future, synchronization
+
+        operation = synchronization.OperationIdGenerator.get_current_operation_id()
+        for thread in threading.enumerate():
+            if isinstance(thread, future._SignalingThread) and thread._operation_id == operation:
+                thread.cancel()
+                future.set_signals(thread._receive_signals, operation_id=operation)
 
 
 # --- what is there -----------------------------------------------------------------------------
@@ -225,6 +288,11 @@ def entries(path: Path) -> list[Entry]:
         if (folder / "meta").is_dir() or (folder / "_CHECKPOINT_METADATA").exists():
             found.append(_read(folder))
     return sorted(found, key=lambda entry: (entry.record is not None, -entry.order))
+
+
+def _on_cpu(trees: PyTree) -> bool:
+    leaves = (x for x in jax.tree.leaves(trees) if isinstance(x, jax.Array))
+    return all(device.platform == "cpu" for x in leaves for device in x.devices())
 
 
 def _delete(folder: Path) -> None:
