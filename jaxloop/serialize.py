@@ -131,7 +131,8 @@ def deserialize_state(
         )
         for model, (_, dtype, shape) in zip(models, record["leaves"][name], strict=True):
             leaf, rest = _take(rest, model, dtype, shape)
-            leaves.append(leaf)
+            # Arrays of handlers stay NumPy's, of which JAX has not every dtype.
+            leaves.append(leaf if name == "arrays" or is_key(leaf) else jnp.asarray(leaf))
         if name in NUMBERED:
             trees[name] = numbered(leaves)
         else:
@@ -148,9 +149,8 @@ def _take(rest: bytes, model: Any, dtype: str, shape: list[int]) -> tuple[Any, b
         data = jax.random.key_data(model)
         size = data.size * data.dtype.itemsize
         raw = np.frombuffer(rest[:size], data.dtype).reshape(data.shape)
-        return jax.random.wrap_key_data(jnp.asarray(raw), impl=jax.random.key_impl(model)), rest[
-            size:
-        ]
+        key = jax.random.wrap_key_data(jnp.asarray(raw), impl=jax.random.key_impl(model))
+        return key, rest[size:]
     kind = jnp.dtype(dtype)
     size = int(np.prod(shape)) * kind.itemsize
-    return jnp.asarray(np.frombuffer(rest[:size], kind).reshape(shape)), rest[size:]
+    return np.frombuffer(rest[:size], kind).reshape(shape), rest[size:]

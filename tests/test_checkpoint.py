@@ -330,7 +330,8 @@ KEPT = Path(__file__).parent / "data" / "checkpoint_format_1"
 
 
 def kept_loop():
-    """What wrote `KEPT`, with ``.checkpoint(KEPT, event="iteration_completed")``; see there."""
+    """What wrote `KEPT`: with ``.checkpoint(KEPT, "iteration_completed", jl.only(5))``, up to step 6
+    of `KEPT_DATA`, where it failed."""
 
     def init(batch, _):
         return {
@@ -631,30 +632,34 @@ def test_a_folder_that_vanishes_or_cannot_be_written_is_a_clear_error(tmp_path):
         MEAN.checkpoint(tmp_path / "file" / "x").run([np.float32(1)], 0.0)
 
 
-def test_a_failure_in_the_background_surfaces_at_the_next_block(tmp_path):
-    data = [np.float32(i) for i in range(200)]
+@pytest.mark.parametrize("num_batches", [200, 11])
+def test_a_failure_in_the_background_surfaces_at_the_next_block_or_at_the_end(
+    num_batches, tmp_path, monkeypatch
+):
+    import orbax.checkpoint as ocp
 
-    def spoil(state):
-        # The save of step 10 is going on; what it writes to is taken away.
-        for folder in tmp_path.glob("10.orbax-checkpoint-tmp*"):
-            shutil.rmtree(folder, ignore_errors=True)
-        threading.Event().wait(0.2)
+    saves, goes_on = ocp.Checkpointer.save, threading.Event()
 
+    def save(self, directory, *args, **settings):
+        if Path(directory).name == "10":
+            assert goes_on.wait(60)
+            raise OSError(28, "No space left on device")
+        return saves(self, directory, *args, **settings)
+
+    monkeypatch.setattr(ocp.Checkpointer, "save", save)
     loop = (
-        MEAN.checkpoint(tmp_path, event="iteration_completed", filter=jl.only(5))
-        .checkpoint(tmp_path / "b", event="iteration_completed", filter=jl.only(10))
-        .handle("iteration_completed", lambda s: None, jl.every(3))
+        MEAN.checkpoint(tmp_path, event="iteration_completed", filter=jl.every(5))
+        .observe("iteration_completed", lambda s: None, jl.every(3))
+        # The loop is ahead of the save by now, and one block further on it hears of its end.
+        .handle("iteration_started", lambda s: goes_on.set(), jl.only(11))
     )
-
-    def spoil_b(state):
-        for folder in (tmp_path / "b").glob("*"):
-            shutil.rmtree(folder, ignore_errors=True)
-        threading.Event().wait(0.3)
-
-    loop = loop.handle("iteration_started", spoil_b, jl.only(11))
-    with pytest.raises(CheckpointError, match="could not be written") as caught:
-        loop.run(data, 0.0)
-    assert 10 <= caught.value.loop_state.step < 20
+    threads = threading.active_count()
+    with pytest.raises(CheckpointError, match=r"could not be written: .*No space left") as caught:
+        loop.run([np.float32(i) for i in range(num_batches)], 0.0)
+    # It does not wait for the next save to find out, and never overlooks it.
+    assert caught.value.loop_state.step == min(num_batches, 15) or num_batches == 200
+    assert 10 <= caught.value.loop_state.step < 200
+    assert threading.active_count() == threads
     assert jl.restore(tmp_path).step == 5
 
 

@@ -1,0 +1,156 @@
+"""What checkpoints cost: how long a save holds the loop up, and how long going on takes.
+
+    python -m benchmarks.checkpoints            # a state of 100 MB, in few leaves and in many
+    python -m benchmarks.checkpoints --smoke    # a small one, to see that it runs
+
+`held up` is the time from the firing that saves to the next block, in the driver; `slower` what an
+epoch with saves takes longer than one without, by save: in it is also what the writing takes of the
+cores that the step would have. `sync` is the same save by Orbax alone, waited for, and
+`Orbax` a bare restore of the same arrays. All in milliseconds, medians of interleaved repeats.
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+import jaxloop as jl
+from benchmarks.run import interleaved, timed
+
+SHAPES = {"25 leaves": (25, 1_000_000), "200 leaves": (200, 125_000)}
+SMALL = {"5 leaves": (5, 1000)}
+HELD_UP_SHARE, HELD_UP_S, RESUME_RATIO = 0.1, 0.005, 1.5
+
+
+def make_state(num_leaves, size):
+    """Float32 arrays of random numbers, and what the step works on."""
+    rng = np.random.default_rng(0)
+    leaves = {f"l{i:03d}": rng.normal(size=size).astype(np.float32) for i in range(num_leaves)}
+    return {"leaves": leaves, "work": np.eye(256, dtype=np.float32)}
+
+
+def step(batch, state):
+    """A few milliseconds of work, and a change of every array."""
+    work = jax.lax.fori_loop(0, 8, lambda _, w: jnp.tanh(w @ state["work"]), state["work"])
+    leaves = jax.tree.map(lambda x: x.at[0].add(batch), state["leaves"])
+    return {"leaves": leaves, "work": work}
+
+
+def second_epoch(loop, path, data, state):
+    """Where its seconds went; the first compiles, and the end waits for the last save."""
+    done = loop.run(data, state, epochs=2)
+    shutil.rmtree(path, ignore_errors=True)
+    return done.times[1]
+
+
+def measure(num_leaves, size, repeats, iterations, every):
+    """``{what: milliseconds}`` for one shape of state."""
+    folder = Path(tempfile.mkdtemp())
+    state, data = make_state(num_leaves, size), [np.float32(1)] * iterations
+    saves = iterations // every
+    plain = jl.loop(step).handle("iteration_completed", lambda s: None, jl.every(every))
+    saving = jl.loop(step).checkpoint(
+        folder / "loop", event="iteration_completed", filter=jl.every(every), keep=1
+    )
+    held, slower = [], []
+    for _ in range(repeats):
+        without = second_epoch(plain, folder / "none", data, state)
+        with_saves = second_epoch(saving, folder / "loop", data, state)
+        held.append((with_saves.handlers_s - without.handlers_s) / saves)
+        slower.append((with_saves - without) / saves)
+
+    trees = jax.device_put({"tree": state})
+    arguments = ocp.args.Composite(state=ocp.args.StandardSave(trees))
+    writer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+
+    def save():
+        shutil.rmtree(folder / "bare", ignore_errors=True)
+        return timed(lambda: writer.save(folder / "bare", args=arguments))
+
+    sync = statistics.median(save() for _ in range(repeats))
+
+    end = jl.loop(step).checkpoint(folder / "end")
+    end.run(data[:1], state)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), trees)
+    target = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
+    onward = end.resume(folder / "end")
+
+    def resume():
+        jax.block_until_ready(onward.run(data[:1], state).step_state)
+
+    def fresh():
+        jax.block_until_ready(jl.loop(step).run(data[:1], state, epochs=0).step_state)
+
+    def bare():
+        jax.block_until_ready(writer.restore(folder / "bare", args=target).state)
+
+    def by_hand():
+        jax.block_until_ready(jl.restore(folder / "end", like=state).step_state)
+
+    cases = {"resume": resume, "fresh": fresh, "Orbax": bare, "jl.restore": by_hand}
+    times = interleaved(cases, repeats)
+    writer.close()
+    shutil.rmtree(folder)
+    return {
+        "held up": 1e3 * statistics.median(held),
+        "slower": 1e3 * statistics.median(slower),
+        "sync": 1e3 * sync,
+        # Without what every run does before its first step.
+        "resume": 1e3 * (times["resume"] - times["fresh"]),
+        "jl.restore": 1e3 * times["jl.restore"],
+        "Orbax": 1e3 * times["Orbax"],
+    }
+
+
+def growth(epochs):
+    """Bytes that a process grows by, from the first tenth of so many checkpoints to the last."""
+    folder = tempfile.mkdtemp()
+    loop = jl.loop(lambda batch, total: total + batch).checkpoint(folder, keep=2)
+    sizes = []
+    for state in loop.stream([np.float32(1)], 0.0, epochs=epochs):
+        if state.epoch in (epochs // 10, epochs - 1):
+            sizes.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    shutil.rmtree(folder)
+    return sizes[-1] - sizes[0]
+
+
+def main(arguments=None):
+    """Runs the benchmark; returns an exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="small, to see that it runs")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args(arguments)
+    shapes = SMALL if options.smoke else SHAPES
+    repeats, iterations, every = (1, 4, 2) if options.smoke else (options.repeats, 1600, 800)
+    figures = {}
+    for name, shape in shapes.items():
+        figures[name] = found = measure(*shape, repeats, iterations, every)
+        bar = 1e3 * max(HELD_UP_SHARE * found["sync"] / 1e3, HELD_UP_S)
+        ratio = found["resume"] / found["Orbax"]
+        print(
+            f"{name}: a save holds the loop up for {found['held up']:.1f} ms (bar {bar:.1f}, sync "
+            f"{found['sync']:.0f}) and makes it {found['slower']:.1f} ms slower; resume "
+            f"{found['resume']:.0f} ms, {ratio:.2f} of Orbax's {found['Orbax']:.0f} (bar "
+            f"{RESUME_RATIO}); jl.restore {found['jl.restore']:.0f} ms"
+        )
+    epochs = 20 if options.smoke else 1000
+    figures["growth_bytes"] = growth(epochs)
+    print(f"{epochs} checkpoints: {figures['growth_bytes'] / 1e6:.1f} MB from a tenth of them on")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
