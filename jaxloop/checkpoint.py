@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import os
 import shutil
 import threading
@@ -43,6 +44,8 @@ from jaxloop.packing import (
 )
 from jaxloop.stacks import placement
 from jaxloop.state import PyTree, State
+
+logger = logging.getLogger("jaxloop")
 
 _REPLACED, _DELETED, _UNFINISHED = ".replaced", ".deleted", ".orbax-checkpoint-tmp"
 
@@ -418,7 +421,8 @@ def restore(path: str, which: str | int = "latest", *, like: State | PyTree = No
         path: What `Loop.checkpoint` was given.
         which: "latest", "best" (by the criteria of the loop that wrote it), or a step.
         like: A `State`, or a step state of arrays or of `jax.ShapeDtypeStruct`: its structure,
-            and where its arrays are. None: named tuples and classes come back as lists and dicts,
+            and where its arrays are. ``loop.run(data, epochs=0, output_transform=lambda s: s)``
+            makes one without a step. None: named tuples and classes come back as lists and dicts,
             and all arrays on one device.
 
     Returns:
@@ -465,8 +469,8 @@ def _array_like(leaf: Any) -> Any:
     return leaf if is_array(leaf) or hasattr(leaf, "shape") else jnp.asarray(leaf)
 
 
-def check_writable(path: str) -> None:
-    """Raises if nothing can be written in ``path``.
+def check_folder(path: str, fresh: bool) -> None:
+    """Raises if nothing can be written in ``path``; warns if a fresh run finds checkpoints there.
 
     Raises:
         CheckpointError: It cannot; the error says why.
@@ -482,3 +486,12 @@ def check_writable(path: str) -> None:
             f"checkpoint: the folder {folder} cannot be written: {error}",
             fix="pass a path= that can be written",
         ) from error
+    there = entries(folder) if fresh else []
+    if there:
+        logger.warning(
+            "the folder %s holds %d checkpoints of an earlier run (%s ...), which this one starts "
+            "to replace; loop.resume(path) goes on from them, another path= leaves them alone",
+            folder,
+            len(there),
+            there[0].folder.name,
+        )

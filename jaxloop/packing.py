@@ -116,6 +116,8 @@ class _Packer:
             return {"$key": kept, "impl": str(jax.random.key_impl(value))}
         if is_array(value):
             return self._array(value)
+        if _is_torch(value):  # in the states of torchdata's loaders
+            return {"$torch": self._array(value.numpy())}
         if self._like_step_state(value):
             name = f"like_{len(self._trees)}"
             self._trees[name] = value
@@ -165,6 +167,10 @@ def is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def _is_torch(value: Any) -> bool:
+    return type(value).__module__ == "torch" and type(value).__name__ == "Tensor"
+
+
 def _unpacked(value: Any, trees: dict[str, PyTree]) -> Any:
     if not isinstance(value, dict):
         return value
@@ -180,6 +186,10 @@ def _unpacked(value: Any, trees: dict[str, PyTree]) -> Any:
         return base64.b64decode(value["$bytes"])
     if "$key" in value:
         return jax.random.wrap_key_data(jnp.asarray(again(value["$key"])), impl=value["impl"])
+    if "$torch" in value:
+        import torch
+
+        return torch.from_numpy(np.array(again(value["$torch"])))
     if "$like" in value:
         return trees[value["$like"]]
     if "$dict" in value:

@@ -201,6 +201,16 @@ def test_the_newest_the_best_and_every_nth_are_kept(tmp_path):
     assert jl.restore(tmp_path / "best", 2).history == {0: {"mean": 5.0}, 1: {"mean": 4.0}}
 
 
+def test_a_run_that_starts_anew_where_checkpoints_are_says_so(tmp_path, caplog):
+    loop = MEAN.checkpoint(tmp_path)
+    loop.run([np.float32(1)], 0.0)
+    loop.resume(tmp_path).run([np.float32(1)], 0.0, epochs=2)
+    assert not caplog.records
+    loop.run([np.float32(1)], 0.0)
+    (record,) = caplog.records
+    assert f"{tmp_path} holds 2 checkpoints of an earlier run (2 ...)" in record.getMessage()
+
+
 def test_restore_says_what_is_there(tmp_path):
     MEAN.checkpoint(tmp_path).run([np.float32(1)], 0.0, epochs=2)
     with pytest.raises(CheckpointError, match=r"1 \(step 1\)"):
@@ -330,8 +340,10 @@ KEPT = Path(__file__).parent / "data" / "checkpoint_format_1"
 
 
 def kept_loop():
-    """What wrote `KEPT`: with ``.checkpoint(KEPT, "iteration_completed", jl.only(5))``, up to step 6
-    of `KEPT_DATA`, where it failed."""
+    """What wrote `KEPT`, by ``.checkpoint(KEPT, event="iteration_completed", filter=jl.only(5))``.
+
+    It failed at step 6 of `KEPT_DATA`.
+    """
 
     def init(batch, _):
         return {
@@ -528,7 +540,7 @@ def test_other_batches_in_the_middle_of_an_epoch_are_an_error(tmp_path):
 
 
 def test_grain_goes_on_by_its_own_state(tmp_path):
-    grain = pytest.importorskip("grain")
+    import grain
 
     def data(epoch):
         source = grain.MapDataset.source(np.arange(40, dtype=np.float32)).seed(epoch).shuffle()
@@ -547,6 +559,27 @@ def test_grain_goes_on_by_its_own_state(tmp_path):
             )
         resumed = MEAN.resume(tmp_path).run(make(), 0.0, epochs=3, **arguments)
         assert digest(resumed) == digest(undisturbed)
+
+
+@pytest.mark.filterwarnings("ignore")  # torchdata's own
+def test_torchdata_goes_on_by_its_own_state(tmp_path):
+    torch = pytest.importorskip("torch")
+    loaders = pytest.importorskip("torchdata.stateful_dataloader")
+
+    def data():
+        torch.manual_seed(0)  # its random order is in its state, as a tensor
+        examples = list(np.arange(40, dtype=np.float32))
+        return loaders.StatefulDataLoader(examples, 4, shuffle=True, collate_fn=np.stack)
+
+    undisturbed = MEAN.run(data(), 0.0, epochs=3)
+    for at in (3, 17, 20):
+        saving = MEAN.checkpoint(
+            tmp_path / str(at), event="iteration_completed", filter=jl.every(2)
+        )
+        with pytest.raises(Stop):
+            fail_once(saving, "iteration_completed", jl.only(at)).run(data(), 0.0, epochs=3)
+        resumed = saving.resume(tmp_path / str(at)).run(data(), 0.0, epochs=3)
+        assert digest(resumed) == digest(undisturbed), at
 
 
 # --- exceptions ---
@@ -610,7 +643,7 @@ def test_the_exception_stays_the_same_when_saving_fails_too(tmp_path, monkeypatc
         loop.run([np.float32(i) for i in (1, 2, 3, 4)], 0.0)
     assert any("has vanished" in note for note in caught.value.__notes__)
     assert seen == [1.0, 1.5]  # those before the firing that failed have had their values
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
     assert caught.value.loop_state.step == 3
 
 
@@ -659,7 +692,7 @@ def test_a_failure_in_the_background_surfaces_at_the_next_block_or_at_the_end(
     # It does not wait for the next save to find out, and never overlooks it.
     assert caught.value.loop_state.step == min(num_batches, 15) or num_batches == 200
     assert 10 <= caught.value.loop_state.step < 200
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
     assert jl.restore(tmp_path).step == 5
 
 
@@ -695,7 +728,7 @@ def _grown(epochs, path):
     loop.resume(path).run(data, 0.0, epochs=epochs)
     gc.collect()
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
     if files:
         assert len(os.listdir("/proc/self/fd")) <= files + 2
     assert len(os.listdir(path)) == 2

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxloop.checkpoint import Store, check_writable
+from jaxloop.checkpoint import Store, check_folder
 from jaxloop.errors import ArgumentError, ArgumentTypeError
 from jaxloop.events import Status, as_events
 from jaxloop.filters import as_filter
@@ -129,7 +129,7 @@ def attach_checkpoint(
             watches=() if criteria is None else (criteria,),
             adds=(),
             open=saver.open,
-            prepare=lambda _: check_writable(path),
+            prepare=lambda run: check_folder(path, run.start is None and run.resume_path is None),
             reserved=True,
         )
     )
