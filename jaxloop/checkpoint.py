@@ -114,11 +114,11 @@ class Store:
                 if before is not None and before["step"] == state.step and value is None:
                     value = before["value"]  # it stays the best that it was
                 os.rename(target, old)
-            record |= {"order": self._order, "value": value}
+            record |= {"order": self._order, "value": value, "empty": _empty(trees)}
             record["sha256"] = checksum(record)
             # In a dict, as Orbax takes no tree that is a single array.
             items = {
-                key: ocp.args.StandardSave({"tree": tree})
+                key: ocp.args.StandardSave({"tree": jax.tree.map(_filled, tree)})
                 for key, tree in trees.items()
                 if jax.tree.leaves(tree)
             }
@@ -293,6 +293,41 @@ def entries(path: Path) -> list[Entry]:
     return sorted(found, key=lambda entry: (entry.record is not None, -entry.order))
 
 
+def _filled(leaf: Any) -> Any:
+    """An array without elements, which Orbax cannot save, as one of a single zero."""
+    if leaf.size:
+        return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf.update(shape=(1,), sharding=_one_device(leaf.sharding))
+    return np.zeros(1, leaf.dtype)
+
+
+def _emptied(wanted: Any, restored: Any) -> Any:
+    """Undoes `_filled`."""
+    if wanted.size:
+        return restored
+    return jnp.zeros(wanted.shape, wanted.dtype, device=wanted.sharding)
+
+
+def _one_device(sharding: Any) -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(min(sharding.device_set, key=lambda d: d.id))
+
+
+def _empty(trees: dict[str, PyTree]) -> list[list[Any]]:
+    """``[tree, path, shape]`` of each array without elements."""
+    return [
+        [name, _plain(path), list(leaf.shape)]
+        for name, tree in trees.items()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if not leaf.size
+    ]
+
+
+def _plain(path: Any) -> str:
+    """A path as it is too when classes have become dicts."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def _on_cpu(trees: PyTree) -> bool:
     leaves = (x for x in jax.tree.leaves(trees) if isinstance(x, jax.Array))
     return all(device.platform == "cpu" for x in leaves for device in x.devices())
@@ -346,6 +381,7 @@ def load(entry: Entry, like: PyTree) -> State:
     )
 
     placed = functools.partial(jax.ShapeDtypeStruct, sharding=everywhere)
+    empty = {(name, path): shape for name, path, shape in record.get("empty", ())}
 
     def wanted(leaf: Any) -> jax.ShapeDtypeStruct:
         sharding = getattr(leaf, "sharding", None)
@@ -353,30 +389,35 @@ def load(entry: Entry, like: PyTree) -> State:
             sharding = everywhere
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    with contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as reader:
-        trees: dict[str, PyTree] = {}
-        for name, leaves in record["leaves"].items():
-            if name in NUMBERED:
-                # Arrays of handlers come back as NumPy's, of which JAX has not every dtype.
-                make = np.zeros if name == "arrays" else placed
-                trees[name] = numbered([make(s, jnp.dtype(d)) for _, d, s in leaves])
-            elif like is not None:
-                trees[name] = jax.tree.map(wanted, like)
-            elif leaves:
-                stored = ocp.StandardCheckpointHandler().metadata(entry.folder / name)
-                trees[name] = jax.tree.map(
-                    wanted, stored.tree["tree"], is_leaf=lambda x: hasattr(x, "shape")
-                )
-            else:
-                trees[name] = {}
-        args = {
-            name: ocp.args.StandardRestore({"tree": tree})
-            for name, tree in trees.items()
-            if jax.tree.leaves(tree)
-        }
-        if args:
-            restored = reader.restore(entry.folder, args=ocp.args.Composite(**args))
-            trees.update({name: restored[name]["tree"] for name in args})
+    def stored(name: str) -> PyTree:
+        kept = ocp.StandardCheckpointHandler().metadata(folder / name).tree["tree"]
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: placed(empty.get((name, _plain(path)), leaf.shape), leaf.dtype),
+            kept,
+            is_leaf=lambda leaf: hasattr(leaf, "shape"),
+        )
+
+    folder = entry.folder
+    trees: dict[str, PyTree] = {}
+    for name, leaves in record["leaves"].items():
+        if name in NUMBERED:
+            # Arrays of handlers come back as NumPy's, of which JAX has not every dtype.
+            make = np.zeros if name == "arrays" else placed
+            trees[name] = numbered([make(s, jnp.dtype(d)) for _, d, s in leaves])
+        elif like is not None:
+            trees[name] = jax.tree.map(wanted, like)
+        else:
+            trees[name] = stored(name) if leaves else {}
+    args = {
+        name: ocp.args.StandardRestore({"tree": jax.tree.map(_filled, tree)})
+        for name, tree in trees.items()
+        if jax.tree.leaves(tree)
+    }
+    if args:
+        with contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as reader:
+            restored = reader.restore(folder, args=ocp.args.Composite(**args))
+        for name in args:
+            trees[name] = jax.tree.map(_emptied, trees[name], restored[name]["tree"])
     return unpack(record, trees)
 
 

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from flax.training.train_state import TrainState
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxloop as jl
@@ -144,6 +146,53 @@ def test_values_that_handlers_remember_come_back_as_they_were(tmp_path):
             jax.tree.map(lambda a, b: type(a) is type(b) or isinstance(a, jax.Array), back, memory),
             jax.tree.map(lambda _: True, memory),
         )
+
+
+class Moments(eqx.Module):
+    mean: jax.Array
+    unit: str = eqx.field(static=True)
+
+
+@chex.dataclass
+class Chex:
+    a: jax.Array
+    b: object = None
+
+
+def train_state():
+    params = nn.Dense(3).init(jax.random.key(0), X)["params"]
+    return TrainState.create(apply_fn=nn.Dense(3).apply, params=params, tx=optax.adamw(0.1))
+
+
+STATES = {
+    "one array": lambda: jnp.float32(2),
+    "flax's train state": train_state,
+    "nnx state": lambda: nnx.split(Nnx(nnx.Rngs(0)))[1],
+    "equinox module": lambda: {"m": Moments(jnp.ones(3), "m"), "o": optax.EmptyState()},
+    "chex dataclass": lambda: (Chex(a=jnp.ones(3), b=[None, ()]), {}),
+    "keys of any kind": lambda: {"a/b": 2, "a": {0: 3, 10: 1.0, 9: 2}, "": 4},
+    "no elements": lambda: Chex(a=jnp.zeros((0, 3)), b=(jnp.zeros((2, 0), jnp.bfloat16), 1.5)),
+    "small and large": lambda: [
+        jnp.ones(3, t) for t in ("int4", "float8_e4m3fn", "bfloat16", "bool", "complex64")
+    ],
+    "random keys": lambda: [jax.random.split(jax.random.key(3, impl="rbg"), (2, 3))],
+}
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_any_step_state_comes_back_as_it_was(kind, tmp_path):
+    start = STATES[kind]()
+    state = jl.loop(lambda batch, state: state).checkpoint(tmp_path).run([1.0], start)
+    for back in (
+        jl.restore(tmp_path, like=start),
+        jl.deserialize_state(jl.serialize_state(state), like=state),
+        jl.restore(tmp_path, like=jl.loop(lambda b, s: s).run([1.0], start, epochs=0)),
+    ):
+        assert digest(back) == digest(state)
+        assert jax.tree.structure(back.step_state) == jax.tree.structure(state.step_state)
+    plain = jax.tree.leaves(jl.restore(tmp_path).step_state)
+    described = lambda leaves: sorted((str(x.dtype), x.shape) for x in leaves)  # noqa: E731
+    assert described(plain) == described(jax.tree.leaves(state.step_state))
 
 
 def test_what_cannot_be_kept_is_an_error_that_says_where(tmp_path):
