@@ -62,11 +62,12 @@ class Rows:
         self.want(index, index + 1)
         if self._values is None:
             self._values = [
-                (name, value, isinstance(value, np.ndarray))
+                (name, value, isinstance(value, np.ndarray) and value.ndim == 1)
                 for name, value in self._fetch().items()
             ]
+        # Copies: a view would keep the values of all the rows.
         return {
-            name: value[index] if plain else jax.tree.map(lambda x: x[index], value)
+            name: value[index] if plain else jax.tree.map(lambda x: x[index].copy(), value)
             for name, value, plain in self._values
         }
 
@@ -74,26 +75,31 @@ class Rows:
 class Row(Lazy):
     """One row of a block's metrics, with what handlers added to the epoch's."""
 
-    __slots__ = ("_index", "extra", "rows")
+    __slots__ = ("_index", "_rows", "extra")
 
     def __init__(self, rows: Rows, index: int, extra: Mapping[str, Any]) -> None:
         super().__init__(self._read)
-        self.rows, self._index, self.extra = rows, index, extra
+        self._index, self.extra = index, extra
+        self._rows: Rows | None = rows
 
     def _read(self) -> dict[str, Any]:
-        row = self.rows.get(self._index)
+        assert self._rows is not None
+        row = self._rows.get(self._index)
+        self._rows = None  # what is known needs no more of the block
         if not self.extra:
             return row
         return {**row, **{name: v for name, v in self.extra.items() if name not in row}}
 
     def start(self) -> None:
         """Dispatches the computation, without waiting."""
-        self.rows.want(self._index, self._index + 1)
+        if self._rows is not None:
+            self._rows.want(self._index, self._index + 1)
 
     def keep(self) -> None:
         """As `start`, and lets the accumulators of the block go."""
         self.start()
-        self.rows.release()
+        if self._rows is not None:
+            self._rows.release()
 
 
 class Observers:

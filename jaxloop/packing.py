@@ -13,6 +13,7 @@ import base64
 import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -68,8 +69,10 @@ def pack(state: State) -> tuple[dict[str, Any], dict[str, PyTree]]:
         "next": str(state._next),
         "elapsed_s": state._elapsed_s,
         "event_counts": {event.value: list(counts) for event, counts in state.event_counts.items()},
-        "history": packer.pack(dict(state.history), "history"),
-        "times": [[int(e), *EpochTime.of(v).parts] for e, v in state.times.items()],
+        "history": packer.columns(state.history, "history"),
+        "times": _inline(
+            np.array([[e, *EpochTime.of(v).parts] for e, v in state.times.items()], np.float64)
+        ),
         "handler_state": packer.pack(dict(state.handler_state), "handler_state"),
         "metrics": packer.pack(dict(state._metrics.get()), "metrics"),
         "position": {
@@ -136,6 +139,27 @@ class _Packer:
             "them; or a whole step state",
         )
 
+    def columns(self, table: Mapping[int, Mapping[str, Any]], where: str) -> dict[str, Any]:
+        """``{row: {name: value}}`` by columns: quick, and short, where there are many rows."""
+        columns: dict[Any, tuple[list[int], list[Any]]] = {}
+        others: dict[int, dict[str, Any]] = {}
+        for row, values in table.items():
+            for name, value in values.items():
+                if isinstance(value, np.ndarray | np.generic):
+                    column = columns.setdefault((name, value.dtype, value.shape), ([], []))
+                    column[0].append(row)
+                    column[1].append(value)
+                else:
+                    others.setdefault(row, {})[name] = value
+        return {
+            "rows": list(table),
+            "columns": [
+                [name, rows, _inline(np.array(values, dtype))]
+                for (name, dtype, _), (rows, values) in columns.items()
+            ],
+            "others": self.pack(others, where),
+        }
+
     def _like_step_state(self, value: Any) -> bool:
         try:
             if not self._leaves or structure(value) != self._structure:
@@ -147,14 +171,17 @@ class _Packer:
     def _array(self, value: Any) -> dict[str, Any]:
         on_device = isinstance(value, jax.Array)
         if value.nbytes <= INLINE_BYTES:
-            array = np.asarray(value)
-            data = base64.b64encode(array.tobytes()).decode()
-            kept = {"$array": data, "dtype": array.dtype.name, "shape": list(array.shape)}
+            kept = _inline(np.asarray(value))
         else:
             name = f"{len(self._arrays):05d}"
             self._arrays[name] = value
             kept = {"$at": name}
         return {**kept, "device": True} if on_device else kept
+
+
+def _inline(array: np.ndarray[Any, Any]) -> dict[str, Any]:
+    data = base64.b64encode(array.tobytes()).decode()
+    return {"$array": data, "dtype": array.dtype.name, "shape": list(array.shape)}
 
 
 def is_array(leaf: Any) -> bool:
@@ -180,7 +207,7 @@ def _unpacked(value: Any, trees: dict[str, PyTree]) -> Any:
             array = np.asarray(trees["arrays"][value["$at"]])
         else:
             raw = np.frombuffer(base64.b64decode(value["$array"]), jnp.dtype(value["dtype"]))
-            array = raw.reshape(value["shape"])[()]
+            array = raw.reshape(value["shape"]).copy()[()]
         return jnp.asarray(array) if value.get("device") else array
     if "$bytes" in value:
         return base64.b64decode(value["$bytes"])
@@ -197,6 +224,17 @@ def _unpacked(value: Any, trees: dict[str, PyTree]) -> Any:
     if "$tuple" in value:
         return tuple(again(v) for v in value["$tuple"])
     return [again(v) for v in value["$list"]]
+
+
+def _table(kept: dict[str, Any], trees: dict[str, PyTree]) -> dict[int, dict[str, Any]]:
+    """What `_Packer.columns` packed."""
+    table: dict[int, dict[str, Any]] = {row: {} for row in kept["rows"]}
+    for name, rows, values in kept["columns"]:
+        for row, value in zip(rows, _unpacked(values, trees), strict=True):
+            table[row][name] = value
+    for row, others in _unpacked(kept["others"], trees).items():
+        table[row].update(others)
+    return table
 
 
 def check_format(record: dict[str, Any]) -> None:
@@ -221,13 +259,14 @@ def unpack(record: dict[str, Any], trees: dict[str, PyTree]) -> State:
     """
     check_format(record)
     metrics = _unpacked(record["metrics"], trees)
+    times = _unpacked(record["times"], trees)
     position = record["position"]
     event = record["event"]
     return State(
         **{name: record[name] for name in _PLAIN},
         event=None if event is None else Event(event),
-        _history=Records.known(_unpacked(record["history"], trees)),
-        _times=Records.known({e: EpochTime(*parts) for e, *parts in record["times"]}),
+        _history=Records.known(_table(record["history"], trees)),
+        _times=Records.known({int(e): EpochTime(*parts) for e, *parts in times.tolist()}),
         event_counts=ReadOnlyDict(
             {Event(name): (n[0], n[1]) for name, n in record["event_counts"].items()}
         ),

@@ -153,4 +153,4 @@ def _take(rest: bytes, model: Any, dtype: str, shape: list[int]) -> tuple[Any, b
         return key, rest[size:]
     kind = jnp.dtype(dtype)
     size = int(np.prod(shape)) * kind.itemsize
-    return np.frombuffer(rest[:size], kind).reshape(shape), rest[size:]
+    return np.frombuffer(rest[:size], kind).reshape(shape).copy(), rest[size:]

@@ -48,6 +48,9 @@ class EpochClock:
         if self._ended is None:
             self._ended = now()
             self._marker = None
+            if self._before is not None and self._before._ended is not None:
+                self.began = max(self.began, self._before._ended)
+            self._before = None
 
     def get(self) -> EpochTime:
         """The time, as it is known for good."""
@@ -56,12 +59,8 @@ class EpochClock:
                 self._marker.block_until_ready()
             self.settle()
             assert self._ended is not None
-            began = self.began
-            if self._before is not None and self._before._ended is not None:
-                began = max(began, self._before._ended)
-            self._before = None
             self._time = EpochTime(
-                self._ended - began, self.data_s, self.dispatch_s, self.handlers_s
+                self._ended - self.began, self.data_s, self.dispatch_s, self.handlers_s
             )
         return self._time
 

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import gc
 import re
 
 import jax
@@ -14,6 +13,7 @@ import pytest
 import jaxloop as jl
 from jaxloop.compile import Program
 from jaxloop.driver import Run
+from tests.memory import held, resident_mb
 
 
 def step(batch, total):
@@ -212,11 +212,6 @@ def test_at_most_two_blocks_are_in_flight():
     assert max(most) <= 3 and min(most) == -2
 
 
-def memory_mb():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096 / 1e6
-
-
 def test_memory_does_not_grow():
     seen = [0]
 
@@ -229,12 +224,20 @@ def test_memory_does_not_grow():
     data = DATA * 50
     for _ in range(2):  # the allocator needs a while to have all that it will use again
         loop.run(data, 0.0, epochs=50)
-    gc.collect()
-    before = memory_mb()
+    before = resident_mb()
     loop.run(data, 0.0, epochs=200)
-    gc.collect()
-    assert memory_mb() - before < 5
+    assert resident_mb() - before < 5
     assert seen[0] == 3000
+
+
+def test_an_epoch_leaves_its_history_and_no_more():
+    loop = MEAN.observe("epoch_completed", lambda snapshot: None)
+    before = held(), resident_mb()
+    state = loop.run(DATA, 0.0, epochs=1000)
+    assert held()["objects"] - before[0]["objects"] < 6 * 1000
+    assert sum(x.nbytes for x in jax.live_arrays()) < 1e6  # rows of blocks that are long done
+    assert resident_mb() - before[1] < 20
+    assert len(state.history) == 1000
 
 
 def test_what_a_handler_keeps_is_copied_and_nothing_else_is():
