@@ -1,7 +1,8 @@
 """A `State` on disk, through Orbax.
 
     store = Store("runs/a", keep=3, keep_best=1, keep_every=None)
-    store.save("120", state, value=None)        # written in the background
+    store.save("120", state, value=None)
+    store.begin()                               # written in the background
     store.close()
     state = restore("runs/a", like=step_state)
 
@@ -22,7 +23,7 @@ import shutil
 import threading
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -85,11 +86,12 @@ class Store:
         )
         self._synchronous = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
         self._writer = futures.ThreadPoolExecutor(1, thread_name_prefix="jaxloop-save")
+        self._ready: Callable[[], None] | None = None
         self._writing: futures.Future[None] | None = None
         self._order = max((entry.order for entry in entries(self.path)), default=0)
 
     def save(self, name: str, state: State, value: float | None) -> None:
-        """Begins to save ``state``; waits for an earlier save, not for this one.
+        """Makes ready to save ``state``; waits for an earlier save, not for this one.
 
         Whoever donates the state's arrays copies them first, as long as the state is kept here.
 
@@ -125,7 +127,7 @@ class Store:
             args = ocp.args.Composite(meta=ocp.args.JsonSave(record), **items)
             if _on_cpu(trees):
                 # Nothing has to be copied to the host: all of the work is done beside the loop.
-                self._writing = self._writer.submit(self._write, target, args, state)
+                self._ready = functools.partial(self._write, target, args, state)
             else:
                 # Returns when the host has a copy; the device needs no room for a second one.
                 with _ONE_SAVE:
@@ -133,15 +135,27 @@ class Store:
         except Exception as error:  # Orbax and TensorStore raise errors of many kinds
             raise self._failed(error) from error
 
+    def begin(self) -> None:
+        """Begins to write what `save` made ready, unless that has begun.
+
+        Apart, so that the loop has copied what it donates before a thread is in its way.
+        """
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            self._writing = self._writer.submit(ready)
+
     def _write(self, target: Path, args: Any, state: State) -> None:
-        """Writes all of a checkpoint; for as long as that takes, ``state`` is kept."""
+        """Writes all of a checkpoint.
+
+        For as long as that takes, ``state`` is kept, so that nobody donates its arrays.
+        """
+        del state
         with _ONE_SAVE, _uncounted():
             try:
                 self._synchronous.save(target, args=args)
             except Exception:
                 _end_waiting()
                 raise
-        del state
         self._settle()
 
     def poll(self) -> None:
@@ -166,6 +180,7 @@ class Store:
         )
 
     def _wait(self) -> None:
+        self.begin()
         writing, self._writing = self._writing, None
         try:
             if writing is not None:

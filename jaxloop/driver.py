@@ -720,6 +720,8 @@ class Run:
         began = now()
         self._save_to([saves for one, saves in self._saves if ending or one in wanted], event)
         self._release()
+        for _, saves in self._saves:
+            saves.begin()
         self.clock.handlers_s += now() - began
 
     def _save_to(self, stores: list[Saves], event: Event | None) -> None:

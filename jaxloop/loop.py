@@ -42,7 +42,10 @@ class Saves(Protocol):
     on_exception: bool
 
     def save(self, state: State) -> None:
-        """Begins to save a state; its arrays may be donated as soon as this returns."""
+        """Makes ready to save a state; where it is kept, its arrays are to be copied."""
+
+    def begin(self) -> None:
+        """Begins to write it, once the driver has copied what it donates."""
 
     def poll(self) -> None:
         """Raises if a save in the background has failed; does not wait."""

@@ -71,6 +71,9 @@ class _Saves:
         best = memory is not None and memory.get("step") == state.step
         self._store.save(name, state, float(memory["best"]) if memory and best else None)
 
+    def begin(self) -> None:
+        self._store.begin()
+
     def poll(self) -> None:
         self._store.poll()
 
