@@ -35,6 +35,10 @@ def stateful(thing: Any) -> Stateful | None:
         >>> stateful([1, 2]) is None
         True
     """
+    if callable(getattr(thing, "set_epoch", None)):
+        # Its epoch is set from outside, and its state is not enough: one of Hugging Face's that has
+        # loaded a state begins each epoch that follows there. It is read past, like any other.
+        return None
     for getter, setter in _PROTOCOLS:
         get, put = getattr(thing, getter, None), getattr(thing, setter, None)
         if callable(get) and callable(put):

@@ -507,6 +507,28 @@ class Loader:
         self._epoch, self._at = self._epoch + 1, 0
 
 
+class Streamed(Plain):
+    """As Hugging Face's: a state that was loaded is where every epoch from then on begins."""
+
+    def __init__(self, num=7):
+        super().__init__(num)
+        self._first = self._next = 0
+
+    def set_epoch(self, epoch):
+        raise AssertionError("it is the caller's")
+
+    def state_dict(self):
+        return {"next": self._next}
+
+    def load_state_dict(self, state):
+        self._first = state["next"]
+
+    def __iter__(self):
+        for i in range(self._first, self.num):
+            self._next = i + 1
+            yield np.full(2, i, np.float32)
+
+
 KINDS = {
     "batches": lambda: jl.batches(np.arange(28, dtype=np.float32), 4, shuffle=True),
     "device": lambda: jl.batches(np.arange(28, dtype=np.float32), 4, shuffle=True, device=True),
@@ -514,6 +536,7 @@ KINDS = {
     "function": lambda: lambda epoch: Plain(5 + epoch),
     "own state": lambda: lambda epoch: Own(5 + epoch, epoch),
     "loader": Loader,
+    "streamed": Streamed,
     "iterator": lambda: Own(100),
     "ragged": lambda: [np.ones(4, np.float32), np.full(4, 2.0, np.float32), np.ones(3, np.float32)],
 }
