@@ -376,13 +376,14 @@ class Run:
             name = self.signals.name
             if name is None:
                 raise  # another run's
-            logger.warning(
-                "%s: the run ends here with the status 'interrupted', in epoch %d after step %d; "
-                "a second Ctrl-C stops at once",
-                name,
-                self.epoch,
-                self.step,
-            )
+            if not self.signals.nested:
+                logger.warning(
+                    "%s: the run ends here with the status 'interrupted', in epoch %d after step "
+                    "%d; a second Ctrl-C stops at once",
+                    name,
+                    self.epoch,
+                    self.step,
+                )
             self.status, self.halted_by = "interrupted", name
             self._fire(ROWS[Event.HALTED], then=self.place)
 

@@ -41,6 +41,11 @@ class Signals:
         """The signal that came, such as "SIGTERM", or None."""
         return self._shared._name
 
+    @property
+    def nested(self) -> bool:
+        """Whether this run is inside of another, which ends too."""
+        return self._shared is not self
+
     def poll(self) -> None:
         """Raises `Interrupted` once a signal came."""
         if self._shared._name is not None:

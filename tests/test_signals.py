@@ -97,7 +97,7 @@ class Signalling:
 
 
 @pytest.mark.parametrize("event", ["iteration_completed", "epoch_completed"])
-def test_a_signal_in_a_validation_begins_its_firing_again(event, tmp_path):
+def test_a_signal_in_a_validation_begins_its_firing_again(event, tmp_path, caplog):
     data = jl.batches((X, Y), 8, shuffle=True)
     filter = jl.every(3) if event == "iteration_completed" else "always"
 
@@ -112,6 +112,11 @@ def test_a_signal_in_a_validation_begins_its_firing_again(event, tmp_path):
     undisturbed = loop(None).run(data, **whole)
     stopped = loop(2).checkpoint(tmp_path).run(data, **whole)
     assert stopped.status == "interrupted"
+    # Said once, of the run; the validation is a part of it.
+    assert [
+        r.getMessage() for r in caplog.records if f"after step {stopped.step};" in r.getMessage()
+    ]
+    assert len(caplog.records) == 1
     assert stopped.step == (6 if event == "iteration_completed" else 10)
     assert len(stopped.history) == (0 if event == "iteration_completed" else 1) + (
         event == "iteration_completed"
