@@ -342,6 +342,18 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(kind, saved):
     assert float(resumed.step_state) == values[4] and resumed.step == 4
 
 
+def test_a_device_without_room_is_no_damage(saved, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    def restore(self, *args, **settings):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(ocp.Checkpointer, "restore", restore)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        MEAN.resume(saved[0]).run([np.float32(1)], 0.0)
+    assert names(saved[0]) == [2, 3, 4]
+
+
 def test_a_half_written_checkpoint_is_passed_over_and_named(saved):
     folder, values = saved
     shutil.copytree(folder / "4", folder / "5.orbax-checkpoint-tmp")

@@ -21,6 +21,8 @@ LAYERS = [
     ["feed", "compile", "supervised"],
     ["loop"],
     ["packing"],
+    ["folders"],
+    ["store"],
     ["handlers", "checkpoint", "serialize", "check", "observing"],
     ["driver"],
     ["factories"],

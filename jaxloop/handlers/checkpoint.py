@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxloop.checkpoint import Store, check_folder
+from jaxloop.checkpoint import check_folder, load_latest
 from jaxloop.errors import ArgumentError, ArgumentTypeError
 from jaxloop.events import Status, as_events
 from jaxloop.filters import as_filter
 from jaxloop.handlers.monitor import Mode, better, check_mode, read
 from jaxloop.loop import Attachment, EventLike, FilterLike, Loop
 from jaxloop.state import PyTree, State
+from jaxloop.store import Store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,8 @@ class _Saves:
         self._store.poll()
 
     def newest(self, like: PyTree) -> State | None:
-        return self._store.newest(like)
+        self._store.wait()
+        return load_latest(self._store.path, like)
 
     def close(self) -> None:
         self._store.close()

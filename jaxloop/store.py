@@ -1,0 +1,287 @@
+"""Writes states to a folder of checkpoints, through Orbax, while a loop goes on.
+
+    store = Store("runs/a", keep=3, keep_best=1, keep_every=None)
+    store.save("120", state, value=None)
+    store.begin()                               # written in the background
+    store.close()
+
+What is there is deleted only when what takes its place is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxloop.errors import CheckpointError
+from jaxloop.folders import REPLACED, delete, entries, read, tidy
+from jaxloop.packing import checksum, pack
+from jaxloop.state import PyTree, State
+
+UNTOUCHED = (
+    "see that the folder is there, is writable and has room; the checkpoints before it are as they "
+    "were, and loop.resume(path) goes on from the newest"
+)
+
+
+class Store:
+    """A folder of checkpoints, written in the background.
+
+    A checkpoint of a name that is there already replaces it; the old one goes only once the new one
+    is complete.
+
+    Args:
+        path: The folder.
+        keep: How many of the newest stay; None: all.
+        keep_best: How many of those that were the best when they were saved stay beside them.
+        keep_every: Those whose step is a multiple of it stay too; None: no more.
+    """
+
+    def __init__(
+        self, path: str, *, keep: int | None, keep_best: int = 1, keep_every: int | None = None
+    ) -> None:
+        import orbax.checkpoint as ocp
+
+        self._ocp = ocp
+        self.path = Path(path).absolute()
+        self.path.mkdir(parents=True, exist_ok=True)
+        tidy(self.path)
+        self._keep, self._keep_best, self._keep_every = keep, keep_best, keep_every
+        # Directories made in the background leave threads that wait for minutes if that fails.
+        options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(), async_options=options
+        )
+        self._synchronous = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        self._writer = futures.ThreadPoolExecutor(1, thread_name_prefix="jaxloop-save")
+        self._ready: Callable[[], None] | None = None
+        self._writing: futures.Future[None] | None = None
+        self._order = max((entry.order for entry in entries(self.path)), default=0)
+
+    def save(self, name: str, state: State, value: float | None) -> None:
+        """Makes ready to save ``state``; waits for an earlier save, not for this one.
+
+        Whoever donates the state's arrays copies them first, as long as the state is kept here.
+
+        Args:
+            name: Of the checkpoint's folder.
+            state: What is saved.
+            value: Of the metric whose best this is, or None.
+
+        Raises:
+            CheckpointError: It cannot be written, or the one before could not.
+        """
+        ocp = self._ocp
+        record, trees = pack(state)
+        self.wait()
+        if not self.path.is_dir():
+            raise CheckpointError(f"the folder {self.path} has vanished", fix=UNTOUCHED)
+        self._order += 1
+        target, old = self.path / name, self.path / (name + REPLACED)
+        try:
+            if target.exists():
+                before = read(target).record
+                if before is not None and before["step"] == state.step and value is None:
+                    value = before["value"]  # it stays the best that it was
+                os.rename(target, old)
+            record |= {"order": self._order, "value": value, "empty": _empty(trees)}
+            record["sha256"] = checksum(record)
+            # In a dict, as Orbax takes no tree that is a single array.
+            items = {
+                key: ocp.args.StandardSave({"tree": jax.tree.map(filled, tree)})
+                for key, tree in trees.items()
+                if jax.tree.leaves(tree)
+            }
+            args = ocp.args.Composite(meta=ocp.args.JsonSave(record), **items)
+            if _on_cpu(trees):
+                # Nothing has to be copied to the host: all of the work is done beside the loop.
+                self._ready = functools.partial(self._write, target, args, state)
+            else:
+                # Returns when the host has a copy; the device needs no room for a second one.
+                with _ONE_SAVE:
+                    self._checkpointer.save(target, args=args)
+        except Exception as error:  # Orbax and TensorStore raise errors of many kinds
+            raise self._failed(error) from error
+
+    def begin(self) -> None:
+        """Begins to write what `save` made ready, unless that has begun.
+
+        Apart, so that the loop has copied what it donates before a thread is in its way.
+        """
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            self._writing = self._writer.submit(ready)
+
+    def _write(self, target: Path, args: Any, state: State) -> None:
+        """Writes all of a checkpoint.
+
+        For as long as that takes, ``state`` is kept, so that nobody donates its arrays.
+        """
+        del state
+        with _ONE_SAVE, _uncounted():
+            try:
+                self._synchronous.save(target, args=args)
+            except Exception:
+                _end_waiting()
+                raise
+        self._settle()
+
+    def poll(self) -> None:
+        """Raises if a save in the background has failed; does not wait.
+
+        Raises:
+            CheckpointError: It has.
+        """
+        if self._writing is not None and self._writing.done():
+            self.wait()
+            return
+        try:
+            self._checkpointer.check_for_errors()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> CheckpointError:
+        tidy(self.path)
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return CheckpointError(
+            f"a checkpoint in {self.path} could not be written: {what:.300}", fix=UNTOUCHED
+        )
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk.
+
+        Raises:
+            CheckpointError: It could not be written.
+        """
+        self.begin()
+        writing, self._writing = self._writing, None
+        try:
+            if writing is not None:
+                writing.result()
+            else:
+                self._wait_for_orbax()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _wait_for_orbax(self) -> None:
+        try:
+            self._checkpointer.wait_until_finished()
+        except Exception:
+            _end_waiting()
+            raise
+        self._settle()
+
+    def _settle(self) -> None:
+        """Deletes what a checkpoint that is complete now makes superfluous."""
+        for old in self.path.glob("*" + REPLACED):
+            if (self.path / old.name.removesuffix(REPLACED)).exists():
+                delete(old)
+        self._retain()
+
+    def _retain(self) -> None:
+        """Deletes what is neither new nor best; only what is complete counts."""
+        if self._keep is None:
+            return
+        there = [entry for entry in entries(self.path) if entry.record is not None]
+        best = [entry for entry in there if entry.value is not None][: self._keep_best]
+        for entry in there[self._keep :]:
+            often = self._keep_every is not None and entry.step % self._keep_every == 0
+            if entry not in best and not often:
+                delete(entry.folder)
+
+    def close(self) -> None:
+        """Waits until everything is on disk, and ends the threads.
+
+        Raises:
+            CheckpointError: The last save failed.
+        """
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+            self._checkpointer.close()
+
+
+_ONE_SAVE = threading.Lock()
+"""Orbax numbers the saves of a process, and those that begin while another does share a number."""
+
+
+def _end_waiting() -> None:
+    """Ends the threads of the save that has just failed.
+
+    Orbax lets them wait for minutes for what will not come, and the process cannot end before
+    they do. It has no public way to end them; where this one is gone, they wait.
+    """
+    with contextlib.suppress(Exception):
+        from orbax.checkpoint._src.futures import future, synchronization
+
+        operation = synchronization.OperationIdGenerator.get_current_operation_id()
+        for thread in threading.enumerate():
+            if isinstance(thread, future._SignalingThread) and thread._operation_id == operation:
+                thread.cancel()
+                future.set_signals(thread._receive_signals, operation_id=operation)
+
+
+@contextlib.contextmanager
+def _uncounted() -> Iterator[None]:
+    """Keeps Orbax from asking TensorStore for its counters, which are for Orbax's log alone.
+
+    TensorStore never frees what it answers with: 20 KB for each tree that is saved.
+    """
+    try:
+        from orbax.checkpoint._src.serialization import tensorstore_utils
+
+        counter = tensorstore_utils.get_tensorstore_raw_bytes
+    except (ImportError, AttributeError):  # another version of Orbax's
+        yield
+        return
+    tensorstore_utils.get_tensorstore_raw_bytes = lambda *_: 0
+    try:
+        yield
+    finally:
+        tensorstore_utils.get_tensorstore_raw_bytes = counter
+
+
+# --- arrays without elements, and where arrays are ---
+
+
+def filled(leaf: Any) -> Any:
+    """An array without elements, which Orbax cannot save, as one of a single zero."""
+    if leaf.size:
+        return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf.update(shape=(1,), sharding=_one_device(leaf.sharding))
+    return np.zeros(1, leaf.dtype)
+
+
+def _empty(trees: dict[str, PyTree]) -> list[list[Any]]:
+    """``[tree, path, shape]`` of each array without elements."""
+    return [
+        [name, plain_path(path), list(leaf.shape)]
+        for name, tree in trees.items()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if not leaf.size
+    ]
+
+
+def plain_path(path: Any) -> str:
+    """A path as it is too when classes have become dicts."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _one_device(sharding: Any) -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(min(sharding.device_set, key=lambda d: d.id))
+
+
+def _on_cpu(trees: PyTree) -> bool:
+    leaves = (x for x in jax.tree.leaves(trees) if isinstance(x, jax.Array))
+    return all(device.platform == "cpu" for x in leaves for device in x.devices())
