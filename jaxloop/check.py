@@ -52,12 +52,12 @@ class Report:
         return "\n".join([*lines, *(f"{name}: {fact}" for name, fact in facts.items())])
 
 
-def check_count(name: str, value: object, *, at_least: int) -> None:
+def check_count(name: str, value: object, *, at_least: int, where: str = "run") -> None:
     """Raises unless ``value`` is a whole number of at least ``at_least``."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise ArgumentTypeError(f"run: {name} must be a whole number, and is {value!r}")
+        raise ArgumentTypeError(f"{where}: {name} must be a whole number, and is {value!r}")
     if value < at_least:
-        raise ArgumentError(f"run: {name} must be at least {at_least}, and is {value}")
+        raise ArgumentError(f"{where}: {name} must be at least {at_least}, and is {value}")
 
 
 def check_metrics(loop: Loop) -> None:

@@ -20,9 +20,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloop.errors import ArgumentError, CheckpointError, SerializationError
+from jaxloop.errors import ArgumentError, CheckpointError, SerializationError, first_line
 from jaxloop.folders import UNFINISHED, Entry, entries, tidy
-from jaxloop.packing import NUMBERED, check_format, check_leaves, is_array, numbered, unpack
+from jaxloop.packing import (
+    NUMBERED,
+    check_format,
+    check_leaves,
+    is_array,
+    numbered,
+    step_state_of,
+    unpack,
+)
 from jaxloop.stacks import placement
 from jaxloop.state import PyTree, State
 from jaxloop.store import filled, plain_path
@@ -105,9 +113,9 @@ def _newest_good(found: Iterable[Entry], like: PyTree) -> State | None:
             except (SerializationError, MemoryError, jax.errors.JaxRuntimeError):
                 raise  # no damage: nothing on the disk would be read better
             except Exception as error:  # noqa: BLE001  Orbax raises bare Exception for damage
-                problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+                problem = first_line(error)
         warnings.warn(
-            f"the checkpoint {entry.folder} is damaged and passed over: {problem:.300}",
+            f"the checkpoint {entry.folder} is damaged and passed over: {problem}",
             stacklevel=2,
         )
     return None
@@ -166,9 +174,7 @@ def restore(path: str, which: str | int = "latest", *, like: State | PyTree = No
         found = [entry for entry in there if entry.step == which]
     else:
         raise ArgumentError(f"restore: which must be 'latest', 'best' or a step, and is {which!r}")
-    step_state = like._cell.step_state if isinstance(like, State) else like
-    step_state = jax.tree.map(_array_like, step_state)
-    state = _newest_good(found, step_state)
+    state = _newest_good(found, jax.tree.map(_array_like, step_state_of(like)))
     if state is None:
         steps = ", ".join(
             f"{entry.folder.name} (step {entry.step})" for entry in there if entry.record

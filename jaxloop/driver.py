@@ -618,18 +618,18 @@ class Run:
         )
         if found is None:
             return Status.HALT_LOOP, self._view(row.event)
+        # The counters and the data go on: what lies between is stepped over.
         self.handler_state = ReadOnlyDict(found.handler_state)
-        accumulators = self.carry[1]
+        self.carry = (found._cell.step_state, self.carry[1])
         if found.epoch == self.epoch and found._next in IN_EPOCH:
             leaves = jax.tree.leaves(found._cell.accumulators)
-            accumulators = jax.tree.unflatten(jax.tree.structure(accumulators), leaves)
+            accumulators = jax.tree.unflatten(jax.tree.structure(self.carry[1]), leaves)
+            self.carry = (self.carry[0], accumulators)
             self.metrics = found._metrics
             self._find_extra()
-        elif self.program is not None:
-            accumulators = self.program.init_metrics()
-            self.metrics, self.extra = Lazy(self.program.fresh_values), {}
-        # The counters and the data go on: what lies between is stepped over.
-        self.carry = copy((found._cell.step_state, accumulators))
+        else:
+            self._fresh_metrics()
+        self.carry = copy(self.carry)
         self._cell = None
         return Status.CONTINUE, self._view(row.event)
 

@@ -107,3 +107,9 @@ def missing_metric(who: str, name: str, known: Iterable[str]) -> MissingMetricEr
         f"{', '.join(sorted(known)) or 'none'}",
         fix="attach the metric, or what adds it (such as validate), before",
     )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in short; its class where it says nothing."""
+    lines = str(error).splitlines()
+    return lines[0][:300] if lines else type(error).__name__

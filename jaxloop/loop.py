@@ -424,21 +424,10 @@ class Loop:
             CheckpointError: From `run`: the folder cannot be written; what was there is untouched.
             DataError: From `run`: the data are a one-shot iterator without a state of its own.
         """
-        from jaxloop.handlers.checkpoint import attach_checkpoint
+        from jaxloop.handlers.checkpoint import Saver, attach_checkpoint
 
-        return attach_checkpoint(
-            self,
-            path,
-            event,
-            filter,
-            criteria,
-            mode,
-            keep,
-            keep_best,
-            keep_every,
-            on_exception,
-            file_pattern,
-        )
+        saver = Saver(path, criteria, mode, keep, keep_best, keep_every, on_exception, file_pattern)
+        return attach_checkpoint(self, saver, event, filter)
 
     def nan_guard(
         self,

@@ -87,6 +87,11 @@ def pack(state: State) -> tuple[dict[str, Any], dict[str, PyTree]]:
     return record, trees
 
 
+def step_state_of(like: State | PyTree) -> PyTree:
+    """The step state that a ``like=`` stands for; looking does not keep it from being donated."""
+    return like._cell.step_state if isinstance(like, State) else like
+
+
 def numbered(leaves: list[Any]) -> dict[str, Any]:
     """A tree of leaves whose order is theirs."""
     return {f"{i:05d}": leaf for i, leaf in enumerate(leaves)}

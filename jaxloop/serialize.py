@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxloop.errors import SerializationError
-from jaxloop.packing import NUMBERED, check_leaves, is_key, numbered, pack, unpack
+from jaxloop.packing import NUMBERED, check_leaves, is_key, numbered, pack, step_state_of, unpack
 from jaxloop.state import PyTree, State
 
 _MAGIC = b"JAXLOOP\x01"
@@ -112,7 +112,7 @@ def deserialize_state(
         body = zlib.decompress(body)
     (size,) = struct.unpack("<Q", body[:8])
     record, rest = json.loads(body[8 : 8 + size]), body[8 + size :]
-    step_like = like._cell.step_state if isinstance(like, State) else like
+    step_like = step_state_of(like)
     own, rest = rest[: record["own_bytes"]], rest[record["own_bytes"] :]
     if record.get("own"):
         if deserialize_step_state is None:

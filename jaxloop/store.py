@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxloop.errors import CheckpointError
+from jaxloop.errors import CheckpointError, first_line
 from jaxloop.folders import REPLACED, delete, entries, read, tidy
 from jaxloop.packing import checksum, pack
 from jaxloop.state import PyTree, State
@@ -64,7 +64,8 @@ class Store:
         self._synchronous = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
         self._writer = futures.ThreadPoolExecutor(1, thread_name_prefix="jaxloop-save")
         self._ready: Callable[[], None] | None = None
-        self._writing: futures.Future[None] | None = None
+        # The save that goes on: a thread's, or all that Orbax does.
+        self._writing: futures.Future[None] | Any = None
         self._order = max((entry.order for entry in entries(self.path)), default=0)
 
     def save(self, name: str, state: State, value: float | None) -> None:
@@ -107,6 +108,7 @@ class Store:
                 self._ready = functools.partial(self._write, target, args, state)
             else:
                 # Returns when the host has a copy; the device needs no room for a second one.
+                self._writing = self._checkpointer
                 with _ONE_SAVE:
                     self._checkpointer.save(target, args=args)
         except Exception as error:  # Orbax and TensorStore raise errors of many kinds
@@ -141,19 +143,19 @@ class Store:
         Raises:
             CheckpointError: It has.
         """
-        if self._writing is not None and self._writing.done():
-            self.wait()
-            return
-        try:
-            self._checkpointer.check_for_errors()
-        except Exception as error:
-            raise self._failed(error) from error
+        if isinstance(self._writing, futures.Future):
+            if self._writing.done():
+                self.wait()
+        elif self._writing is not None:
+            try:
+                self._writing.check_for_errors()
+            except Exception as error:
+                raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> CheckpointError:
         tidy(self.path)
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
         return CheckpointError(
-            f"a checkpoint in {self.path} could not be written: {what:.300}", fix=UNTOUCHED
+            f"a checkpoint in {self.path} could not be written: {first_line(error)}", fix=UNTOUCHED
         )
 
     def wait(self) -> None:
@@ -165,9 +167,9 @@ class Store:
         self.begin()
         writing, self._writing = self._writing, None
         try:
-            if writing is not None:
+            if isinstance(writing, futures.Future):
                 writing.result()
-            else:
+            elif writing is not None:
                 self._wait_for_orbax()
         except Exception as error:
             raise self._failed(error) from error

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxloop.check import check_count
 from jaxloop.checkpoint import check_folder, load_latest
-from jaxloop.errors import ArgumentError, ArgumentTypeError
 from jaxloop.events import Status, as_events
 from jaxloop.filters import as_filter
 from jaxloop.handlers.monitor import Mode, better, check_mode, read
@@ -26,8 +26,9 @@ from jaxloop.store import Store
 
 
 @dataclasses.dataclass(frozen=True)
-class _Saver:
-    name: str
+class Saver:
+    """What `Loop.checkpoint` was asked for; it decides whether a firing saves."""
+
     path: str
     criteria: str | None
     mode: Mode
@@ -36,6 +37,11 @@ class _Saver:
     keep_every: int | None
     on_exception: bool
     file_pattern: Callable[[State], str] | None
+
+    @property
+    def name(self) -> str:
+        """Of the attachment, and of its memory in ``handler_state``."""
+        return f"checkpoint_{self.path}"
 
     def __call__(self, state: State) -> tuple[bool, Any]:
         if self.criteria is None:
@@ -48,14 +54,19 @@ class _Saver:
         changed = state.replace(handler_state={**state.handler_state, self.name: memory})
         return True, (Status.CONTINUE, changed)
 
+    def prepare(self, loop: Loop) -> None:
+        """Checks the folder before the first step."""
+        check_folder(self.path, loop.start is None and loop.resume_path is None)
+
     def open(self) -> _Saves:
+        """What a run writes to."""
         return _Saves(self)
 
 
 class _Saves:
     """What a run writes to: see `jaxloop.loop.Saves`."""
 
-    def __init__(self, saver: _Saver) -> None:
+    def __init__(self, saver: Saver) -> None:
         self._saver = saver
         self.on_exception = saver.on_exception
         self._store = Store(
@@ -86,44 +97,14 @@ class _Saves:
         self._store.close()
 
 
-def attach_checkpoint(
-    loop: Loop,
-    path: str,
-    event: EventLike,
-    filter: FilterLike,
-    criteria: str | None,
-    mode: Mode,
-    keep: int | None,
-    keep_best: int,
-    keep_every: int | None,
-    on_exception: bool,
-    file_pattern: Callable[[State], str] | None,
-) -> Loop:
+def attach_checkpoint(loop: Loop, saver: Saver, event: EventLike, filter: FilterLike) -> Loop:
     """See `Loop.checkpoint`."""
-    check_mode("checkpoint", mode)
-    for name, count, least in (
-        ("keep", keep, 1),
-        ("keep_best", keep_best, 0),
-        ("keep_every", keep_every, 1),
-    ):
-        if count is None and name != "keep_best":
-            continue
-        if isinstance(count, bool) or not isinstance(count, int):
-            raise ArgumentTypeError(f"checkpoint: {name} must be a whole number, and is {count!r}")
-        if count < least:
-            raise ArgumentError(f"checkpoint: {name} must be at least {least}, and is {count}")
-    path = os.fspath(path)
-    saver = _Saver(
-        f"checkpoint_{path}",
-        path,
-        criteria,
-        mode,
-        keep,
-        keep_best,
-        keep_every,
-        on_exception,
-        file_pattern,
-    )
+    check_mode("checkpoint", saver.mode)
+    for name, least in (("keep", 1), ("keep_best", 0), ("keep_every", 1)):
+        count = getattr(saver, name)
+        if count is not None or name == "keep_best":
+            check_count(name, count, at_least=least, where="checkpoint")
+    saver = dataclasses.replace(saver, path=os.fspath(saver.path))
     return loop.attach(
         Attachment(
             as_events(event),
@@ -131,10 +112,10 @@ def attach_checkpoint(
             as_filter(filter),
             saver.name,
             kind="saver",
-            watches=() if criteria is None else (criteria,),
+            watches=() if saver.criteria is None else (saver.criteria,),
             adds=(),
             open=saver.open,
-            prepare=lambda run: check_folder(path, run.start is None and run.resume_path is None),
+            prepare=saver.prepare,
             reserved=True,
         )
     )
