@@ -4,7 +4,7 @@ VENV := .venv
 
 .PHONY: demo test dev clean
 demo: $(VENV)/.demo
-	$(VENV)/bin/python -m jaxloop.demo
+	$(VENV)/bin/python -m jaxloop
 
 test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest

@@ -11,20 +11,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxloop.data import batches
+from jaxloop._core.events import Event, Status
+from jaxloop._core.filters import after, before, every, every_seconds, once, only
+from jaxloop._core.state import Snapshot, State
+from jaxloop._core.step_result import emit
+from jaxloop._data.in_memory import batches
+from jaxloop._loop import Loop, loop
 from jaxloop.errors import JaxloopError
-from jaxloop.events import Event, Status
-from jaxloop.filters import after, before, every, every_seconds, once, only
-from jaxloop.loop import Loop, loop
 from jaxloop.metrics import Metric
-from jaxloop.state import Snapshot, State, emit
 
 if TYPE_CHECKING:
     from jaxloop import datasets, losses, metrics, optimizers
-    from jaxloop.checkpoint import restore
-    from jaxloop.factories import eval_step, evaluator, train_step, trainer
-    from jaxloop.models import Model
-    from jaxloop.serialize import deserialize_state, serialize_state
+    from jaxloop._checkpoint.bytes import deserialize_state, serialize_state
+    from jaxloop._checkpoint.reader import restore
+    from jaxloop._factories import eval_step, evaluator, train_step, trainer
+    from jaxloop._supervised.models import Model
 
 __version__ = "0.1.0"
 
@@ -60,14 +61,14 @@ __all__ = [
 ]
 
 _LATER = {
-    "Model": "jaxloop.models",
-    "eval_step": "jaxloop.factories",
-    "evaluator": "jaxloop.factories",
-    "train_step": "jaxloop.factories",
-    "trainer": "jaxloop.factories",
-    "restore": "jaxloop.checkpoint",
-    "serialize_state": "jaxloop.serialize",
-    "deserialize_state": "jaxloop.serialize",
+    "Model": "jaxloop._supervised.models",
+    "eval_step": "jaxloop._factories",
+    "evaluator": "jaxloop._factories",
+    "train_step": "jaxloop._factories",
+    "trainer": "jaxloop._factories",
+    "restore": "jaxloop._checkpoint.reader",
+    "serialize_state": "jaxloop._checkpoint.bytes",
+    "deserialize_state": "jaxloop._checkpoint.bytes",
 }
 _MODULES = ("datasets", "losses", "metrics", "optimizers")
 

@@ -7,7 +7,7 @@ import hashlib
 import jax
 import numpy as np
 
-from jaxloop.events import PER_RUN
+from jaxloop._core.events import PER_RUN
 
 
 def raw(leaf):

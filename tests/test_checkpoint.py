@@ -390,7 +390,7 @@ def test_a_checkpoint_of_another_model_lists_the_leaves(tmp_path):
 
 def test_a_later_format_is_an_error_and_not_damage(saved):
     folder, _ = saved
-    from jaxloop.packing import checksum
+    from jaxloop._checkpoint.record import checksum
 
     path = folder / "4" / "meta" / "metadata"
     record = json.loads(path.read_text()) | {"format": 99}

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 import jaxloop as jl
-from jaxloop.compile import Program
-from jaxloop.driver import Run
+from jaxloop._engine.run import Run
+from jaxloop._program.block import Program
 from tests.memory import held, resident_mb
 
 
@@ -242,11 +242,11 @@ def test_an_epoch_leaves_its_history_and_no_more():
 
 def test_what_a_handler_keeps_is_copied_and_nothing_else_is():
     copies = []
-    import jaxloop.driver
+    import jaxloop._engine.run as driver
 
     with pytest.MonkeyPatch.context() as patch:
-        original = jaxloop.driver.copy
-        patch.setattr(jaxloop.driver, "copy", lambda tree: copies.append(1) or original(tree))
+        original = driver.copy
+        patch.setattr(driver, "copy", lambda tree: copies.append(1) or original(tree))
         MEAN.handle("iteration_completed", lambda s: None).run(DATA, 0.0)
         untouched = len(copies)
         kept = []

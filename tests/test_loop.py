@@ -328,7 +328,7 @@ def test_check_reports_without_running():
 
 
 def test_observers_cost_no_handler_calls_and_no_more_blocks():
-    from jaxloop.compile import Program
+    from jaxloop._program.block import Program
 
     blocks = []
     run = Program.run

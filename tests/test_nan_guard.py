@@ -47,7 +47,7 @@ def test_skip_leaves_state_and_metrics_unchanged_and_counts(fuse):
 
 
 def test_skip_costs_no_wait_and_no_block():
-    from jaxloop.compile import Program
+    from jaxloop._program.block import Program
 
     blocks = []
     run = Program.run

@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from jaxloop.check import check_count
-from jaxloop.checkpoint import check_folder, load_latest
-from jaxloop.events import Status, as_events
-from jaxloop.filters import as_filter
+from jaxloop._checkpoint.reader import check_folder, load_latest
+from jaxloop._checkpoint.writer import Store
+from jaxloop._core.checks import check_count
+from jaxloop._core.events import Status, as_events
+from jaxloop._core.filters import as_filter
+from jaxloop._core.state import State
+from jaxloop._core.types import PyTree
+from jaxloop._loop import Loop
+from jaxloop._spec import Attachment, EventLike, FilterLike
 from jaxloop.handlers.monitor import Mode, better, check_mode, read
-from jaxloop.loop import Attachment, EventLike, FilterLike, Loop
-from jaxloop.state import PyTree, State
-from jaxloop.store import Store
 
 
 @dataclasses.dataclass(frozen=True)

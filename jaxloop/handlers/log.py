@@ -11,7 +11,7 @@ from typing import IO
 
 import numpy as np
 
-from jaxloop.state import EpochTime, Snapshot
+from jaxloop._core.state import EpochTime, Snapshot
 
 
 def line_writer(
@@ -46,7 +46,8 @@ def times_line(snapshot: Snapshot) -> str:
     """Where the time of the epochs went, as the trainer's own log shows it at the end.
 
     Example:
-        >>> from jaxloop.state import EpochTime, Records
+        >>> from jaxloop._core.state import EpochTime
+        >>> from jaxloop._core.lazy import Records
         >>> times = Records.known({0: EpochTime(2.0, data_s=1.0, dispatch_s=0.5)})
         >>> times_line(Snapshot(_times=times))
         '1 epoch in 2.00 s: 25 % device, 50 % waiting for data, 25 % dispatch, 0 % handlers'

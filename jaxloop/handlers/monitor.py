@@ -16,6 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxloop._core.events import Status, as_events
+from jaxloop._core.filters import as_filter
+from jaxloop._core.state import State
+from jaxloop._core.types import PyTree
+from jaxloop._loop import Loop
+from jaxloop._spec import Attachment, EventLike, FilterLike, Handler
 from jaxloop.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -23,10 +29,6 @@ from jaxloop.errors import (
     missing_metric,
     unknown_name,
 )
-from jaxloop.events import Status, as_events
-from jaxloop.filters import as_filter
-from jaxloop.loop import Attachment, EventLike, FilterLike, Handler, Loop
-from jaxloop.state import PyTree, State
 
 Mode = str | Callable[[Any, Any], bool]
 

@@ -17,14 +17,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxloop.compile import checked_state
+from jaxloop._core.arrays import checked_state
+from jaxloop._core.events import Event, as_events
+from jaxloop._core.filters import ALWAYS, as_filter
+from jaxloop._core.state import State
+from jaxloop._core.step_result import emit, split_emission
+from jaxloop._core.types import PyTree
+from jaxloop._loop import Loop
+from jaxloop._spec import Attachment, EventLike, FilterLike
 from jaxloop.errors import ArgumentError, unknown_name
-from jaxloop.events import Event, as_events
-from jaxloop.filters import ALWAYS, as_filter
-from jaxloop.loop import Attachment, EventLike, FilterLike, Loop
 from jaxloop.metrics import Metric
 from jaxloop.metrics.collection import SKIPPED
-from jaxloop.state import PyTree, State, emit, split_emission
 
 ACTIONS = ("halt", "skip", "rewind")
 MOST_LEAVES = 5

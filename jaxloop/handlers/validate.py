@@ -11,14 +11,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from jaxloop.compile import Programs
+from jaxloop._core.events import Status, as_events
+from jaxloop._core.filters import as_filter
+from jaxloop._core.interrupts import Interrupted
+from jaxloop._core.state import State
+from jaxloop._loop import Loop
+from jaxloop._program.cache import Programs
+from jaxloop._spec import Attachment, EventLike, FilterLike
 from jaxloop.errors import ArgumentError, ArgumentTypeError
-from jaxloop.events import Status, as_events
-from jaxloop.filters import as_filter
-from jaxloop.loop import Attachment, EventLike, FilterLike, Loop
 from jaxloop.metrics.collection import SKIPPED
-from jaxloop.signals import Interrupted
-from jaxloop.state import State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def attach_validate(
                 "validate: this loop has no model of its own",
                 fix="pass model=, or make the loop with jl.trainer",
             )
-        from jaxloop.factories import Supervised
+        from jaxloop._factories import Supervised
 
         supervised = Supervised(model)
     metrics = tuple(one for one in loop.metrics if one.name != SKIPPED)

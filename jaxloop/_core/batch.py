@@ -1,0 +1,91 @@
+"""A batch as arrays, and its signature."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxloop._core.types import PyTree
+from jaxloop.errors import DataError
+
+
+def canonical(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if not jax.dtypes.issubdtype(array.dtype, np.number):
+        return array
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+
+
+class Signature(NamedTuple):
+    """The structure, shapes and dtypes of a batch: what an executable depends on."""
+
+    tree: Any
+    leaves: tuple[tuple[tuple[int, ...], Any], ...]
+
+
+class Batch(NamedTuple):
+    """A batch as arrays, with its signature."""
+
+    value: PyTree
+    signature: Signature
+
+
+def as_batch(batch: PyTree, where: str, like: Signature | None = None) -> Batch:
+    """The batch with every leaf as an array of a dtype that JAX uses.
+
+    Args:
+        batch: A pytree of arrays and numbers.
+        where: What errors call it.
+        like: The signature of the batch before: one that is like it is known to be good.
+
+    Raises:
+        DataError: A leaf is not numeric; the error names it.
+    """
+    leaves, tree = jax.tree.flatten(batch)
+    if like is not None and tree == like.tree:
+        for leaf, (shape, dtype) in zip(leaves, like.leaves, strict=True):
+            if type(leaf) is not np.ndarray or leaf.shape != shape or leaf.dtype != dtype:
+                break
+        else:
+            return Batch(batch, like)
+    arrays = [_as_array(leaf, index, batch, where) for index, leaf in enumerate(leaves)]
+    signature = Signature(tree, tuple((a.shape, a.dtype) for a in arrays))
+    return Batch(jax.tree.unflatten(tree, arrays), signature)
+
+
+def _as_array(leaf: Any, index: int, batch: PyTree, where: str) -> Any:
+    if isinstance(leaf, jax.Array):
+        return leaf
+    try:
+        array = np.asarray(leaf)
+        if not (array.dtype == bool or jax.dtypes.issubdtype(array.dtype, np.number)):
+            raise TypeError(array.dtype)
+        return canonical(array)
+    except (TypeError, ValueError):
+        path = jax.tree_util.tree_leaves_with_path(batch)[index][0]
+        raise DataError(
+            f"{where}: the leaf batch{jax.tree_util.keystr(path)} is not an array of "
+            f"numbers but {type(leaf).__name__} {leaf!r:.80}",
+            fix="give batches that are pytrees of arrays; for arrays in memory use "
+            "jl.batches((x, y), batch_size)",
+        ) from None
+
+
+def signature_change(old: Signature, new: Signature) -> str:
+    """Which leaves differ, in words."""
+    if old.tree != new.tree:
+        return f"the structure of the batch changed from {old.tree} to {new.tree}"
+    skeleton = jax.tree.unflatten(new.tree, range(len(new.leaves)))
+    names = [
+        jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(skeleton)
+    ]
+    return "; ".join(
+        f"batch{name} changed from {_describe(*a)} to {_describe(*b)}"
+        for name, a, b in zip(names, old.leaves, new.leaves, strict=True)
+        if a != b
+    )
+
+
+def _describe(shape: tuple[int, ...], dtype: Any) -> str:
+    return f"{dtype}[{','.join(map(str, shape))}]"

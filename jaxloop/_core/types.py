@@ -1,0 +1,7 @@
+"""Types that the whole package shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PyTree = Any

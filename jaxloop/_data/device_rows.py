@@ -1,0 +1,74 @@
+"""Where a compiled block reads its batches: pytrees that give the batch of a row.
+
+    Stacked(stack).row(3)                               # of a stack with a leading axis
+    Gathered(arrays, order, 32, 1437, False).row(3)     # gathered from arrays on the device
+
+``row`` is traced inside the block, so its index may be a tracer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxloop._core.types import PyTree
+from jaxloop._data.padding import marked
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Single:
+    """One batch, as it is."""
+
+    value: PyTree
+
+    def row(self, index: Any) -> PyTree:
+        """The batch, at every index."""
+        del index
+        return self.value
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stacked:
+    """Batches of one signature, with a leading axis; rows that nobody filled are never read."""
+
+    value: PyTree
+
+    def row(self, index: Any) -> PyTree:
+        """The batch at ``index``."""
+        return jax.tree.map(
+            lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), self.value
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Gathered:
+    """The batches of one epoch, gathered from arrays that are on the device.
+
+    ``order`` is an int32 array of shape ``(num_examples,)``, or None for the examples' own order.
+    """
+
+    arrays: PyTree
+    order: Any
+    batch_size: int = dataclasses.field(metadata={"static": True})
+    num_examples: int = dataclasses.field(metadata={"static": True})
+    pad: bool = dataclasses.field(metadata={"static": True})
+
+    def row(self, index: Any) -> PyTree:
+        """The batch at ``index``, filled and marked as the batches ask for."""
+        size = self.batch_size
+        low = index * jnp.int32(size)
+        if self.order is None and not self.pad:
+            return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, low, size), self.arrays)
+        places = low + jnp.arange(size, dtype=jnp.int32)
+        where = jnp.minimum(places, jnp.int32(self.num_examples - 1))
+        if self.order is not None:
+            where = self.order[where]
+        batch = jax.tree.map(lambda x: jnp.take(x, where, axis=0, mode="clip"), self.arrays)
+        return marked(batch, places < jnp.int32(self.num_examples)) if self.pad else batch
