@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from jaxloop import errors, handlers
 from jaxloop._core.events import Event, Status
 from jaxloop._core.filters import after, before, every, every_seconds, once, only
 from jaxloop._core.state import Snapshot, State
@@ -44,10 +45,12 @@ __all__ = [
     "datasets",
     "deserialize_state",
     "emit",
+    "errors",
     "eval_step",
     "evaluator",
     "every",
     "every_seconds",
+    "handlers",
     "loop",
     "losses",
     "metrics",
@@ -60,7 +63,8 @@ __all__ = [
     "trainer",
 ]
 
-_LATER = {
+# Imported when they are first named, because they bring Optax or Orbax, or are seldom used.
+_LAZY_NAMES = {
     "Model": "jaxloop._supervised.models",
     "eval_step": "jaxloop._factories",
     "evaluator": "jaxloop._factories",
@@ -70,13 +74,17 @@ _LATER = {
     "serialize_state": "jaxloop._checkpoint.bytes",
     "deserialize_state": "jaxloop._checkpoint.bytes",
 }
-_MODULES = ("datasets", "losses", "metrics", "optimizers")
+_LAZY_MODULES = ("datasets", "losses", "metrics", "optimizers")
 
 
 def __getattr__(name: str) -> Any:
-    # What is heavy or seldom used is imported when it is first named.
-    if name in _LATER:
-        return getattr(importlib.import_module(_LATER[name]), name)
-    if name in _MODULES:
+    if name in _LAZY_NAMES:
+        return getattr(importlib.import_module(_LAZY_NAMES[name]), name)
+    if name in _LAZY_MODULES:
         return importlib.import_module(f"jaxloop.{name}")
     raise AttributeError(f"module 'jaxloop' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # What completion in a notebook offers.
+    return [*__all__, "__doc__", "__file__", "__name__", "__path__", "__version__"]

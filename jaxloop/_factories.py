@@ -7,12 +7,9 @@ evaluator(model).metric("accuracy").run(batches((x, y), 32), model_state)
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jaxloop._core.events import Event
-from jaxloop._core.filters import every
 from jaxloop._core.interrupts import Interrupted
 from jaxloop._core.state import State
 from jaxloop._core.step_result import split_emission
@@ -22,7 +19,7 @@ from jaxloop._supervised.models import adapt
 from jaxloop._supervised.steps import make_eval_step, make_train_step
 from jaxloop._supervised.task import Supervised
 from jaxloop.errors import ArgumentError, ArgumentTypeError
-from jaxloop.handlers.log import line_writer, progress_line, times_line
+from jaxloop.handlers.log import log_progress
 from jaxloop.metrics.declare import declare_batch_mean
 
 InitFn = Callable[[PyTree, PyTree], PyTree]
@@ -128,16 +125,10 @@ def trainer(
     def output(state: State) -> Any:
         return adapted.export(state.step_state["model_state"])
 
-    prepare = getattr(init_fn, "prepare", None)
-    loop = Loop(step_fn, init_fn, output, supervised=Supervised(model, loss, prepare))
-    loop = dataclasses.replace(loop, metrics=(declare_batch_mean("loss", "loss"),))
-    if log:
-        write = line_writer(progress_line, None)
-        loop = loop.observe(Event.ITERATION_COMPLETED, write, every(log, per="epoch"), name="log")
-        loop = loop.observe([Event.EPOCH_COMPLETED, Event.EPOCH_HALTED], write, name="log")
-        last = line_writer(times_line, None)
-        loop = loop.observe([Event.COMPLETED, Event.HALTED], last, name="log")
-    return loop
+    task = Supervised(model, loss, init_fn.prepare)
+    metrics = (declare_batch_mean("loss", "loss"),)
+    loop: Loop[Any, Any] = Loop(step_fn, init_fn.fn, output, metrics=metrics, task=task)
+    return log_progress(loop, log) if log else loop
 
 
 def evaluator(model: Any) -> Loop:
@@ -158,7 +149,6 @@ def evaluator(model: Any) -> Loop:
         2.0
     """
     init_fn, step_fn = make_eval_step(model)
-    prepare = getattr(init_fn, "prepare", None)
 
     def output(state: State) -> dict[str, Any]:
         if state.status == "interrupted":
@@ -166,4 +156,4 @@ def evaluator(model: Any) -> Loop:
             raise Interrupted(f"the evaluation was interrupted by {state.halted_by}")
         return dict(state.history[max(state.history)]) if state.history else dict(state.metrics)
 
-    return Loop(step_fn, init_fn, output, supervised=Supervised(model, None, prepare))
+    return Loop(step_fn, init_fn.fn, output, task=Supervised(model, None, init_fn.prepare))

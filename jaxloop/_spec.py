@@ -1,49 +1,61 @@
-"""A loop as data, and what is attached to it."""
+"""A loop as data, and what can be attached to it.
+
+    spec = LoopSpec(step_fn).attach(Handler(as_events("started"), ALWAYS, "greet", greet))
+    spec = spec.replace(start=state)
+
+Everything here is frozen data and protocols. The engine reads a spec, handlers add to it, and
+`Loop` is a spec with methods. A handler package of your own needs nothing but these types.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+import enum
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-from jaxloop._core.events import Event
+from jaxloop._core.events import Event, StatusLike
 from jaxloop._core.filters import Filter
-from jaxloop._core.state import State
-from jaxloop._core.types import PyTree
-from jaxloop.metrics.collection import Collection
+from jaxloop._core.state import Snapshot, State
+from jaxloop._core.types import BatchFn, OutputT, PyTree, S
+from jaxloop._program.cache import ProgramCache
+from jaxloop.errors import ArgumentError
+from jaxloop.metrics.declare import Declared
 
-if TYPE_CHECKING:
-    from jaxloop._loop import Loop
+HandlerResult: TypeAlias = tuple[StatusLike, State[Any]] | None
+"""What a handler returns: None to change nothing, or ``(status, state)``."""
 
-EventLike = Event | str | list[Event | str] | tuple[Event | str, ...]
+HandlerFn: TypeAlias = Callable[[State[Any]], HandlerResult]
+"""A function that may read and change the state, and halt the loop."""
+
+ObserverFn: TypeAlias = Callable[[Snapshot], object]
+"""A function that only looks. Its result is ignored."""
+
+CheckFn: TypeAlias = "Callable[[LoopSpec[Any, Any]], None]"
+"""Called before the first step. It raises what can be known to be wrong by then."""
 
 
-FilterLike = Filter | str | Mapping[str, Any] | Callable[[Any], bool]
-
-
-Handler = Callable[[State], Any]
-
-
-class Saves(Protocol):
-    """What a run writes to while it goes on.
-
-    Attributes:
-        on_exception: Whether the last good state is saved when an exception ends the run.
-    """
+class Store(Protocol):
+    """What a run saves its states to."""
 
     on_exception: bool
+    """Whether the last good state is saved if an exception ends the run."""
 
-    def save(self, state: State) -> None:
-        """Makes ready to save a state; where it is kept, its arrays are to be copied."""
+    def save(self, state: State[Any], value: float | None) -> None:
+        """Prepares to save ``state``, which is the best by ``value`` unless that is None.
+
+        The engine copies the state's arrays before it donates them, for as long as the store keeps
+        a reference to the state.
+        """
 
     def begin(self) -> None:
-        """Begins to write it, once the driver has copied what it donates."""
+        """Starts to write what `save` prepared. The engine has made its copies by now."""
 
     def poll(self) -> None:
-        """Raises if a save in the background has failed; does not wait."""
+        """Raises if a save in the background has failed. It does not wait."""
 
-    def newest(self, like: PyTree) -> State | None:
-        """The newest good state, once it is there."""
+    def newest(self, like: PyTree) -> State[Any] | None:
+        """Waits for the last save, and returns the newest good state."""
 
     def close(self) -> None:
         """Waits for the last save, raises if it failed, and ends the threads."""
@@ -51,32 +63,174 @@ class Saves(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Attachment:
-    """One handler, observer or saver, with the events and the filter that it was attached with.
+    """What all attachments share.
 
     Attributes:
-        kind: "handler", "observer", "saver": a handler that returns whether to save too, or
-            "guard": one that says whether the state is good.
-        watches: Metrics that must exist when it runs.
-        adds: Metrics that it adds; None: whatever it likes.
-        open: For a saver, opens what a run writes to.
-        prepare: Called before the first step with the loop; raises what can be known then.
+        events: The events at which it runs.
+        filter: At which of their firings.
+        name: What messages and ``halted_by`` call it.
     """
 
     events: tuple[Event, ...]
-    fn: Callable[..., Any]
     filter: Filter
     name: str
-    kind: str = "handler"
+
+
+@dataclasses.dataclass(frozen=True)
+class Handler(Attachment):
+    """Runs a function that may change the state and halt the loop.
+
+    Attributes:
+        fn: The function.
+        watches: Metrics that must exist when it runs.
+        adds: Metrics that it adds. None means that it may add any.
+        check: Called with the loop before the first step.
+        unique: Whether no other attachment may have its name, because the name is the key of its
+            memory in ``state.handler_state``.
+    """
+
+    fn: HandlerFn
     watches: tuple[str, ...] = ()
     adds: tuple[str, ...] | None = None
-    open: Callable[[], Saves] | None = None
-    prepare: Callable[[Loop], None] | None = None
-    rewinds: bool = False
-    """Of a guard: whether it asks to go back to the newest checkpoint, and not to halt."""
-    reserved: bool = False
-    """Whether the name keys a memory of its own, so that no other may have it."""
+    check: CheckFn | None = None
+    unique: bool = False
 
 
-def collection(loop: Loop) -> Collection:
-    """The loop's metrics as one value."""
-    return Collection(loop.metrics)
+@dataclasses.dataclass(frozen=True)
+class Observer(Attachment):
+    """Runs a function that only looks, after the handlers of the firing.
+
+    Attributes:
+        fn: The function.
+        close: Called once when the run ends, however it ends.
+    """
+
+    fn: ObserverFn
+    close: Callable[[], None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointTrigger(Attachment):
+    """Decides, among the handlers of a firing, whether the state is saved when the firing ends.
+
+    Attributes:
+        decide: Returns None if this firing is not saved. Otherwise it returns the state, with what
+            it wants to remember in ``handler_state``.
+        open_store: Opens what the states are saved to, once for each run.
+        value: Returns by which value a state is the best so far, or None if it is not.
+        watches: Metrics that must exist when it runs.
+        check: Called with the loop before the first step.
+        unique: As for a `Handler`.
+    """
+
+    decide: Callable[[State[Any]], State[Any] | None]
+    open_store: Callable[[], Store]
+    value: Callable[[State[Any]], float | None] = lambda state: None
+    watches: tuple[str, ...] = ()
+    check: CheckFn | None = None
+    unique: bool = False
+
+
+class GuardAction(enum.Enum):
+    """What happens if a guard finds a problem."""
+
+    HALT = "halt"
+    REWIND = "rewind"
+    """The run returns to the newest checkpoint. Without one, it halts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard(Attachment):
+    """Says whether a state is good. Each guard is also asked before a state is saved.
+
+    Attributes:
+        inspect: Returns what is wrong with a state, in words, or None.
+        action: What happens if something is.
+        check: Called with the loop before the first step.
+        unique: As for a `Handler`.
+    """
+
+    inspect: Callable[[State[Any]], str | None]
+    action: GuardAction = GuardAction.HALT
+    check: CheckFn | None = None
+    unique: bool = False
+
+
+Acting: TypeAlias = Handler | CheckpointTrigger | Guard
+"""Attachments that may change what a run does. They end the block in which they run."""
+
+
+class Task(Protocol):
+    """What a supervised loop knows beyond its step."""
+
+    def prepare(self, init_state: Any) -> PyTree:
+        """Returns what the user passed to `run` as a pytree of arrays."""
+
+    def check(self, outputs: dict[str, PyTree]) -> None:
+        """Raises if what the init function reported of the sample batch cannot be right."""
+
+    def eval_steps(self, model: Any) -> tuple[BatchFn, BatchFn]:
+        """Returns the init and step functions that evaluate ``model``, or the task's own model."""
+
+
+SpecT = TypeVar("SpecT", bound="LoopSpec[Any, Any]")
+"""A loop of any kind: a handler takes one and returns one of the same kind."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class LoopSpec(Generic[S, OutputT]):
+    """A training loop as frozen data.
+
+    Attributes:
+        step_fn: ``step_fn(batch, step_state)`` returns the next step state, or an emission.
+        init_fn: ``init_fn(batch, init_state)`` makes the first step state. None: it is given.
+        output_transform: Makes the output of a run from the final state. None: the state itself.
+        attachments: What is attached, in this order.
+        metrics: The metrics, as they were declared.
+        start: The state to start from.
+        resume_path: The folder to resume from.
+        best_from: The name of the handler whose memory holds the best step state, for the output.
+        task: What a supervised loop knows beyond its step.
+        programs: What has been compiled for this step and these metrics.
+    """
+
+    step_fn: BatchFn
+    init_fn: BatchFn | None = None
+    output_transform: Callable[[State[S]], OutputT] | None = None
+    attachments: tuple[Attachment, ...] = ()
+    metrics: tuple[Declared, ...] = ()
+    start: State[S] | None = None
+    resume_path: str | None = None
+    best_from: str | None = None
+    task: Task | None = None
+    programs: ProgramCache = dataclasses.field(default_factory=ProgramCache, compare=False)
+
+    def attach(self: SpecT, attachment: Attachment) -> SpecT:
+        """Returns a loop with one more attachment.
+
+        Raises:
+            ArgumentError: Two attachments would share one memory.
+        """
+        if getattr(attachment, "unique", False) and any(
+            getattr(other, "unique", False) and other.name == attachment.name
+            for other in self.attachments
+        ):
+            raise ArgumentError(
+                f"two handlers of one loop are named {attachment.name!r} and would share a memory",
+                fix="give one of them another name=",
+            )
+        return self.replace(attachments=(*self.attachments, attachment))
+
+    def replace(self: SpecT, **changes: Any) -> SpecT:
+        """Returns a loop with changed attributes. A new step or new metrics compile again."""
+        if "step_fn" in changes or "metrics" in changes:
+            changes.setdefault("programs", ProgramCache())
+        return dataclasses.replace(self, **changes)
+
+    def acting(self) -> list[Acting]:
+        """Returns the attachments that may change what a run does."""
+        return [one for one in self.attachments if isinstance(one, Acting)]
+
+    def triggers(self) -> list[CheckpointTrigger]:
+        """Returns the checkpoint triggers."""
+        return [one for one in self.attachments if isinstance(one, CheckpointTrigger)]

@@ -334,7 +334,7 @@ DAMAGE = {
 def test_a_damaged_checkpoint_is_passed_over_and_named(kind, saved):
     folder, values = saved
     DAMAGE[kind](folder / "4")
-    with pytest.warns(UserWarning, match=rf"{folder}/4 is damaged and passed over: \w"):
+    with pytest.warns(UserWarning, match=rf"{folder}/4 is damaged and skipped: \w"):
         state = jl.restore(folder)
     assert state.step == 3 and float(state.step_state) == values[3]
     with pytest.warns(UserWarning, match=f"{folder}/4 is damaged"):

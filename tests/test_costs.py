@@ -11,7 +11,11 @@ import optax
 import pytest
 
 import jaxloop as jl
-from jaxloop._engine.run import Run
+from jaxloop._engine import carry, start
+from jaxloop._engine.blocks import Blocks
+from jaxloop._engine.options import RunOptions
+from jaxloop._engine.parts import Parts
+from jaxloop._engine.start import begin
 from jaxloop._program.block import Program
 from tests.memory import held, resident_mb
 
@@ -180,8 +184,9 @@ def test_validation_reuses_its_executable():
 
 
 def lowered(loop, data):
-    run = Run(loop, data, 0.0, 1, None, True, "auto", False, False)
-    return run.program.lower(run.carry, run.sample.value).as_text()
+    parts = Parts.of(loop, data, RunOptions.of(1, None, True, "auto", False, False))
+    begin(parts, 0.0)
+    return parts.blocks.program.lower(parts.carry.values, parts.blocks.sample.value).as_text()
 
 
 def test_who_watches_does_not_enter_the_program():
@@ -199,15 +204,15 @@ def test_who_watches_does_not_enter_the_program():
 
 def test_at_most_two_blocks_are_in_flight():
     most = []
-    land = Run._land
+    settle = Blocks.settle
 
     def counted(self, in_flight):
-        most.append(len(self._flight))
-        land(self, in_flight)
-        most.append(-len(self._flight))
+        most.append(len(self._in_flight))
+        settle(self, in_flight)
+        most.append(-len(self._in_flight))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_land", counted)
+        patch.setattr(Blocks, "settle", counted)
         MEAN.run(DATA * 20, 0.0, fuse=4)
     assert max(most) <= 3 and min(most) == -2
 
@@ -242,11 +247,10 @@ def test_an_epoch_leaves_its_history_and_no_more():
 
 def test_what_a_handler_keeps_is_copied_and_nothing_else_is():
     copies = []
-    import jaxloop._engine.run as driver
-
     with pytest.MonkeyPatch.context() as patch:
-        original = driver.copy
-        patch.setattr(driver, "copy", lambda tree: copies.append(1) or original(tree))
+        original = carry.copy
+        for module in (carry, start):
+            patch.setattr(module, "copy", lambda tree: copies.append(1) or original(tree))
         MEAN.handle("iteration_completed", lambda s: None).run(DATA, 0.0)
         untouched = len(copies)
         kept = []

@@ -17,7 +17,7 @@ def step(batch, total):
 
 
 def threads():
-    return [t.name for t in threading.enumerate() if t.name == "jaxloop-feed"]
+    return [t.name for t in threading.enumerate() if t.name == "jaxloop-prefetch"]
 
 
 @pytest.fixture(autouse=True)

@@ -68,7 +68,7 @@ def serialize_state(
         3
     """
     if serialize_step_state is not None:
-        own = serialize_step_state(state._cell.step_state)
+        own = serialize_step_state(state.loan.step_state)
         state = state.replace(step_state={})
         record, trees = pack(state)
         record["own"] = True

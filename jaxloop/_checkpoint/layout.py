@@ -4,8 +4,8 @@
         entry.step, entry.problem
 
 A checkpoint is a folder ``<path>/<name>/`` in Orbax's layout: the record in ``meta``, and each tree
-of arrays beside it. It gets its name when it is complete, and it loses it before anything of it is
-deleted: whatever has a name is whole, unless the disk itself damaged it.
+of arrays beside it. It gets its name when it is complete, and loses it before anything of it is
+deleted. So a folder that has a name is whole, unless the disk damaged it.
 """
 
 from __future__ import annotations
@@ -34,33 +34,33 @@ class Entry:
 
     @property
     def order(self) -> int:
-        """When it was saved: larger is later; 0 of a damaged one."""
+        """When it was saved; larger is later, and 0 is damaged."""
         return self.record["order"] if self.record is not None else 0
 
     @property
     def step(self) -> int:
-        """The state's step; -1 of a damaged one."""
+        """The state's step, or -1 if it is damaged."""
         return self.record["step"] if self.record is not None else -1
 
     @property
     def value(self) -> float | None:
-        """What made it the best when it was saved."""
+        """The value that made it the best when it was saved."""
         return None if self.record is None else self.record["value"]
 
 
 def read(folder: Path) -> Entry:
-    """The checkpoint in a folder of its own."""
+    """Returns the checkpoint in a folder."""
     try:
         record = json.loads((folder / "meta" / "metadata").read_text())
     except (OSError, ValueError) as error:
         return Entry(folder, None, f"its record cannot be read: {error}")
     if not isinstance(record, dict) or record.get("sha256") != checksum(record):
-        return Entry(folder, None, "its record is altered: the checksum differs")
+        return Entry(folder, None, "its record was altered: the checksum differs")
     return Entry(folder, record)
 
 
 def entries(path: Path) -> list[Entry]:
-    """The checkpoints in a folder, the newest first; before them those whose age is unknown."""
+    """Returns the checkpoints in a folder, the newest first, after those whose age is unknown."""
     if not path.is_dir():
         return []
     found = []
@@ -68,7 +68,7 @@ def entries(path: Path) -> list[Entry]:
         name = folder.name
         if UNFINISHED in name or name.endswith(DELETED):
             continue
-        # What is being replaced counts for as long as the new one is not there.
+        # A checkpoint that is being replaced counts until the new one exists.
         if name.endswith(REPLACED) and (path / name.removesuffix(REPLACED)).exists():
             continue
         if (folder / "meta").is_dir() or (folder / "_CHECKPOINT_METADATA").exists():
@@ -77,7 +77,7 @@ def entries(path: Path) -> list[Entry]:
 
 
 def delete(folder: Path) -> None:
-    """Deletes a checkpoint so that it is never there in part."""
+    """Deletes a checkpoint, so that no part of it is ever taken for a whole."""
     gone = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}{DELETED}")
     with contextlib.suppress(OSError):
         os.rename(folder, gone)
@@ -85,9 +85,9 @@ def delete(folder: Path) -> None:
 
 
 def tidy(path: Path) -> list[Path]:
-    """Undoes what a killed run left; returns the checkpoints that were being written.
+    """Cleans up after a killed run, and returns the checkpoints that it was writing.
 
-    Raises nothing: a folder that cannot be written may still be read.
+    This raises nothing, because a folder that cannot be written may still be read.
     """
     unfinished = list(path.glob(f"*{UNFINISHED}*"))
     with contextlib.suppress(OSError):

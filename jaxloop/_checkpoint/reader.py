@@ -2,26 +2,24 @@
 
     state = restore("runs/a", "best", like=step_state)
 
-A damaged checkpoint is passed over, and named; one of another model is an error.
+A damaged checkpoint is skipped, with a warning that names it. One of another model is an error.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import logging
 import uuid
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxloop._checkpoint.layout import UNFINISHED, Entry, entries, tidy
-from jaxloop._checkpoint.orbax_io import filled, plain_path
+from jaxloop._checkpoint.orbax_io import plain_path, restore_trees, stored_tree
 from jaxloop._checkpoint.record import (
     NUMBERED,
     check_format,
@@ -39,123 +37,25 @@ from jaxloop.errors import ArgumentError, CheckpointError, SerializationError, f
 logger = logging.getLogger("jaxloop")
 
 
-def load(entry: Entry, like: PyTree) -> State:
-    """The state in one checkpoint, placed as ``like`` is; None: as plain containers.
-
-    Raises:
-        SerializationError: It is of another model or optimizer.
-    """
-    import orbax.checkpoint as ocp
-
-    record = entry.record
-    assert record is not None
-    check_format(record)
-    if like is not None:
-        check_leaves(record, like, f"the checkpoint {entry.folder}")
-    place = placement(like)
-    everywhere = place.sharding or jax.sharding.SingleDeviceSharding(
-        place.device or jax.local_devices()[0]
-    )
-
-    placed = functools.partial(jax.ShapeDtypeStruct, sharding=everywhere)
-    empty = {(name, path): shape for name, path, shape in record.get("empty", ())}
-
-    def wanted(leaf: Any) -> jax.ShapeDtypeStruct:
-        sharding = getattr(leaf, "sharding", None)
-        if not isinstance(sharding, jax.sharding.Sharding):
-            sharding = everywhere
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    def stored(name: str) -> PyTree:
-        kept = ocp.StandardCheckpointHandler().metadata(folder / name).tree["tree"]
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: placed(empty.get((name, plain_path(path)), leaf.shape), leaf.dtype),
-            kept,
-            is_leaf=lambda leaf: hasattr(leaf, "shape"),
-        )
-
-    folder = entry.folder
-    trees: dict[str, PyTree] = {}
-    for name, leaves in record["leaves"].items():
-        if name in NUMBERED:
-            # Arrays of handlers come back as NumPy's, of which JAX has not every dtype.
-            make = np.zeros if name == "arrays" else placed
-            trees[name] = numbered([make(s, jnp.dtype(d)) for _, d, s in leaves])
-        elif like is not None:
-            trees[name] = jax.tree.map(wanted, like)
-        else:
-            trees[name] = stored(name) if leaves else {}
-    args = {
-        name: ocp.args.StandardRestore({"tree": jax.tree.map(filled, tree)})
-        for name, tree in trees.items()
-        if jax.tree.leaves(tree)
-    }
-    if args:
-        with contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as reader:
-            restored = reader.restore(folder, args=ocp.args.Composite(**args))
-        for name in args:
-            trees[name] = jax.tree.map(_emptied, trees[name], restored[name]["tree"])
-    return unpack(record, trees)
-
-
-def _emptied(wanted: Any, restored: Any) -> Any:
-    """Undoes `filled`."""
-    if wanted.size:
-        return restored
-    return jnp.zeros(wanted.shape, wanted.dtype, device=wanted.sharding)
-
-
-def _newest_good(found: Iterable[Entry], like: PyTree) -> State | None:
-    for entry in found:
-        problem = entry.problem
-        if entry.record is not None:
-            try:
-                return load(entry, like)
-            except (SerializationError, MemoryError, jax.errors.JaxRuntimeError):
-                raise  # no damage: nothing on the disk would be read better
-            except Exception as error:  # noqa: BLE001  Orbax raises bare Exception for damage
-                problem = first_line(error)
-        warnings.warn(
-            f"the checkpoint {entry.folder} is damaged and passed over: {problem}",
-            stacklevel=2,
-        )
-    return None
-
-
-def load_latest(path: str | Path, like: PyTree) -> State | None:
-    """The newest good state in ``path``; damaged and half-written ones are passed over, and named.
-
-    Raises:
-        SerializationError: The newest is of another model or optimizer.
-    """
-    folder = Path(path).absolute()
-    if folder.is_dir():
-        for left in tidy(folder):
-            warnings.warn(
-                f"the checkpoint {folder / left.name.split(UNFINISHED)[0]} was still being "
-                "written when its run ended, and is passed over",
-                stacklevel=2,
-            )
-    return _newest_good(entries(folder), like)
-
-
-def restore(path: str, which: str | int = "latest", *, like: State | PyTree = None) -> State:
-    """The `State` in a folder of checkpoints, for use by hand.
+def restore(
+    path: str | Path, which: Literal["latest", "best"] | int = "latest", *, like: PyTree = None
+) -> State[Any]:
+    """Returns a `State` from a folder of checkpoints.
 
     Args:
         path: What `Loop.checkpoint` was given.
         which: "latest", "best" (by the criteria of the loop that wrote it), or a step.
-        like: A `State`, or a step state of arrays or of `jax.ShapeDtypeStruct`: its structure,
-            and where its arrays are. ``loop.run(data, epochs=0, output_transform=lambda s: s)``
-            makes one without a step. None: named tuples and classes come back as lists and dicts,
-            and all arrays on one device.
+        like: A `State`, or a step state of arrays or of `jax.ShapeDtypeStruct`. It gives the
+            structure, and where the arrays belong. You can make one without a step by
+            ``loop.run(data, epochs=0, output_transform=lambda state: state)``. Without it, named
+            tuples and classes are restored as lists and dicts, and all arrays on one device.
 
     Returns:
-        A `State`. A damaged checkpoint is passed over with a warning.
+        A `State`. A damaged checkpoint is skipped with a warning.
 
     Raises:
-        CheckpointError: There is no such checkpoint; the error lists those that are there.
-        SerializationError: It is of another model or optimizer; the error lists the leaves.
+        CheckpointError: No such checkpoint exists; the error lists those that do.
+        SerializationError: It belongs to another model or optimizer; the error lists the leaves.
 
     Example:
         >>> import tempfile, jaxloop as jl
@@ -166,34 +66,48 @@ def restore(path: str, which: str | int = "latest", *, like: State | PyTree = No
         3
     """
     folder = Path(path).absolute()
-    there = entries(folder)
+    found = entries(folder)
     if which == "latest":
-        found = there
+        candidates = found
     elif which == "best":
-        found = [entry for entry in there if entry.value is not None]
+        candidates = [entry for entry in found if entry.value is not None]
     elif isinstance(which, int) and not isinstance(which, bool):
-        found = [entry for entry in there if entry.step == which]
+        candidates = [entry for entry in found if entry.step == which]
     else:
-        raise ArgumentError(f"restore: which must be 'latest', 'best' or a step, and is {which!r}")
-    state = _newest_good(found, jax.tree.map(_array_like, step_state_of(like)))
+        raise ArgumentError(f"restore: which must be 'latest', 'best' or a step, got {which!r}")
+    state = _newest_good(candidates, jax.tree.map(_array_like, step_state_of(like)))
     if state is None:
         steps = ", ".join(
-            f"{entry.folder.name} (step {entry.step})" for entry in there if entry.record
+            f"{entry.folder.name} (step {entry.step})" for entry in found if entry.record
         )
         raise CheckpointError(
-            f"restore: {folder} holds no good checkpoint for {which!r}; there are: "
-            f"{steps or 'none'}",
+            f"restore: {folder} has no good checkpoint for {which!r}; it has: {steps or 'none'}",
             fix="pass the path= that Loop.checkpoint got, and one of these steps",
         )
     return state
 
 
-def _array_like(leaf: Any) -> Any:
-    return leaf if is_array(leaf) or hasattr(leaf, "shape") else jnp.asarray(leaf)
+def load_latest(path: str | Path, like: PyTree) -> State[Any] | None:
+    """Returns the newest good state in a folder, or None.
+
+    Damaged and unfinished checkpoints are skipped, with a warning for each.
+
+    Raises:
+        SerializationError: The newest one belongs to another model or optimizer.
+    """
+    folder = Path(path).absolute()
+    if folder.is_dir():
+        for left in tidy(folder):
+            warnings.warn(
+                f"the checkpoint {folder / left.name.split(UNFINISHED)[0]} was still being "
+                "written when its run ended, and is skipped",
+                stacklevel=2,
+            )
+    return _newest_good(entries(folder), like)
 
 
 def check_folder(path: str, fresh: bool) -> None:
-    """Raises if nothing can be written in ``path``; warns if a fresh run finds checkpoints there.
+    """Raises if the folder cannot be written, and warns if a fresh run finds checkpoints there.
 
     Raises:
         CheckpointError: It cannot; the error says why.
@@ -209,12 +123,79 @@ def check_folder(path: str, fresh: bool) -> None:
             f"checkpoint: the folder {folder} cannot be written: {error}",
             fix="pass a path= that can be written",
         ) from error
-    there = entries(folder) if fresh else []
-    if there:
+    found = entries(folder) if fresh else []
+    if found:
         logger.warning(
-            "the folder %s holds %d checkpoints of an earlier run (%s ...), which this one starts "
-            "to replace; loop.resume(path) goes on from them, another path= leaves them alone",
+            "the folder %s has %d checkpoints of an earlier run (%s ...), which this run starts to "
+            "replace; loop.resume(path) continues from them, another path= leaves them alone",
             folder,
-            len(there),
-            there[0].folder.name,
+            len(found),
+            found[0].folder.name,
         )
+
+
+def _newest_good(found: Iterable[Entry], like: PyTree) -> State[Any] | None:
+    for entry in found:
+        problem = entry.problem
+        if entry.record is not None:
+            try:
+                return _load(entry, like)
+            except (SerializationError, MemoryError, jax.errors.JaxRuntimeError):
+                raise  # not damage: no other checkpoint would be read any better
+            except Exception as error:  # Orbax raises a bare Exception for damage
+                problem = first_line(error)
+        warnings.warn(
+            f"the checkpoint {entry.folder} is damaged and skipped: {problem}",
+            stacklevel=2,
+        )
+    return None
+
+
+def _load(entry: Entry, like: PyTree) -> State[Any]:
+    """Returns the state in a checkpoint, placed as ``like`` is, or if None as plain containers.
+
+    Raises:
+        SerializationError: It belongs to another model or optimizer.
+    """
+    record = entry.record
+    assert record is not None
+    check_format(record)
+    if like is not None:
+        check_leaves(record, like, f"the checkpoint {entry.folder}")
+    place = placement(like)
+    everywhere = place.sharding or jax.sharding.SingleDeviceSharding(
+        place.device or jax.local_devices()[0]
+    )
+    empty = {(name, path): shape for name, path, shape in record.get("empty", ())}
+
+    def placed(shape: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
+
+    def like_leaf(leaf: Any) -> jax.ShapeDtypeStruct:
+        sharding = getattr(leaf, "sharding", None)
+        if not isinstance(sharding, jax.sharding.Sharding):
+            sharding = everywhere
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    def stored(name: str) -> PyTree:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: placed(empty.get((name, plain_path(path)), leaf.shape), leaf.dtype),
+            stored_tree(entry.folder / name),
+            is_leaf=lambda leaf: hasattr(leaf, "shape"),
+        )
+
+    shapes: dict[str, PyTree] = {}
+    for name, leaves in record["leaves"].items():
+        if name in NUMBERED:
+            # Handlers' arrays are restored as NumPy's, because JAX does not have every dtype.
+            make = np.zeros if name == "arrays" else placed
+            shapes[name] = numbered([make(s, jnp.dtype(d)) for _, d, s in leaves])
+        elif like is not None:
+            shapes[name] = jax.tree.map(like_leaf, like)
+        else:
+            shapes[name] = stored(name) if leaves else {}
+    return unpack(record, restore_trees(entry.folder, shapes))
+
+
+def _array_like(leaf: Any) -> Any:
+    return leaf if is_array(leaf) or hasattr(leaf, "shape") else jnp.asarray(leaf)

@@ -13,19 +13,19 @@ import base64
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxloop._core.arrays import structure
-from jaxloop._core.events import Event
-from jaxloop._core.lazy import Lazy, ReadOnlyDict, Records
-from jaxloop._core.state import Cell, EpochTime, State
+from jaxloop._core.events import Event, Place
+from jaxloop._core.lazy import EpochRecords, LazyDict, ReadOnlyDict
+from jaxloop._core.state import EpochTime, EventCounts, Loan, State, saved_fields
 from jaxloop._core.types import PyTree
-from jaxloop._data.position import NOWHERE, Position
+from jaxloop._data.position import FROM_COUNTERS, Position
 from jaxloop.errors import SerializationError
 
 FORMAT = 1
@@ -40,53 +40,32 @@ INLINE_BYTES = 1024
 """Larger arrays of handlers are kept as arrays, not in the text of the record."""
 
 
-_PLAIN = ("epoch", "max_epoch", "iteration", "max_iteration", "step", "status", "halted_by")
-
-
 def pack(state: State) -> tuple[dict[str, Any], dict[str, PyTree]]:
     """A state as ``(record, trees)``: what JSON holds, and arrays by the name of their tree.
 
     Raises:
         SerializationError: Something that a handler or the data left in it cannot be kept.
     """
-    step_state = state._cell.step_state
+    step_state = state.loan.step_state
     arrays: dict[str, Any] = {}
     trees: dict[str, PyTree] = {
         "step_state": step_state,
         # Leaves alone: their structure is the metrics', which the loop knows.
-        "accumulators": numbered(jax.tree.leaves(state._cell.accumulators)),
+        "accumulators": numbered(jax.tree.leaves(state.loan.accumulators)),
         "arrays": arrays,
     }
-    position: Position = state._position or NOWHERE
     packer = _Packer(step_state, trees, arrays)
-    record: dict[str, Any] = {
-        "format": FORMAT,
-        **{name: getattr(state, name) for name in _PLAIN},
-        "event": None if state.event is None else state.event.value,
-        "next": str(state._next),
-        "elapsed_s": state._elapsed_s,
-        "event_counts": {event.value: list(counts) for event, counts in state.event_counts.items()},
-        "history": packer.columns(state.history, "history"),
-        "times": _inline(
-            np.array([[e, *EpochTime.of(v).parts] for e, v in state.times.items()], np.float64)
-        ),
-        "handler_state": packer.pack(dict(state.handler_state), "handler_state"),
-        "metrics": packer.pack(dict(state._metrics.get()), "metrics"),
-        "position": {
-            "one_shot": position.one_shot,
-            "state": packer.pack(position.state, "the data's own state"),
-            "skip": position.skip,
-            "at_end": position.at_end,
-            "settings": dict(position.settings),
-        },
-    }
+    record: dict[str, Any] = {"format": FORMAT}
+    for key, field in saved_fields().items():
+        value = getattr(state, field)
+        record[key] = _CODECS[key].pack(value, packer) if key in _CODECS else value
     record["leaves"] = {name: describe(tree) for name, tree in trees.items()}
     return record, trees
 
 
 def step_state_of(like: State | PyTree) -> PyTree:
     """The step state that a ``like=`` stands for; looking does not keep it from being donated."""
-    return like._cell.step_state if isinstance(like, State) else like
+    return like.loan.step_state if isinstance(like, State) else like
 
 
 def numbered(leaves: list[Any]) -> dict[str, Any]:
@@ -260,25 +239,79 @@ def unpack(record: dict[str, Any], trees: dict[str, PyTree]) -> State:
         SerializationError: It was packed by a later jaxloop.
     """
     check_format(record)
-    metrics = _unpacked(record["metrics"], trees)
-    times = _unpacked(record["times"], trees)
-    position = record["position"]
-    event = record["event"]
-    return State(
-        **{name: record[name] for name in _PLAIN},
-        event=None if event is None else Event(event),
-        _history=Records.known(_table(record["history"], trees)),
-        _times=Records.known({int(e): EpochTime(*parts) for e, *parts in times.tolist()}),
-        event_counts=ReadOnlyDict(
-            {Event(name): (n[0], n[1]) for name, n in record["event_counts"].items()}
-        ),
-        handler_state=ReadOnlyDict(_unpacked(record["handler_state"], trees)),
-        _metrics=Lazy(lambda: metrics),
-        _cell=Cell(trees["step_state"], list(trees["accumulators"].values())),
-        _next=record["next"],
-        _position=Position(**{**position, "state": _unpacked(position["state"], trees)}),
-        _elapsed_s=record["elapsed_s"],
-    )
+    fields: dict[str, Any] = {}
+    for key, field in saved_fields().items():
+        if key in record:  # an older record lacks fields that were added later
+            value = record[key]
+            fields[field] = _CODECS[key].unpack(value, trees) if key in _CODECS else value
+    loan = Loan(trees["step_state"], list(trees["accumulators"].values()))
+    return State(**fields, loan=loan)
+
+
+# --- the fields of a state that JSON cannot hold as they are -------------------------------------
+
+
+class _Codec(NamedTuple):
+    """How a field goes into the record, and how it comes back."""
+
+    pack: Callable[[Any, _Packer], Any]
+    unpack: Callable[[Any, dict[str, PyTree]], Any]
+
+
+def _pack_times(times: EpochRecords, packer: _Packer) -> Any:
+    rows = [[epoch, *EpochTime.of(seconds).parts] for epoch, seconds in times.get().items()]
+    return _inline(np.array(rows, np.float64))
+
+
+def _unpack_times(kept: Any, trees: dict[str, PyTree]) -> EpochRecords:
+    rows = _unpacked(kept, trees).tolist()
+    return EpochRecords.of({int(epoch): EpochTime(*parts) for epoch, *parts in rows})
+
+
+def _pack_position(position: Position | None, packer: _Packer) -> Any:
+    known = position or FROM_COUNTERS
+    return {
+        "one_shot": known.one_shot,
+        "state": packer.pack(known.state, "the data's own state"),
+        "skip": known.skip,
+        "at_end": known.at_end,
+        "settings": dict(known.settings),
+    }
+
+
+def _unpack_metrics(kept: Any, trees: dict[str, PyTree]) -> LazyDict:
+    metrics = _unpacked(kept, trees)
+    return LazyDict(lambda: metrics)
+
+
+# By key of the record. A field that is not here is kept as it is.
+_CODECS: dict[str, _Codec] = {
+    "event": _Codec(
+        lambda event, packer: None if event is None else event.value,
+        lambda kept, trees: None if kept is None else Event(kept),
+    ),
+    "next": _Codec(lambda place, packer: place.value, lambda kept, trees: Place(kept)),
+    "event_counts": _Codec(
+        lambda counts, packer: {event.value: list(n) for event, n in counts.get().items()},
+        lambda kept, trees: EventCounts({Event(name): (n[0], n[1]) for name, n in kept.items()}),
+    ),
+    "history": _Codec(
+        lambda history, packer: packer.columns(history.get(), "history"),
+        lambda kept, trees: EpochRecords.of(_table(kept, trees)),
+    ),
+    "times": _Codec(_pack_times, _unpack_times),
+    "handler_state": _Codec(
+        lambda memory, packer: packer.pack(dict(memory), "handler_state"),
+        lambda kept, trees: ReadOnlyDict(_unpacked(kept, trees)),
+    ),
+    "metrics": _Codec(
+        lambda metrics, packer: packer.pack(dict(metrics.get()), "metrics"), _unpack_metrics
+    ),
+    "position": _Codec(
+        _pack_position,
+        lambda kept, trees: Position(**{**kept, "state": _unpacked(kept["state"], trees)}),
+    ),
+}
 
 
 def check_leaves(record: dict[str, Any], like: PyTree, where: str) -> None:

@@ -1,0 +1,1 @@
+"""The vocabulary of jaxloop: types, events, filters, states, batches and arrays."""

@@ -1,4 +1,10 @@
-"""Pytrees of arrays: shapes, strong types, copies, and checks of a step's state."""
+"""Pytrees of arrays: shapes, strong types, copies, and checks of a step's state.
+
+    state = copy(as_state({"w": 0.0}, "run(init_state=)"))
+    new = checked_state(step(batch, state), state)
+
+A step state's leaves are strongly typed arrays, so that the step compiles once.
+"""
 
 from __future__ import annotations
 
@@ -16,28 +22,35 @@ from jaxloop.errors import StructureError
 
 
 def structure(tree: PyTree) -> Any:
-    """The tree's structure; JAX's stubs do not know that two can be compared."""
+    """Returns the tree's structure. JAX's stubs do not say that two can be compared."""
     return jax.tree.structure(tree)
 
 
 def abstract(tree: PyTree) -> PyTree:
-    """Shapes and dtypes in place of arrays."""
+    """Returns the tree with shapes and dtypes in place of arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def state_signature(tree: PyTree) -> Signature:
-    """The structure, shapes and dtypes of a step state."""
+    """Returns the structure, shapes and dtypes of a step state."""
     leaves, tree_structure = jax.tree.flatten(tree)
     return Signature(tree_structure, tuple((x.shape, x.dtype) for x in leaves))
 
 
-def as_state(tree: PyTree, where: str) -> PyTree:
-    """A step state's leaves as strongly typed arrays; Python numbers get JAX's default dtypes.
+def size_bytes(tree: PyTree) -> int:
+    """Returns the bytes of all arrays of a tree."""
+    return sum(
+        int(np.prod(x.shape)) * getattr(x.dtype, "itemsize", 8) for x in jax.tree.leaves(tree)
+    )
 
-    Arrays of NumPy are put on the device together, by one explicit transfer.
+
+def as_state(tree: PyTree, where: str) -> PyTree:
+    """Returns a step state with every leaf as a strongly typed array on the device.
+
+    Python numbers get JAX's default dtypes. One explicit transfer moves all NumPy arrays.
 
     Raises:
-        StructureError: A leaf is not a number or an array; the error names it.
+        StructureError: A leaf is neither a number nor an array; the error names it.
     """
 
     def one(path: Any, leaf: Any) -> Any:
@@ -48,16 +61,16 @@ def as_state(tree: PyTree, where: str) -> PyTree:
             return np.asarray(leaf, dtype)
         except (TypeError, ValueError):
             raise StructureError(
-                f"{where}: the leaf step_state{jax.tree_util.keystr(path)} is not an array but "
-                f"{type(leaf).__name__} {leaf!r:.80}",
-                fix="carry arrays and numbers alone; close the step over everything else",
+                f"{where}: the leaf step_state{jax.tree_util.keystr(path)} must be an array or a "
+                f"number, got {type(leaf).__name__} {leaf!r:.80}",
+                fix="carry arrays and numbers only; let the step close over everything else",
             ) from None
 
     return put(jax.tree_util.tree_map_with_path(one, tree))
 
 
 def put(tree: PyTree) -> PyTree:
-    """The tree with NumPy arrays put on the device, by one explicit transfer."""
+    """Returns the tree with NumPy arrays put on the device, by one explicit transfer."""
     leaves, tree_structure = jax.tree.flatten(tree)
     where = [i for i, x in enumerate(leaves) if isinstance(x, np.ndarray | np.generic)]
     for i, array in zip(where, jax.device_put([leaves[i] for i in where]), strict=True):
@@ -66,27 +79,37 @@ def put(tree: PyTree) -> PyTree:
 
 
 def strong(array: jax.Array) -> jax.Array:
-    """The array without a weak type, which would cost a second compilation."""
+    """Returns the array without a weak type, which would cost a second compilation."""
     weak = getattr(array, "weak_type", False)  # typed keys have no such attribute
     return lax.convert_element_type(array, array.dtype) if weak else array
 
 
 def as_array(leaf: Any) -> jax.Array:
-    """The leaf as an array; typed keys and tracers pass as they are."""
+    """Returns the leaf as an array. Typed keys and tracers pass unchanged."""
     return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
 
 
 @functools.partial(jax.jit, inline=True)
 def copy(tree: PyTree) -> PyTree:
-    """New buffers for every leaf, in one dispatch; also where two leaves were one buffer."""
+    """Returns new buffers for every leaf, in one dispatch, even if two leaves shared one buffer."""
     return jax.tree.map(jnp.copy, tree)
 
 
+def cast_numbers(new: PyTree, old: PyTree) -> PyTree:
+    """Returns ``new`` with Python numbers cast as in ``old``, if their structures agree."""
+    if structure(new) != structure(old):
+        return new
+    python = bool | int | float | complex
+    return jax.tree.map(
+        lambda a, b: jnp.asarray(a, b.dtype) if isinstance(a, python) else a, new, old
+    )
+
+
 def checked_state(new: PyTree, old: PyTree) -> PyTree:
-    """The state that a step returned, if it has the structure, shapes and dtypes of the last.
+    """Returns a step's new state, if it has the structure, shapes and dtypes of the old one.
 
     Raises:
-        StructureError: It has not; the error names the leaf, what was and what came.
+        StructureError: It does not. The error names the leaf, what it was and what it became.
     """
     fix = (
         "return a state of the same structure, shapes and dtypes; report what the next step does "
@@ -114,7 +137,19 @@ def checked_state(new: PyTree, old: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(one, new, old)
 
 
-def size_bytes(tree: PyTree) -> int:
-    return sum(
-        int(np.prod(x.shape)) * getattr(x.dtype, "itemsize", 8) for x in jax.tree.leaves(tree)
-    )
+def describe_change(old: PyTree, new: PyTree) -> str:
+    """Returns which leaves of two step states differ in shape or dtype, for messages."""
+
+    def leaves(tree: PyTree) -> dict[str, str]:
+        return {
+            jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+
+    was, became = leaves(old), leaves(new)
+    parts = [
+        f"step_state{name} from {was.get(name, 'nothing')} to {became.get(name, 'nothing')}"
+        for name in {**was, **became}
+        if was.get(name) != became.get(name)
+    ]
+    return "; ".join(parts) or f"{jax.tree.structure(old)} to {jax.tree.structure(new)}"

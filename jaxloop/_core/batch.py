@@ -1,4 +1,10 @@
-"""A batch as arrays, and its signature."""
+"""A batch as arrays, and its signature.
+
+    batch = as_batch((images, labels), "the first batch")
+    batch.signature        # what an executable depends on
+
+Every leaf of a `Batch` is an array of a dtype that JAX uses.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +17,8 @@ from jaxloop._core.types import PyTree
 from jaxloop.errors import DataError
 
 
-def canonical(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    if not jax.dtypes.issubdtype(array.dtype, np.number):
-        return array
-    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
-
-
 class Signature(NamedTuple):
-    """The structure, shapes and dtypes of a batch: what an executable depends on."""
+    """The structure, shapes and dtypes of a batch or a state. An executable depends on them."""
 
     tree: Any
     leaves: tuple[tuple[tuple[int, ...], Any], ...]
@@ -31,13 +31,20 @@ class Batch(NamedTuple):
     signature: Signature
 
 
+def canonical(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Returns the array in the dtype that it would have on a device."""
+    if not jax.dtypes.issubdtype(array.dtype, np.number):
+        return array
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+
+
 def as_batch(batch: PyTree, where: str, like: Signature | None = None) -> Batch:
-    """The batch with every leaf as an array of a dtype that JAX uses.
+    """Returns the batch with every leaf as an array of a dtype that JAX uses.
 
     Args:
         batch: A pytree of arrays and numbers.
         where: What errors call it.
-        like: The signature of the batch before: one that is like it is known to be good.
+        like: The signature of the previous batch. A batch that agrees with it needs no conversion.
 
     Raises:
         DataError: A leaf is not numeric; the error names it.
@@ -65,15 +72,15 @@ def _as_array(leaf: Any, index: int, batch: PyTree, where: str) -> Any:
     except (TypeError, ValueError):
         path = jax.tree_util.tree_leaves_with_path(batch)[index][0]
         raise DataError(
-            f"{where}: the leaf batch{jax.tree_util.keystr(path)} is not an array of "
-            f"numbers but {type(leaf).__name__} {leaf!r:.80}",
-            fix="give batches that are pytrees of arrays; for arrays in memory use "
+            f"{where}: the leaf batch{jax.tree_util.keystr(path)} must be an array of numbers, got "
+            f"{type(leaf).__name__} {leaf!r:.80}",
+            fix="serve batches that are pytrees of arrays; for arrays in memory use "
             "jl.batches((x, y), batch_size)",
         ) from None
 
 
 def signature_change(old: Signature, new: Signature) -> str:
-    """Which leaves differ, in words."""
+    """Returns which leaves of two batches differ, for messages."""
     if old.tree != new.tree:
         return f"the structure of the batch changed from {old.tree} to {new.tree}"
     skeleton = jax.tree.unflatten(new.tree, range(len(new.leaves)))

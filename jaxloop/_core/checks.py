@@ -1,53 +1,62 @@
-"""Checks of arguments."""
+"""Checks of arguments that more than one floor makes.
+
+    check_count("epochs", epochs, at_least=0)
+    check_callable("loop", "step_fn", step_fn)
+
+A check raises an error that names the argument and its value, or returns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from jaxloop._core.types import Mode
 from jaxloop.errors import ArgumentError, ArgumentTypeError, unknown_name
-
-JIT_OPTIONS = ("compiler_options", "donate_argnums", "keep_unused", "inline")
-
-
-def check_fuse(fuse: object) -> None:
-    """Raises unless ``fuse`` is "auto" or a whole number from 1."""
-    if isinstance(fuse, str):
-        if fuse != "auto":
-            raise unknown_name("fuse", fuse, ["auto"])
-    elif isinstance(fuse, bool) or not isinstance(fuse, int):
-        raise ArgumentTypeError(f"run: fuse must be 'auto' or a whole number, and is {fuse!r}")
-    elif fuse < 1:
-        raise ArgumentError(f"run: fuse must be at least 1, and is {fuse}")
-
-
-def jit_options(jit: object) -> dict[str, Any] | None:
-    """The options for `jax.jit` that ``jit`` means; None: run op by op."""
-    if isinstance(jit, bool):
-        return {} if jit else None
-    if not isinstance(jit, Mapping):
-        raise ArgumentTypeError(f"run: jit must be True, False or a dict of options, not {jit!r}")
-    for name in jit:
-        if name not in JIT_OPTIONS:
-            raise unknown_name("option of jit", name, JIT_OPTIONS)
-    return dict(jit)
 
 
 def check_count(name: str, value: object, *, at_least: int, where: str = "run") -> None:
-    """Raises unless ``value`` is a whole number of at least ``at_least``."""
+    """Raises unless ``value`` is a whole number of at least ``at_least``.
+
+    Example:
+        >>> check_count("epochs", -1, at_least=0)
+        Traceback (most recent call last):
+        jaxloop.errors.ArgumentError: run: epochs must be at least 0, got -1
+    """
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise ArgumentTypeError(f"{where}: {name} must be a whole number, and is {value!r}")
+        raise ArgumentTypeError(f"{where}: {name} must be a whole number, got {value!r}")
     if value < at_least:
-        raise ArgumentError(f"{where}: {name} must be at least {at_least}, and is {value}")
+        raise ArgumentError(f"{where}: {name} must be at least {at_least}, got {value}")
+
+
+def check_callable(where: str, name: str, fn: object) -> None:
+    """Raises unless ``fn`` can be called."""
+    if not callable(fn):
+        raise ArgumentTypeError(f"{where}: {name} must be a function, got {fn!r:.80}")
+
+
+def check_mode(where: str, mode: Mode) -> None:
+    """Raises unless ``mode`` is "min", "max" or a function of (new, best)."""
+    if isinstance(mode, str):
+        if mode not in ("min", "max"):
+            raise unknown_name(f"mode of {where}", mode, ["min", "max"])
+    elif not callable(mode):
+        raise ArgumentTypeError(f"{where}: mode must be 'min', 'max' or a function, got {mode!r}")
 
 
 def name_of(fn: Any) -> str:
+    """Returns the name by which messages call a function or an object."""
     return getattr(fn, "__name__", None) or type(fn).__name__
 
 
-def check_callable(where: str, what: str, fn: Any) -> Any:
-    if not callable(fn):
-        raise ArgumentTypeError(f"{where}: {what} must be a function, and is {fn!r:.80}")
-    return fn
+def in_words(value: object) -> str:
+    """Returns a value with its type, for messages.
+
+    Example:
+        >>> in_words(3)
+        'an int (3)'
+    """
+    name = type(value).__name__
+    article = "an" if name[0].lower() in "aeiou" else "a"
+    return f"{article} {name} ({value!r:.80})"

@@ -1,19 +1,19 @@
-"""Events, statuses and the one table that says in which order things happen.
+"""Events, statuses, and the one table that says in which order things happen.
 
-    row = ROWS["iteration_completed"]
-    row.next                      # "fetch": where a run goes on after that firing
+    row = ROWS[Place.ITERATION_COMPLETED]
+    row.next                      # Place.FETCH: where a run continues after that firing
 
-A run is a walk over `ROWS`. The driver walks it, a saved state names the row that comes next, and
+A run is a walk over `ROWS`. The engine walks it, a saved state names the row that comes next, and
 nothing else in the package knows the order.
 
-Every firing goes through the same steps, in this order:
+Every firing takes the same steps, in this order:
 
-1. the event is counted (``event_counts``);
-2. its handlers run, in the order they were attached, until one returns a status that halts;
-3. at the end of an epoch, ``history`` gets the metrics, with what the handlers added;
-4. what asked to be saved is saved, with all effects of the handlers;
-5. its observers run, also where a handler halted;
-6. the counters move on (`Row.leave`), and the walk goes to the next row.
+1. The event is counted (``event_counts``).
+2. Its handlers run in the order in which they were attached, until one returns a status that halts.
+3. At the end of an epoch, ``history`` gets the metrics, including those that the handlers added.
+4. Requested saves are made, with all effects of the handlers.
+5. Its observers run, even if a handler halted.
+6. The counters move on (`Row.ends_iteration`, `Row.ends_epoch`) and the walk goes to the next row.
 
 ``times`` is set before step 2 of an epoch's last event.
 """
@@ -21,13 +21,14 @@ Every firing goes through the same steps, in this order:
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeAlias
 
 from jaxloop.errors import ArgumentTypeError, unknown_name
 
 
 class Event(enum.StrEnum):
-    """What happens in a run; wherever an `Event` is taken, its string is taken too.
+    """What happens in a run. You may pass the string wherever an `Event` is taken.
 
     Example:
         >>> Event("epoch_completed") is Event.EPOCH_COMPLETED
@@ -44,8 +45,22 @@ class Event(enum.StrEnum):
     COMPLETED = "completed"
 
 
+EventName: TypeAlias = Literal[
+    "started",
+    "epoch_started",
+    "iteration_started",
+    "iteration_completed",
+    "epoch_completed",
+    "epoch_halted",
+    "halted",
+    "completed",
+]
+EventLike: TypeAlias = Event | EventName | Literal["all"] | Sequence[Event | EventName]
+"""An event, its name, a list of them, or "all"."""
+
+
 class Status(enum.StrEnum):
-    """What a handler may ask for; its string is taken too.
+    """What a handler asks the loop to do next. You may return the string instead.
 
     Example:
         >>> Status("halt_loop") is Status.HALT_LOOP
@@ -57,83 +72,102 @@ class Status(enum.StrEnum):
     HALT_LOOP = "halt_loop"
 
 
+StatusLike: TypeAlias = Status | Literal["continue", "halt_epoch", "halt_loop"]
+
+RunStatus: TypeAlias = Literal["running", "completed", "halted", "interrupted"]
+"""What `State.status` may be."""
+
+
+class Place(enum.StrEnum):
+    """Where a run is in the walk: before the firing of an event, or between two firings."""
+
+    STARTED = "started"
+    EPOCH_STARTED = "epoch_started"
+    ITERATION_STARTED = "iteration_started"
+    ITERATION_COMPLETED = "iteration_completed"
+    EPOCH_COMPLETED = "epoch_completed"
+    EPOCH_HALTED = "epoch_halted"
+    HALTED = "halted"
+    COMPLETED = "completed"
+    NEXT_EPOCH = "next_epoch"
+    """If another epoch remains, ``epoch_started`` follows, otherwise ``completed``."""
+    FETCH = "fetch"
+    """If the epoch has another iteration, ``iteration_started`` follows, otherwise
+    ``epoch_completed``."""
+    STEP = "step"
+    """The step runs, and ``iteration_completed`` follows."""
+    END = "end"
+    """Nothing follows."""
+
+
 class Row(NamedTuple):
-    """One firing: what is special about it and where it leads.
+    """One firing: what is special about it, and where it leads.
 
     Attributes:
         event: The event that fires.
         in_epoch: Whether an epoch is running, so that `Status.HALT_EPOCH` has a meaning.
-        ends_epoch: Whether ``times`` and ``history`` are written here.
-        leave: The counter that moves on when the row is left: "iteration", "epoch" or None.
-        next: The row that follows when nothing halted.
-        next_if_halted: The row that follows once the loop is halted.
+        ends_iteration: Whether the iteration counter moves on afterwards.
+        ends_epoch: Whether ``times`` and ``history`` are written, and the epoch counter moves on.
+        next: What follows if no handler halted.
+        next_if_halted: What follows if a handler halted the loop.
     """
 
     event: Event
     in_epoch: bool
+    ends_iteration: bool
     ends_epoch: bool
-    leave: str | None
-    next: str
-    next_if_halted: str
-
-
-STEP = "step"
-"""Not a firing: the step runs, and ``iteration_completed`` follows."""
-
-
-FETCH = "fetch"
-"""Not a firing: is there another iteration in this epoch? ``iteration_started`` or
-``epoch_completed``."""
-
-
-NEXT_EPOCH = "next_epoch"
-"""Not a firing: is there another epoch? ``epoch_started`` or ``completed``."""
-
-
-END = "end"
-"""Nothing comes next."""
+    next: Place
+    next_if_halted: Place
 
 
 ROWS: dict[str, Row] = {
     row.event.value: row
     for row in (
-        #   event                    in_epoch ends  leave       next           next_if_halted
-        Row(Event.STARTED, False, False, None, NEXT_EPOCH, "halted"),
-        Row(Event.EPOCH_STARTED, True, False, None, FETCH, "epoch_halted"),
-        Row(Event.ITERATION_STARTED, True, False, None, STEP, "epoch_halted"),
-        Row(Event.ITERATION_COMPLETED, True, False, "iteration", FETCH, "epoch_halted"),
-        Row(Event.EPOCH_COMPLETED, False, True, "epoch", NEXT_EPOCH, "halted"),
-        Row(Event.EPOCH_HALTED, False, True, "epoch", NEXT_EPOCH, "halted"),
-        Row(Event.HALTED, False, False, None, END, END),
-        Row(Event.COMPLETED, False, False, None, END, END),
+        #   event                      in_epoch  ends iteration, epoch  next, next_if_halted
+        Row(Event.STARTED, False, False, False, Place.NEXT_EPOCH, Place.HALTED),
+        Row(Event.EPOCH_STARTED, True, False, False, Place.FETCH, Place.EPOCH_HALTED),
+        Row(Event.ITERATION_STARTED, True, False, False, Place.STEP, Place.EPOCH_HALTED),
+        Row(Event.ITERATION_COMPLETED, True, True, False, Place.FETCH, Place.EPOCH_HALTED),
+        Row(Event.EPOCH_COMPLETED, False, False, True, Place.NEXT_EPOCH, Place.HALTED),
+        Row(Event.EPOCH_HALTED, False, False, True, Place.NEXT_EPOCH, Place.HALTED),
+        Row(Event.HALTED, False, False, False, Place.END, Place.END),
+        Row(Event.COMPLETED, False, False, False, Place.END, Place.END),
     )
 }
 
+IN_EPOCH = frozenset({Place.FETCH, Place.ITERATION_STARTED, Place.STEP, Place.ITERATION_COMPLETED})
+"""Places in the middle of an epoch, where a state has a position in that epoch's data."""
+
+ITERATION_EVENTS = (Event.ITERATION_STARTED, Event.ITERATION_COMPLETED)
+"""The events that fire inside a block."""
 
 PER_RUN = (Event.STARTED, Event.COMPLETED, Event.HALTED)
-"""Events whose counts start anew with each run; all others count over the life of the state."""
+"""Events that are counted per run. All others are counted over the life of the state."""
 
-
-ALL = "all"
+_ALL = "all"
 
 
 def as_events(event: object) -> tuple[Event, ...]:
-    """The events that ``event`` names: one, a list of them, or "all".
+    """Returns the events that ``event`` names: one, a list of them, or "all".
+
+    Raises:
+        UnknownNameError: A name is not the name of an event.
+        ArgumentTypeError: ``event`` is neither an event nor a list of them.
 
     Example:
         >>> as_events("started")
         (<Event.STARTED: 'started'>,)
     """
     if isinstance(event, str):
-        if event == ALL:
+        if event == _ALL:
             return tuple(Event)
         try:
             return (Event(event),)
         except ValueError:
-            raise unknown_name("event", str(event), [*Event, ALL]) from None
+            raise unknown_name("event", str(event), [*Event, _ALL]) from None
     if isinstance(event, list | tuple) and event:
         return tuple(dict.fromkeys(one for item in event for one in as_events(item)))
     raise ArgumentTypeError(
-        f"event must be an event, its name or a list of them, and is {event!r}",
+        f"event must be an event, its name or a list of them, got {event!r}",
         fix="use for example jl.Event.EPOCH_COMPLETED or 'epoch_completed'",
     )

@@ -1,14 +1,14 @@
-"""Signals that end a run: SIGTERM and SIGINT (Ctrl-C, a notebook's interrupt) set a flag.
+"""Signals that end a run: SIGTERM and SIGINT (Ctrl-C, or a notebook's interrupt) set a flag.
 
-    with Signals() as signals:
+    with Interrupts() as interrupts:
         while True:
-            signals.poll()              # raises Interrupted once a signal came
+            interrupts.poll()           # raises Interrupted once a signal has arrived
             ...
 
-The first signal lets the run end where its state is whole; a second Ctrl-C ends it at once. Runs
-inside of a run (a validation in a handler) share the flag of the outermost one. Where handlers
-cannot be set (outside of the main thread), and for a signal that something other than Python looks
-after, everything stays as it was.
+The first signal lets the run end where its state is whole. A second Ctrl-C ends it at once. A run
+inside another run (a validation in a handler) shares the flag of the outermost run. Outside the
+main thread, where Python cannot set signal handlers, and for signals that are handled outside
+Python, nothing changes.
 """
 
 from __future__ import annotations
@@ -19,90 +19,102 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-ENDING = (signal.SIGTERM, signal.SIGINT)
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal came, and what was going on was left where it can be begun again."""
+    """A signal arrived, and the current work was left where it can be started again."""
 
 
-class Signals:
-    """The flag that SIGTERM and SIGINT set, from `__enter__` to `__exit__`."""
+class Flag:
+    """What a signal sets. Runs inside a run share one.
+
+    Attributes:
+        name: The signal that arrived, such as "SIGTERM", or None.
+        num_waiting: How many waits for data may be interrupted at once.
+    """
+
+    __slots__ = ("name", "num_waiting")
 
     def __init__(self) -> None:
-        self._shared: Signals = self
+        self.name: str | None = None
+        self.num_waiting = 0
+
+
+class Interrupts:
+    """Catches SIGTERM and SIGINT from `__enter__` to `__exit__`.
+
+    Attributes:
+        flag: What they set.
+        waiting: A context in which the main thread waits for data, so that a signal raises
+            `Interrupted` at once.
+        nested: Whether this run is inside another, which ends too.
+    """
+
+    def __init__(self) -> None:
+        self.flag = Flag()
+        self.waiting = _Waiting(self)
+        self.nested = False
         self._before: dict[int, Any] = {}
-        self._name: str | None = None
-        self._readers = 0
-        self.reading = Reading(self)
-
-    @property
-    def name(self) -> str | None:
-        """The signal that came, such as "SIGTERM", or None."""
-        return self._shared._name
-
-    @property
-    def nested(self) -> bool:
-        """Whether this run is inside of another, which ends too."""
-        return self._shared is not self
 
     def poll(self) -> None:
-        """Raises `Interrupted` once a signal came."""
-        if self._shared._name is not None:
-            raise Interrupted(self._shared._name)
+        """Raises `Interrupted` if a signal has arrived."""
+        if self.flag.name is not None:
+            raise Interrupted(self.flag.name)
 
-    def __enter__(self) -> Signals:
+    def __enter__(self) -> Interrupts:
         if threading.current_thread() is not threading.main_thread():
             return self
-        for number in ENDING:
+        for number in _ENDING:
             before = signal.getsignal(number)
             owner = getattr(before, "__self__", None)
-            if isinstance(owner, Signals):
-                self._shared = owner
+            if isinstance(owner, Interrupts):
+                self.flag, self.nested = owner.flag, True
             # None is a handler that was not set from Python, such as that of jax.distributed.
             elif before not in (None, signal.SIG_IGN):
                 self._before[number] = before
-                signal.signal(number, self._came)
+                signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *exc: object) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
-        self._before, self._shared = {}, self
+        self._before = {}
+        if self.nested:
+            self.flag, self.nested = Flag(), False
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Everything as it was before; for code of the caller's."""
+        """Puts every signal handler back for as long as the caller's code runs."""
         self.__exit__()
         try:
             yield
         finally:
             self.__enter__()
 
-    def _came(self, number: int, frame: Any) -> None:
-        again = self._name is not None
+    def _receive(self, number: int, frame: Any) -> None:
+        flag = self.flag
+        again = flag.name is not None
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
         before = self._before[number]
         if not again:
-            self._name = signal.Signals(number).name
+            flag.name = signal.Signals(number).name
         if callable(before) and before is not signal.default_int_handler:
-            before(number, frame)  # the script's own; it may also raise
-        if self._readers and not again:
-            raise Interrupted(self._name)
+            before(number, frame)  # the script's own handler, which may raise too
+        if flag.num_waiting and not again:
+            raise Interrupted(flag.name)
 
 
-class Reading:
-    """While the main thread waits for data, a signal raises `Interrupted` there and then."""
+class _Waiting:
+    __slots__ = ("_interrupts",)
 
-    __slots__ = ("_signals",)
-
-    def __init__(self, signals: Signals) -> None:
-        self._signals = signals
+    def __init__(self, interrupts: Interrupts) -> None:
+        self._interrupts = interrupts
 
     def __enter__(self) -> None:
-        self._signals.poll()
-        self._signals._shared._readers += 1
+        self._interrupts.poll()
+        self._interrupts.flag.num_waiting += 1
 
     def __exit__(self, *exc: object) -> None:
-        self._signals._shared._readers -= 1
+        self._interrupts.flag.num_waiting -= 1

@@ -1,19 +1,30 @@
-"""Values that are computed when they are first read."""
+"""Values that are computed when someone first reads them.
+
+    metrics = LazyDict(lambda: fetch())        # nothing is fetched yet
+    metrics.get()["loss"]                      # fetched here, once
+    history = EpochRecords().added(0, metrics)
+    history.get()[0]["loss"]
+
+What nobody reads is never computed, fetched or copied.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import jax
 
+ValueT = TypeVar("ValueT")
+ValueT_co = TypeVar("ValueT_co", covariant=True)
+
 
 class ReadOnlyDict(dict[Any, Any]):
-    """A dict that says how to make a changed one, instead of losing the change."""
+    """A dict that refuses changes and says how to make a changed copy."""
 
     def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError(
-            "a State's dicts are read-only, as the State is a value\n"
+            "a State is a value, so its dicts are read-only\n"
             "  fix: return state.replace(metrics={**state.metrics, 'name': value}) from a handler"
         )
 
@@ -31,8 +42,28 @@ jax.tree_util.register_pytree_with_keys(
 )
 
 
-class Lazy:
-    """A dict that is computed when it is first asked for, and once."""
+class Readable(Protocol[ValueT_co]):
+    """Anything with a value that ``get`` returns; it may wait for the device."""
+
+    def get(self) -> ValueT_co:
+        """Returns the value."""
+
+
+class Constant(Generic[ValueT]):
+    """A value that is known already, in the place of one that may not be."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: ValueT) -> None:
+        self._value = value
+
+    def get(self) -> ValueT:
+        """Returns the value."""
+        return self._value
+
+
+class LazyDict:
+    """A dict that is computed once, when it is first read."""
 
     __slots__ = ("_make", "_value")
 
@@ -41,53 +72,40 @@ class Lazy:
         self._value: ReadOnlyDict = ReadOnlyDict()
 
     def get(self) -> ReadOnlyDict:
-        """The dict."""
+        """Returns the dict."""
         if self._make is not None:
             self._value = ReadOnlyDict(self._make())
             self._make = None
         return self._value
 
 
-class Known:
-    """A value that is known already, where one that is not could be."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    def get(self) -> Any:
-        """The value."""
-        return self._value
-
-
-class Records:
-    """``{epoch: value}``, whose values need not be known before somebody reads them.
+class EpochRecords:
+    """``{epoch: value}`` whose values are read when someone asks for them.
 
     Args:
-        items: ``{epoch: item}``; ``item.get()`` gives the value, and may wait for the device.
+        items: ``{epoch: item}``. ``item.get()`` returns the value, and may wait for the device.
     """
 
     __slots__ = ("_items", "_value")
 
-    def __init__(self, items: Mapping[int, Any] | None = None) -> None:
+    def __init__(self, items: Mapping[int, Readable[Any]] | None = None) -> None:
         self._items = items or {}
         self._value: ReadOnlyDict | None = None
 
     @classmethod
-    def known(cls, values: Mapping[int, Any]) -> Records:
-        """Records of values that are there."""
-        return cls({epoch: Known(value) for epoch, value in values.items()})
+    def of(cls, values: Mapping[int, Any]) -> EpochRecords:
+        """Returns records of values that are known already."""
+        return cls({epoch: Constant(value) for epoch, value in values.items()})
 
-    def added(self, epoch: int, item: Any) -> Records:
-        """Records with one more."""
-        return Records({**self._items, epoch: item})
+    def added(self, epoch: int, item: Readable[Any]) -> EpochRecords:
+        """Returns records with one more epoch."""
+        return EpochRecords({**self._items, epoch: item})
 
     def __contains__(self, epoch: int) -> bool:
         return epoch in self._items
 
     def get(self) -> ReadOnlyDict:
-        """All of them, known now."""
+        """Reads every value and returns all of them."""
         if self._value is None:
             self._value = ReadOnlyDict({e: item.get() for e, item in self._items.items()})
         return self._value

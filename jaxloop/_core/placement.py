@@ -1,9 +1,12 @@
-"""Where arrays belong, given where the state is."""
+"""Where arrays belong, given where the step state is.
+
+place = placement(step_state)
+place(batch)                    # on the state's device, or replicated over its mesh
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 
@@ -12,16 +15,16 @@ from jaxloop._core.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where arrays belong, given where the state is; a call puts a pytree there.
+    """Where arrays belong. Call it with a pytree to put the tree there.
 
     Attributes:
-        device: The one device of a state that is on one; arrays are put there uncommitted.
-        sharding: Of a state that is spread over a mesh: arrays are replicated over it.
+        device: The device of a state that is on one. Arrays are put there uncommitted.
+        sharding: The sharding of a state that is spread over a mesh. Arrays are replicated over it.
         known: Whether arrays are put anywhere before they are used.
     """
 
-    device: Any = None
-    sharding: Any = None
+    device: jax.Device | None = None
+    sharding: jax.sharding.Sharding | None = None
     known: bool = False
 
     def __call__(self, tree: PyTree) -> PyTree:
@@ -34,7 +37,7 @@ class Placement:
 
 
 def placement(state: PyTree) -> Placement:
-    """Where the batches of a step belong, given the arrays that it carries."""
+    """Returns where the batches of a step belong, given the arrays that it carries."""
     shardings = {x.sharding for x in jax.tree.leaves(state) if isinstance(x, jax.Array)}
     devices = {device for sharding in shardings for device in sharding.device_set}
     if len(devices) == 1:

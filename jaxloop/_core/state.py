@@ -1,35 +1,70 @@
-"""State, Snapshot and emit: what a run knows of itself, as frozen values.
+"""State and Snapshot: what a run knows of itself, as values.
 
     def show(state):
         print(state.epoch, state.metrics["loss"])      # computed here, because it is read here
+        return "continue", state.replace(metrics={**state.metrics, "seen": 1.0})
 
-    def step(batch, params):
-        ...
-        return emit(new_params, loss=loss)             # `loss` is reported, not carried
+Every field is declared here, once, with what it means, whether a handler may change it, and whether
+it is saved. The engine, the checkpoints and `State.replace` all read these declarations. To add a
+field, add one line here, and set it in the engine.
 
-`State.metrics` and `State.step_state` are read through cells: what nobody reads is never computed,
-fetched or copied, and the driver knows what was read.
+A state cannot be changed after it is made. `Progress`, the engine's own copy, is the only one that
+can, so type checkers see the fields as writable and the check is made when the program runs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic, Literal
 
-from jaxloop._core.events import NEXT_EPOCH, Event
-from jaxloop._core.lazy import Lazy, ReadOnlyDict, Records
-from jaxloop._core.types import PyTree
+from jaxloop._core.events import ITERATION_EVENTS, Event, Place, RunStatus
+from jaxloop._core.lazy import EpochRecords, LazyDict, ReadOnlyDict
+from jaxloop._core.types import PyTree, S
 from jaxloop.errors import ArgumentTypeError, unknown_name
 
+Counts = Mapping[Event, tuple[int, int]]
+"""``{event: (total, within the epoch)}``."""
 
-class Cell:
-    """Where a state's device values are, and whether anyone has looked.
 
-    The driver donates what is in a cell when nobody read it and nobody can; else it copies first.
+class EventCounts:
+    """How often each event has fired; the dict is made when it is read.
+
+    Args:
+        counts: Firings as they were counted last.
+        started: Iterations that have started since.
+        completed: Iterations that have completed since.
     """
 
-    __slots__ = ("accumulators", "read", "step_state")
+    __slots__ = ("_since", "_value", "counts")
+
+    def __init__(self, counts: Counts, started: int = 0, completed: int = 0) -> None:
+        self.counts = counts
+        self._since = (started, completed)
+        self._value: ReadOnlyDict | None = None
+
+    def get(self) -> ReadOnlyDict:
+        """Returns ``{event: (total, within the epoch)}``."""
+        if self._value is None:
+            counted = dict(self.counts)
+            for event, by in zip(ITERATION_EVENTS, self._since, strict=True):
+                total, epoch = counted[event]
+                counted[event] = (total + by, epoch + by)
+            self._value = ReadOnlyDict(counted)
+        return self._value
+
+
+NO_COUNTS: Counts = {event: (0, 0) for event in Event}
+
+
+class Loan:
+    """The arrays that a run carries, as they are lent to a `State`.
+
+    The engine donates the arrays of a loan that nobody read and nobody holds, and copies all others
+    first. `read` says the former, the life of this object the latter.
+    """
+
+    __slots__ = ("__weakref__", "accumulators", "read", "step_state")
 
     def __init__(self, step_state: PyTree, accumulators: PyTree) -> None:
         self.step_state = step_state
@@ -37,47 +72,137 @@ class Cell:
         self.read = False
 
 
-class _Readings:
-    """What a `State` and a `Snapshot` know lazily: it is found out when it is read."""
+OnChange = Literal["adopt", "refuse", "ignore"]
+"""What the engine does if a handler returns a state in which a field has changed."""
 
-    _metrics: Lazy
-    _history: Records
-    _times: Records
+
+def _field(
+    default: Any = dataclasses.MISSING,
+    *,
+    factory: Any = dataclasses.MISSING,
+    on_change: OnChange = "ignore",
+    saved_as: str | None = None,
+    saved: bool = True,
+    internal: bool = False,
+) -> Any:
+    """Declares a field.
+
+    Args:
+        default: Its value if none is given.
+        factory: Makes that value.
+        on_change: What the engine does if a handler changes it.
+        saved_as: Its key in the record of a checkpoint, if that is not its name.
+        saved: Whether it belongs in the record.
+        internal: Whether it is for jaxloop alone: not in `dir`, and refused by `State.replace`.
+    """
+    metadata = {
+        "on_change": on_change,
+        "saved_as": saved_as,
+        "saved": saved,
+        "internal": internal,
+    }
+    if factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(eq=False, kw_only=True, repr=False)
+class Snapshot:
+    """What an observer sees of one firing: counters and host values, no ``step_state``.
+
+    Example:
+        >>> Snapshot(epoch=0, iteration=2, step=3).step
+        3
+    """
+
+    epoch: int = _field(0, on_change="refuse")
+    """The current epoch, from 0."""
+    max_epoch: int | None = _field(None, on_change="adopt")
+    """The total of epochs, or None if it is unknown."""
+    iteration: int = _field(0, on_change="refuse")
+    """The current iteration, from 0 in each epoch."""
+    max_iteration: int | None = _field(None)
+    """Iterations of an epoch, or None while that is unknown."""
+    step: int = _field(0, on_change="refuse")
+    """Iterations completed since the start."""
+    status: RunStatus = _field("running")
+    """Whether the run is "running", "completed", "halted" or "interrupted"."""
+    halted_by: str | None = _field(None)
+    """The name of the handler that halted the loop, otherwise None."""
+    event: Event | None = _field(None)
+    """The event that is firing, or None between two firings."""
+    counts: EventCounts = _field(
+        factory=lambda: EventCounts(NO_COUNTS), saved_as="event_counts", internal=True
+    )
+    """Behind `event_counts`."""
+    lazy_metrics: LazyDict = _field(
+        factory=lambda: LazyDict(dict), on_change="adopt", saved_as="metrics", internal=True
+    )
+    """Behind `metrics`."""
+    lazy_history: EpochRecords = _field(
+        factory=EpochRecords, on_change="adopt", saved_as="history", internal=True
+    )
+    """Behind `history`."""
+    lazy_times: EpochRecords = _field(
+        factory=EpochRecords, on_change="adopt", saved_as="times", internal=True
+    )
+    """Behind `times`."""
+
+    @property
+    def event_counts(self) -> Mapping[Event, tuple[int, int]]:
+        """``{event: (total, within the epoch)}``; the current firing is counted."""
+        return self.counts.get()
 
     @property
     def metrics(self) -> Mapping[str, Any]:
         """``{name: value}`` of this epoch so far, as NumPy values on the host."""
-        return self._metrics.get()
+        return self.lazy_metrics.get()
 
     @property
     def history(self) -> Mapping[int, Mapping[str, Any]]:
-        """``{epoch: metrics}`` of finished and halted epochs, as NumPy values on the host."""
-        return self._history.get()
+        """``{epoch: metrics}`` of completed and halted epochs, as NumPy values on the host."""
+        return self.lazy_history.get()
 
     @property
     def times(self) -> Mapping[int, float]:
-        """``{epoch: seconds}``; each is an `EpochTime`, which says where they went."""
-        return self._times.get()
+        """``{epoch: seconds}``. Each is an `EpochTime`, which says where the seconds went."""
+        return self.lazy_times.get()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The generated `__init__` assigns each field once. Nobody else may.
+        if name in self.__dict__ or name not in self.__dataclass_fields__:
+            raise dataclasses.FrozenInstanceError(
+                f"cannot assign to {name!r}: a {type(self).__name__} is a value\n"
+                f"  fix: return state.replace({name}=...) from a handler"
+            )
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise dataclasses.FrozenInstanceError(
+            f"cannot delete {name!r}: a {type(self).__name__} is a value"
+        )
+
+    def __dir__(self) -> list[str]:
+        internal = {f.name for f in dataclasses.fields(self) if f.metadata["internal"]}
+        return [name for name in super().__dir__() if name not in internal]
+
+    def __repr__(self) -> str:
+        of = "" if self.max_epoch is None else f"/{self.max_epoch}"
+        return (
+            f"{type(self).__name__}({self.status}, epoch {self.epoch}{of}, "
+            f"iteration {self.iteration}, step {self.step}"
+            + (f", event {self.event.value}" if self.event is not None else "")
+            + (f", halted by {self.halted_by}" if self.halted_by else "")
+            + ")"
+        )
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class State(_Readings):
-    """Everything that a run knows; frozen, and alone enough to go on from.
+@dataclasses.dataclass(eq=False, kw_only=True, repr=False)
+class State(Snapshot, Generic[S]):
+    """Everything that a run knows. It is a value, and enough to resume the run from.
 
-    Attributes:
-        epoch: The epoch that is going on, from 0.
-        max_epoch: The total of epochs, or None.
-        iteration: The iteration that is going on, from 0 in each epoch.
-        max_iteration: Iterations of an epoch, or None while unknown.
-        step: Iterations completed since the start.
-        history: ``{epoch: metrics}`` of finished and halted epochs.
-        times: ``{epoch: seconds}``.
-        outputs: What the last step reported with `emit`.
-        event_counts: ``{event: (total, within the epoch)}``.
-        handler_state: ``{name: pytree}``, what monitors remember.
-        status: "running", "completed", "halted" or "interrupted".
-        halted_by: The name of the handler that halted the loop, else None.
-        event: The event that is firing.
+    Out of sight, it also holds the metric accumulators, the position in the data and the place in
+    the order of events.
 
     Example:
         >>> import jaxloop as jl
@@ -86,79 +211,81 @@ class State(_Readings):
         (6, 3, 'completed')
     """
 
-    epoch: int = 0
-    max_epoch: int | None = None
-    iteration: int = 0
-    max_iteration: int | None = None
-    step: int = 0
-    outputs: PyTree = dataclasses.field(default_factory=dict)
-    event_counts: Mapping[Event, tuple[int, int]] = dataclasses.field(
-        default_factory=lambda: ReadOnlyDict({event: (0, 0) for event in Event})
-    )
-    handler_state: Mapping[str, PyTree] = dataclasses.field(default_factory=ReadOnlyDict)
-    status: str = "running"
-    halted_by: str | None = None
-    event: Event | None = None
-    # Out of sight: the metrics and the carried values, where the walk goes on, where it is in the
-    # data (a `jaxloop.positions.Position`), and the seconds that this epoch has taken so far.
-    _metrics: Lazy = dataclasses.field(default_factory=lambda: Lazy(dict))
-    _history: Records = dataclasses.field(default_factory=Records)
-    _times: Records = dataclasses.field(default_factory=Records)
-    _cell: Cell = dataclasses.field(default_factory=lambda: Cell({}, {}))
-    _next: str = NEXT_EPOCH
-    _position: Any = None
-    _elapsed_s: float = 0.0
+    outputs: PyTree = _field(factory=dict, on_change="adopt", saved=False)
+    """What the last step reported with `emit`."""
+    handler_state: Mapping[str, PyTree] = _field(factory=ReadOnlyDict, on_change="adopt")
+    """``{name: pytree}``, what handlers remember."""
+    loan: Loan = _field(factory=lambda: Loan({}, {}), saved=False, internal=True)
+    """Behind `step_state`, together with the accumulators."""
+    place: Place = _field(Place.NEXT_EPOCH, saved_as="next", internal=True)
+    """What comes next in the order of events."""
+    position: Any = _field(None, internal=True)
+    """Where the run is in its data: a `Position`, which belongs to a higher floor."""
+    elapsed_s: float = _field(0.0, internal=True)
+    """The seconds that this epoch has taken so far."""
 
     @property
-    def step_state(self) -> PyTree:
-        """What the step carries, a pytree of arrays; it stays valid for as long as it is kept."""
-        self._cell.read = True
-        return self._cell.step_state
+    def step_state(self) -> S:
+        """What the step carries, a pytree of arrays. It stays valid for as long as you keep it."""
+        self.loan.read = True
+        step_state: S = self.loan.step_state
+        return step_state
 
-    def replace(self, **changes: Any) -> State:
-        """A copy with ``changes``, which name attributes of the state.
+    def replace(self, **changes: Any) -> State[S]:
+        """Returns a copy with ``changes``, which name attributes of the state.
 
         Raises:
-            UnknownNameError: A name that is no attribute of a `State`.
+            UnknownNameError: A name is not an attribute of a `State`.
+            ArgumentTypeError: ``metrics`` is not a dict.
 
         Example:
             >>> State(epoch=1).replace(metrics={"loss": 2.0}).metrics
             {'loss': 2.0}
         """
-        for name in changes:
+        fields = dict(self.__dict__)
+        for name, value in changes.items():
             if name not in _PUBLIC:
                 raise unknown_name("attribute of State", name, _PUBLIC)
-        for name in ("event_counts", "handler_state"):
-            if name in changes:
-                changes[name] = ReadOnlyDict(changes[name])
-        for name in ("history", "times"):
-            if name in changes:
-                changes[f"_{name}"] = Records.known(changes.pop(name))
-        if "metrics" in changes:
-            metrics = changes.pop("metrics")
-            if not isinstance(metrics, Mapping):
-                raise ArgumentTypeError(
-                    f"State.metrics must be a dict of names and values, and got {metrics!r}"
-                )
-            changes["_metrics"] = Lazy(lambda: metrics)
-            changes["_metrics"].get()
-        if "step_state" in changes:
-            changes["_cell"] = Cell(changes.pop("step_state"), self._cell.accumulators)
-        return dataclasses.replace(self, **changes)
+            if name == "step_state":
+                fields["loan"] = Loan(value, self.loan.accumulators)
+            elif name == "metrics":
+                fields["lazy_metrics"] = _known_metrics(value)
+            elif name in ("history", "times"):
+                fields[f"lazy_{name}"] = EpochRecords.of(value)
+            elif name == "event_counts":
+                fields["counts"] = EventCounts(value)
+            elif name == "handler_state":
+                fields[name] = ReadOnlyDict(value)
+            else:
+                fields[name] = value
+        state: State[S] = make(State, fields)
+        return state
 
-    def __repr__(self) -> str:
-        of = "" if self.max_epoch is None else f"/{self.max_epoch}"
-        return (
-            f"State({self.status}, epoch {self.epoch}{of}, iteration {self.iteration}, "
-            f"step {self.step}"
-            + (f", event {self.event.value}" if self.event is not None else "")
-            + (f", halted by {self.halted_by}" if self.halted_by else "")
-            + ")"
+
+def make(cls: type[Any], fields: dict[str, Any]) -> Any:
+    """Returns a `State` or a `Snapshot` made of all its fields; the dict becomes its own.
+
+    This skips the generated ``__init__``, because an observer may see every iteration.
+    """
+    made = object.__new__(cls)
+    made.__dict__.update(fields)
+    return made
+
+
+def _known_metrics(metrics: object) -> LazyDict:
+    if not isinstance(metrics, Mapping):
+        raise ArgumentTypeError(
+            f"State.metrics must be a dict of names and values, got {metrics!r}",
+            fix="use state.replace(metrics={**state.metrics, 'name': value})",
         )
+    known = LazyDict(lambda: metrics)
+    known.get()
+    return known
 
 
 _PUBLIC = (
-    *(f.name for f in dataclasses.fields(State) if not f.name.startswith("_")),
+    *(f.name for f in dataclasses.fields(State) if not f.metadata["internal"]),
+    "event_counts",
     "history",
     "metrics",
     "step_state",
@@ -166,57 +293,28 @@ _PUBLIC = (
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Snapshot(_Readings):
-    """What an observer sees of one firing: counters and host values, no ``step_state``.
+def fields_by_change(on_change: OnChange) -> tuple[str, ...]:
+    """Returns the fields of `State` with which the engine does so if a handler changes them."""
+    return tuple(f.name for f in dataclasses.fields(State) if f.metadata["on_change"] == on_change)
 
-    The attributes mean what they mean in `State`.
 
-    Example:
-        >>> Snapshot(epoch=0, iteration=2, step=3).step
-        3
-    """
+def saved_fields() -> dict[str, str]:
+    """Returns ``{key in a checkpoint's record: field of State}``."""
+    return {
+        f.metadata["saved_as"] or f.name: f.name
+        for f in dataclasses.fields(State)
+        if f.metadata["saved"]
+    }
 
-    epoch: int = 0
-    max_epoch: int | None = None
-    iteration: int = 0
-    max_iteration: int | None = None
-    step: int = 0
-    status: str = "running"
-    halted_by: str | None = None
-    event: Event | None = None
-    _metrics: Lazy = dataclasses.field(default_factory=lambda: Lazy(dict), repr=False)
-    _history: Records = dataclasses.field(default_factory=Records, repr=False)
-    _times: Records = dataclasses.field(default_factory=Records, repr=False)
-    _counts: tuple[Mapping[Event, tuple[int, int]], int, int] = dataclasses.field(
-        default=({}, 0, 0), repr=False
-    )
-    """Firings as they were counted last, and how many iterations started and completed since."""
 
-    @classmethod
-    def of(cls, fields: dict[str, Any]) -> Snapshot:
-        """A snapshot of all its fields, which becomes their owner; quick, as many are made."""
-        snapshot = object.__new__(cls)
-        snapshot.__dict__.update(fields)
-        return snapshot
-
-    @property
-    def event_counts(self) -> Mapping[Event, tuple[int, int]]:
-        """``{event: (total, within the epoch)}``; the firing that is going on is counted."""
-        counts, started, completed = self._counts
-        counted = dict(counts)
-        for event, by in (
-            (Event.ITERATION_STARTED, started),
-            (Event.ITERATION_COMPLETED, completed),
-        ):
-            if by:
-                total, epoch = counted[event]
-                counted[event] = (total + by, epoch + by)
-        return ReadOnlyDict(counted)
+STATE_ONLY = tuple(
+    f.name for f in dataclasses.fields(State) if f not in dataclasses.fields(Snapshot)
+)
+"""The fields that a `State` has and a `Snapshot` does not."""
 
 
 class EpochTime(float):
-    """The seconds of an epoch, and where they went; a float like any other.
+    """The seconds of an epoch, and where they went. It is a float like any other.
 
     Args:
         elapsed_s: All of them.
@@ -248,15 +346,15 @@ class EpochTime(float):
 
     @classmethod
     def of(cls, seconds: float) -> EpochTime:
-        """Seconds as they are; of a plain number, where they went is not known."""
+        """Returns seconds as an `EpochTime`. Where a plain number went is unknown."""
         return seconds if isinstance(seconds, cls) else cls(seconds)
 
     @property
     def device_s(self) -> float:
-        """The rest: the device was working, and the driver waited for it or had nothing to do."""
+        """The rest, in which the device worked and the driver waited or had nothing to do."""
         return max(0.0, float(self) - self.data_s - self.dispatch_s - self.handlers_s)
 
     @property
     def parts(self) -> tuple[float, float, float, float]:
-        """What it was made from."""
+        """The arguments that it was made from."""
         return float(self), self.data_s, self.dispatch_s, self.handlers_s

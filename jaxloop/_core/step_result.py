@@ -1,21 +1,33 @@
-"""What a step returns: its next state, and what it reports."""
+"""What a step returns: its next state, and what it reports.
+
+def step(batch, params):
+    ...
+    return emit(new_params, loss=loss)      # `loss` is reported, not carried
+
+next_state, outputs = split_emission(step(batch, params))
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Generic
 
 import jax
 
-from jaxloop._core.types import PyTree
+from jaxloop._core.types import PyTree, S
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class Emission:
-    """A step's result: the next ``state``, and the ``outputs`` that are reported, not carried."""
+class Emission(Generic[S]):
+    """A step's result: the next step state, and the outputs that are reported, not carried.
+
+    Attributes:
+        state: The next step state.
+        outputs: ``{name: pytree}``, what the step reports to metrics and handlers.
+    """
 
     __slots__ = ("outputs", "state")
 
-    def __init__(self, state: PyTree, outputs: dict[str, PyTree]) -> None:
+    def __init__(self, state: S, outputs: dict[str, PyTree]) -> None:
         self.state = state
         self.outputs = outputs
 
@@ -24,23 +36,23 @@ class Emission:
         return ((key("state"), self.state), (key("outputs"), self.outputs)), None
 
     @classmethod
-    def tree_unflatten(cls, aux: None, children: tuple[PyTree, dict[str, PyTree]]) -> Emission:
+    def tree_unflatten(cls, aux: None, children: tuple[S, dict[str, PyTree]]) -> Emission[S]:
         return cls(*children)
 
     def __repr__(self) -> str:
         return f"emit({self.state!r}, {', '.join(f'{k}={v!r}' for k, v in self.outputs.items())})"
 
 
-def emit(next_state: PyTree, **outputs: PyTree) -> Emission:
+def emit(next_state: S, **outputs: PyTree) -> Emission[S]:
     """Returns a step's next state together with what it reports to metrics and handlers.
 
     Args:
-        next_state: The next step state, of the same structure, shapes and dtypes as the last.
-        **outputs: Pytrees of arrays. Metrics find them by name; ``state.outputs`` holds those of
-            the last step. ``sample_weight``, of shape ``(batch,)``, weights every metric.
+        next_state: The next step state, with the same structure, shapes and dtypes as the last.
+        **outputs: Pytrees of arrays. Metrics find them by name, and ``state.outputs`` holds those
+            of the last step. ``sample_weight``, of shape ``(batch,)``, weights every metric.
 
     Returns:
-        An `Emission`, to be returned from the step.
+        An `Emission`. Return it from your step.
 
     Example:
         >>> emit({"w": 1.0}, loss=0.5).outputs
@@ -50,5 +62,5 @@ def emit(next_state: PyTree, **outputs: PyTree) -> Emission:
 
 
 def split_emission(result: PyTree) -> tuple[PyTree, dict[str, PyTree]]:
-    """A step's result as ``(next state, outputs)``."""
+    """Returns a step's result as ``(next state, outputs)``."""
     return (result.state, result.outputs) if isinstance(result, Emission) else (result, {})

@@ -1,7 +1,42 @@
-"""Types that the whole package shares."""
+"""Names for types that every floor uses.
+
+    def step(batch: PyTree, step_state: PyTree) -> PyTree: ...
+
+Nothing here imports from jaxloop, so any module may import it.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-PyTree = Any
+# S is the type of a loop's step state, OutputT that of what `run` returns, and ResultT that of what
+# an output transform passed to `run` returns.
+if TYPE_CHECKING:
+    # With a default, `State` alone means `State[Any]`. Type checkers bring this module.
+    from typing_extensions import TypeVar
+
+    S = TypeVar("S", default=Any)
+    OutputT = TypeVar("OutputT", default=Any)
+    ResultT = TypeVar("ResultT", default=Any)
+else:
+    from typing import TypeVar
+
+    S = TypeVar("S")
+    OutputT = TypeVar("OutputT")
+    ResultT = TypeVar("ResultT")
+
+PyTree: TypeAlias = Any
+"""A pytree of arrays. JAX has no static type for one, and neither does Python."""
+
+BatchFn: TypeAlias = Callable[[PyTree, PyTree], PyTree]
+"""A function of a batch and a step state, such as a step or an init function."""
+
+Mode: TypeAlias = Literal["min", "max"] | Callable[[float, float], bool]
+"""Which of two values is better: the smaller, the larger, or what ``mode(new, best)`` says."""
+
+Fuse: TypeAlias = int | Literal["auto"]
+"""How many iterations one compiled block may hold."""
+
+JitOptions: TypeAlias = bool | Mapping[str, Any]
+"""Whether to compile, or the options for `jax.jit`."""

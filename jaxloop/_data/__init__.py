@@ -1,0 +1,1 @@
+"""The user's data: batches in memory, readers, superbatches and reading ahead."""

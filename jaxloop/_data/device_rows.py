@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +19,22 @@ from jaxloop._core.types import PyTree
 from jaxloop._data.padding import marked
 
 
+class Rows(Protocol):
+    """Batches on the device, by their row."""
+
+    def row(self, index: Any) -> PyTree:
+        """Returns the batch at ``index``, an int32 scalar that may be a tracer."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Single:
-    """One batch, as it is."""
+    """One batch, the same at every row."""
 
     value: PyTree
 
     def row(self, index: Any) -> PyTree:
-        """The batch, at every index."""
+        """Returns the batch."""
         del index
         return self.value
 
@@ -35,12 +42,12 @@ class Single:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stacked:
-    """Batches of one signature, with a leading axis; rows that nobody filled are never read."""
+    """Batches of one signature with a leading axis. Rows that were not filled are never read."""
 
     value: PyTree
 
     def row(self, index: Any) -> PyTree:
-        """The batch at ``index``."""
+        """Returns the batch at ``index``."""
         return jax.tree.map(
             lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), self.value
         )
@@ -61,7 +68,7 @@ class Gathered:
     pad: bool = dataclasses.field(metadata={"static": True})
 
     def row(self, index: Any) -> PyTree:
-        """The batch at ``index``, filled and marked as the batches ask for."""
+        """Returns the batch at ``index``, filled and marked if the batches are padded."""
         size = self.batch_size
         low = index * jnp.int32(size)
         if self.order is None and not self.pad:

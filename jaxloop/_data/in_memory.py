@@ -1,10 +1,10 @@
-"""Data in memory as batches, and what a batch is.
+"""Data in memory as batches.
 
     train = batches((images, labels), 32, shuffle=True, pad=True)
-    batch = as_batch(next(iter(train)), "the first batch")
-    batch.signature        # what an executable depends on
+    for batch in train.epoch(3):
+        ...
 
-The position in `Batches` is two integers: each epoch's order is a function of ``(seed, epoch)``.
+The order of each epoch is a function of ``(seed, epoch)``, so the position is two integers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from jaxloop._core.batch import canonical
+from jaxloop._core.placement import Placement
 from jaxloop._core.types import PyTree
 from jaxloop._data.padding import marked
 from jaxloop.errors import ArgumentError, ArgumentTypeError
@@ -32,26 +33,26 @@ def batches(
     pad: bool = False,
     device: bool = False,
 ) -> Batches:
-    """Serves arrays in memory as batches; each epoch's order is a function of ``(seed, epoch)``.
+    """Serves arrays in memory as batches. Each epoch's order is a function of ``(seed, epoch)``.
 
     Args:
         arrays: A pytree of arrays of shape ``(num_examples, *rest)``, for a trainer
             ``(x, y)`` or ``(x, y, sample_weight)``.
         batch_size: Examples in a batch, at least 1.
-        shuffle: Whether each epoch has an order of its own.
-        seed: What the orders are made from.
-        drop_remainder: Whether a last batch that is not full is left out.
-        pad: Whether a last batch that is not full is filled, by repeating its last example, and
-            marked: a pair becomes ``(x, y, mask)`` with a boolean mask of shape ``(batch,)``, a
+        shuffle: Whether to draw a new order for each epoch.
+        seed: The seed of the orders.
+        drop_remainder: Whether to leave out a last batch that is not full.
+        pad: Whether to fill a last batch that is not full, by repeating its last example, and to
+            mark it: a pair becomes ``(x, y, mask)`` with a boolean mask of shape ``(batch,)``, a
             triple's weight is multiplied by the mask, a dict gets ``"mask"``.
-        device: Whether the arrays are put on the device, once, and batches are gathered there,
-            inside the compiled block: nothing is copied from the host while a run goes on.
+        device: Whether to put the arrays on the device once and gather the batches there, inside
+            the compiled block, so that nothing is copied from the host during a run.
 
     Returns:
         A re-iterable with a length. Plain iteration gives epoch 0.
 
     Raises:
-        ArgumentError: The arrays do not agree in their first axis, there are none, ``batch_size``
+        ArgumentError: There are no arrays, the arrays differ in their first axis, ``batch_size``
             is below 1, or ``pad`` cannot mark the structure.
 
     Example:
@@ -59,38 +60,51 @@ def batches(
         [(2, 2), (2, 2), (1, 2)]
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int):
-        raise ArgumentTypeError(f"batches: batch_size must be an int, and is {batch_size!r}")
+        raise ArgumentTypeError(f"batches: batch_size must be an int, got {batch_size!r}")
     if batch_size < 1:
-        raise ArgumentError(f"batches: batch_size must be at least 1, and is {batch_size}")
+        raise ArgumentError(f"batches: batch_size must be at least 1, got {batch_size}")
     if pad and drop_remainder:
         raise ArgumentError(
-            "batches: pad and drop_remainder exclude each other", fix="choose one of them"
+            "batches: pad and drop_remainder cannot both be True", fix="choose one of them"
         )
-    arrays = jax.tree.map(np.asarray, arrays)
-    # Once, as a device would have them: not again for every batch.
-    arrays = jax.tree.map(canonical, arrays)
+    # Converted once, to the dtypes of a device, and not again for every batch.
+    arrays = jax.tree.map(lambda leaf: canonical(np.asarray(leaf)), arrays)
+    num_examples = _num_examples(arrays)
+    if pad:
+        _check_can_be_marked(arrays)
+    return Batches(arrays, num_examples, batch_size, shuffle, seed, drop_remainder, pad, device)
+
+
+def _num_examples(arrays: PyTree) -> int:
     sizes = {
         jax.tree_util.keystr(path): leaf.shape[0] if leaf.ndim else None
         for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
     }
-    if not sizes or None in sizes.values() or len(set(sizes.values())) > 1:
+    found = set(sizes.values())
+    num_examples = found.pop() if len(found) == 1 else None
+    if num_examples is None:
         raise ArgumentError(
-            "batches: every array needs the same number of examples in its first axis, and the "
-            f"arrays have {sizes or 'no leaves'}",
+            "batches: every array must have the same number of examples in its first axis, got "
+            f"{sizes or 'no arrays'}",
             fix="pass a pytree of arrays of shape (num_examples, *rest), such as (x, y)",
         )
-    if pad and not (
+    return int(num_examples)
+
+
+def _check_can_be_marked(arrays: PyTree) -> None:
+    if not (
         isinstance(arrays, dict) or (isinstance(arrays, tuple | list) and len(arrays) in (2, 3))
     ):
         raise ArgumentError(
-            f"batches: pad=True marks a pair, a triple or a dict, and got {type(arrays).__name__}",
+            "batches: pad=True needs a pair, a triple or a dict to mark, got "
+            f"{type(arrays).__name__}",
             fix="pass (x, y), (x, y, sample_weight) or a dict, or use drop_remainder=True",
         )
-    if pad and isinstance(arrays, dict) and "mask" in arrays:
-        raise ArgumentError("batches: pad=True adds 'mask' to a dict, and there is one already")
-    (num_examples,) = set(sizes.values())
-    assert num_examples is not None
-    return Batches(arrays, num_examples, batch_size, shuffle, seed, drop_remainder, pad, device)
+    if isinstance(arrays, dict) and "mask" in arrays:
+        raise ArgumentError(
+            "batches: pad=True adds 'mask' to a dict, and this dict has a 'mask' already",
+            fix="rename it, or use drop_remainder=True",
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -105,7 +119,7 @@ class Batches:
     drop_remainder: bool
     pad: bool
     device: bool = False
-    placed: dict[Any, PyTree] = dataclasses.field(default_factory=dict)
+    placed: dict[Placement, PyTree] = dataclasses.field(default_factory=dict)
     """The arrays on a device, by where they were put."""
 
     def __len__(self) -> int:
@@ -119,13 +133,13 @@ class Batches:
         return f"batches({self.num_examples} examples, batch_size={self.batch_size})"
 
     def order(self, epoch: int) -> np.ndarray[Any, Any] | None:
-        """The examples' order in an epoch, or None for their own."""
+        """Returns the examples' order in an epoch, or None for their own."""
         if not self.shuffle:
             return None
         return np.random.default_rng([self.seed, epoch]).permutation(self.num_examples)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[PyTree]:
-        """The batches of one epoch, from batch ``start`` on."""
+        """Yields the batches of one epoch, from batch ``start``."""
         order = self.order(epoch)
         for index in range(start, len(self)):
             low = index * self.batch_size
@@ -136,7 +150,7 @@ class Batches:
             yield marked(batch, mask) if self.pad else batch
 
     def examples(self, order: np.ndarray[Any, Any] | None, low: int, high: int) -> Any:
-        """Where the examples from place ``low`` to ``high`` of an epoch are in the arrays."""
+        """Returns where the examples from place ``low`` to ``high`` of an epoch are."""
         if order is None and high <= self.num_examples:
             return slice(low, high)
         # Real rows fill a last batch, not zeros: a model may turn zeros into NaN, and NaN * 0 is

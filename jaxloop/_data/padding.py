@@ -1,4 +1,11 @@
-"""The mask of a padded batch."""
+"""The mask of a padded batch.
+
+    marked((x, y), mask)                # (x, y, mask)
+    marked((x, y, weight), mask)        # (x, y, weight * mask)
+    marked({"x": x}, mask)              # {"x": x, "mask": mask}
+
+Filled examples have a mask of False, so that loss and metrics leave them out.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +15,10 @@ from jaxloop._core.types import PyTree
 
 
 def marked(batch: PyTree, mask: Any) -> PyTree:
-    """A batch, or a stack of them, with the mask that ``pad`` adds; both of NumPy or of JAX."""
+    """Returns a batch, or a stack of batches, with the mask that ``pad`` adds.
+
+    Both may be arrays of NumPy or of JAX.
+    """
     if isinstance(batch, dict):
         return {**batch, "mask": mask}
     if len(batch) == 2:

@@ -1,11 +1,11 @@
-"""Positions in data: what a run needs so as to go on reading where it was.
+"""Positions in data: what a run needs to resume reading where it was.
 
     own = stateful(iterator)                # Grain's iterators, torchdata's loaders, or None
     saved = own.get()
     own.set(saved)
 
-Data with a state of their own are put back by it. What is saved belongs to the batches that were
-consumed: those that were read ahead count as unread.
+If data have a state, that state restores them. What is saved belongs to the batches that were
+consumed: batches that were only read ahead count as unread.
 """
 
 from __future__ import annotations
@@ -29,32 +29,36 @@ class Stateful(NamedTuple):
     set: Callable[[Any], Any]
 
 
-def stateful(thing: Any) -> Stateful | None:
-    """The state of an iterator or a loader, if it has one.
+def stateful(data: object) -> Stateful | None:
+    """Returns the state of an iterator or a loader, if it has one.
 
     Example:
         >>> stateful([1, 2]) is None
         True
     """
-    if callable(getattr(thing, "set_epoch", None)):
-        # Its epoch is set from outside, and its state is not enough: one of Hugging Face's that has
-        # loaded a state begins each epoch that follows there. It is read past, like any other.
+    if callable(getattr(data, "set_epoch", None)):
+        # Its epoch is set from outside, and its state is not enough: after a data set of Hugging
+        # Face's has loaded a state, every later epoch starts there too. It is read past instead.
         return None
     for getter, setter in _PROTOCOLS:
-        get, put = getattr(thing, getter, None), getattr(thing, setter, None)
+        get, put = getattr(data, getter, None), getattr(data, setter, None)
         if callable(get) and callable(put):
-            # A copy, as some give the very dict that they go on changing.
-            return Stateful(lambda get=get: copy.deepcopy(get()), put)  # type: ignore[misc]  # a lambda's default
+            return Stateful(_copying(get), put)
     return None
+
+
+def _copying(get: Callable[[], Any]) -> Callable[[], Any]:
+    # Some loaders return the very dict that they keep changing.
+    return lambda: copy.deepcopy(get())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Unread:
-    """What was read from a one-shot iterator and not consumed; it lives in this process alone.
+    """What was read from a one-shot iterator and not consumed. It exists in this process only.
 
     Attributes:
         source: The iterator.
-        batches: Gives the batches; it may wait for one that is being read.
+        batches: Returns the batches; it may wait for one that is being read.
     """
 
     source: Any
@@ -67,11 +71,11 @@ class Position:
 
     Attributes:
         one_shot: Whether they were a one-shot iterator.
-        state: Their own state, of which ``skip`` batches further the next one comes; None: none.
+        state: The data's own state, or None. The next batch is ``skip`` batches after it.
         skip: See ``state``.
         at_end: Whether the state is that of data that were read to their end.
         settings: What decides about the batches of `Batches`.
-        unread: Of a one-shot iterator.
+        unread: What was read ahead from a one-shot iterator.
     """
 
     one_shot: bool = False
@@ -82,34 +86,33 @@ class Position:
     unread: Unread | None = None
 
 
-NOWHERE = Position()
-"""Of data whose position is known from the counters alone."""
-
+FROM_COUNTERS = Position()
+"""The position of data that needs nothing but the run's own counters."""
 
 _SETTINGS = ("num_examples", "batch_size", "shuffle", "seed", "drop_remainder", "pad")
 
 
-def settings_of(data: Batches) -> dict[str, Any]:
-    """What decides which examples are in which batch."""
-    return {name: getattr(data, name) for name in _SETTINGS}
+def position_of(data: Batches) -> Position:
+    """Returns the position in `Batches`: what decides which examples are in which batch."""
+    return Position(settings={name: getattr(data, name) for name in _SETTINGS})
 
 
-def check_settings(position: Position, data: Any, epoch: int) -> None:
-    """Raises if the batches of an epoch that is going on would be other ones.
+def check_settings(position: Position, data: Batches, epoch: int) -> None:
+    """Raises if ``data`` would give other batches for the rest of an epoch.
 
     Raises:
         DataError: They would; the error says what differs.
     """
-    if not position.settings or not isinstance(data, Batches):
+    if not position.settings:
         return
     differ = [
         f"{name} was {position.settings.get(name)!r} and is {value!r}"
-        for name, value in settings_of(data).items()
+        for name, value in position_of(data).settings.items()
         if position.settings.get(name) != value
     ]
     if differ:
         raise DataError(
-            f"the state to go on from is in the middle of epoch {epoch}, and the batches of these "
-            f"data are other ones: {', '.join(differ)}",
-            fix="go on with the same jl.batches(...), or from a state at the end of an epoch",
+            f"the state to resume from is in the middle of epoch {epoch}, and these data give "
+            f"different batches: {', '.join(differ)}",
+            fix="resume with the same jl.batches(...), or from a state at the end of an epoch",
         )

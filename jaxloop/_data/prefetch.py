@@ -1,416 +1,323 @@
-"""The feed: reads any kind of data set ahead of the device, and knows what was consumed.
+"""The prefetcher: reads ahead of the device, and knows what was consumed.
 
-    with Feed(data, epochs=2, iterations=None) as feed:
-        feed.open(0, skip=0)
-        sample = feed.sample()
-        feed.configure(64, placement(state), numbers={})
-        while feed.more():
-            window = feed.read(10, 64, late)    # a block of at most ten batches
-            feed.ahead(64)                      # meanwhile a thread prepares what follows
-            window = feed.take(10)
+    with Prefetcher(source) as prefetcher:
+        prefetcher.open(0, skip=0)
+        prefetcher.configure(64, placement(state), numbers={})
+        while prefetcher.num_ready or prefetcher.has_more():
+            if not prefetcher.num_ready:
+                prefetcher.read(64, late)
+            window = prefetcher.take(10)        # a block of at most ten batches
+            prefetcher.ahead(64)                # meanwhile a thread prepares the next ones
 
-Batches are stacked, each copied once, into a buffer of so many rows, and consumed through
-windows of it: where a block ends has nothing to do with where a stack ends. A buffer is used again
-once the blocks that read it are done, because a device may read the very memory of the host.
-What was prepared and not consumed counts as unread.
+Each batch is copied once, into a superbatch, and consumed through windows of it. So where a block
+ends is independent of where a superbatch ends. Batches that were prepared and not consumed count as
+unread.
 """
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import queue
 import threading
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxloop._core.batch import Batch, Signature
-from jaxloop._core.interrupts import Signals
+from jaxloop._core.batch import Batch
 from jaxloop._core.placement import Placement
 from jaxloop._data.device_rows import Single
 from jaxloop._data.in_memory import Batches
-from jaxloop._data.position import NOWHERE, Position, Unread, check_settings, settings_of, stateful
-from jaxloop._data.readers import Cursor, Fill, Iterating, Late, Serving
-from jaxloop._data.superbatch import Maker, Stack
-from jaxloop.errors import ArgumentError, ArgumentTypeError, DataError
+from jaxloop._data.position import FROM_COUNTERS, Position, Unread
+from jaxloop._data.readers import ArrayReader, Fill, IteratorReader, Late
+from jaxloop._data.source import NO_BATCH, DataSource
+from jaxloop._data.superbatch import BufferPool, Superbatch
 
 PATIENCE_S = 0.02
-"""How long a block may wait to become full; then it runs with the batches that are there."""
+"""How long a block may wait to become full. After that it runs with the batches that are ready."""
+_POLL_S = 0.1
+"""How often a wait for slow data wakes up, so that an interrupt is noticed."""
+_SETTINGS = ("jax_enable_x64", "jax_default_device")
+_THREAD_NAME = "jaxloop-prefetch"
 
 
-POLL_S = 0.1
-"""How often a wait for slow data wakes up, so that an interrupt gets through."""
+class Window:
+    """A part of a superbatch: the batches of one block.
 
-
-KEPT = (
-    "use data whose position can be kept: a re-iterable (a list, jl.batches), a function epoch -> "
-    "iterable, or an iterator with get_state and set_state (Grain's)"
-)
-
-
-_NO_BATCH = Batch(None, Signature(None, ()))
-
-
-class Window(NamedTuple):
-    """A part of a stack: the batches of one block.
-
-    ``start`` and ``bound`` are int32 scalars on the device, the first row and the number of rows.
+    Attributes:
+        rows: What the block reads.
+        start: The first row, an int32 scalar on the device.
+        bound: The number of rows, an int32 scalar on the device.
+        length: The number of rows.
+        superbatch: What it is a part of. Set its marker to one that is ready when the device has
+            read the window.
     """
 
-    source: Any
-    start: Any
-    bound: Any
-    length: int
-    signature: Signature
-    stack: Stack | None
+    __slots__ = ("bound", "length", "rows", "start", "superbatch")
 
-    def reading(self, marker: Any) -> None:
-        """Says when the device will have read this window: when ``marker`` is ready."""
-        if self.stack is not None:
-            self.stack.marker = marker
+    def __init__(self, superbatch: Superbatch, start: Any, bound: Any, length: int) -> None:
+        self.superbatch, self.rows = superbatch, superbatch.rows
+        self.start, self.bound, self.length = start, bound, length
 
 
-class Feed:
-    """Reads any kind of data set, ahead of the device, and knows what was consumed."""
+class Prefetcher:
+    """Reads ahead of the device.
 
-    def __init__(
-        self,
-        data: Any,
-        *,
-        epochs: int,
-        iterations: int | None,
-        signals: Signals | None = None,
-    ) -> None:
-        self.data, self.epochs, self.iterations = data, epochs, iterations
-        self._signals = signals or Signals()
-        self.one_shot = data is not None and hasattr(data, "__next__")
-        if data is None:
-            if iterations is None:
-                raise ArgumentError(
-                    "run: data=None needs iterations=, the number of steps in an epoch",
-                    fix="pass for example iterations=100, or pass data",
-                )
-        elif self.one_shot:
-            if epochs > 1 and iterations is None:
-                raise ArgumentError(
-                    "run: a one-shot iterator cannot tell where an epoch ends, and several epochs "
-                    "need iterations=",
-                    fix="pass iterations=, or a re-iterable, or a function epoch -> iterable",
-                )
-        elif isinstance(data, str | bytes) or not (hasattr(data, "__iter__") or callable(data)):
-            raise ArgumentTypeError(
-                f"run: data must be an iterable of batches, a function epoch -> iterable, or None, "
-                f"and is {type(data).__name__}",
-                fix="for arrays in memory use jl.batches((x, y), batch_size)",
-            )
-        self._maker = Maker(1, Placement())
-        self._cursor: Cursor = self._one_shot() if self.one_shot else Iterating(iter(()), 0, False)
-        self._upcoming: Cursor | None = None
-        self._open_epoch: int | None = None
-        self._consumed = 0
-        self._stack: Stack | None = None
-        self._coming: Fill | None = None
+    Args:
+        source: The user's data.
+
+    Attributes:
+        num_ready: How many batches can be taken.
+        idle: Whether the thread could prepare more: it has data, and nothing to do.
+    """
+
+    def __init__(self, source: DataSource) -> None:
+        self.source = source
+        self.num_ready = 0
+        self.idle = False
+        self._interrupts = source.interrupts
+        self._pool = BufferPool(1, Placement())
         self._numbers: dict[int, Any] = {}
-        self._queue: queue.SimpleQueue[Fill | None] = queue.SimpleQueue()
+        self._superbatch: Superbatch | None = None
+        self._pending: Fill | None = None
+        self._next_epoch: ArrayReader | None = None
+        self._open_epoch: int | None = None
+        self._num_consumed = 0
+        self._requests: queue.SimpleQueue[Fill | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Fill] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> Feed:
+    def __enter__(self) -> Prefetcher:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def configure(self, rows: int, place: Placement, numbers: dict[Any, Any]) -> None:
-        """Says how many batches a stack may hold and where arrays belong.
+    def configure(self, num_rows: int, place: Placement, numbers: dict[Any, Any]) -> None:
+        """Sets how many batches a superbatch may hold, and where arrays belong.
 
-        ``numbers`` remembers scalars that are on a device; it may outlive the feed.
+        Args:
+            num_rows: The most batches of a superbatch.
+            place: Where arrays belong.
+            numbers: Scalars that are on a device already; the dict may outlive the prefetcher.
         """
-        self._maker = Maker(rows, place)
+        self._pool = BufferPool(num_rows, place)
         self._numbers = numbers.setdefault(place, {})
 
-    @property
-    def keeps_position(self) -> bool:
-        """Whether another process could go on where this one is."""
-        return not self.one_shot or stateful(self.data) is not None
+    # --- epochs and positions ------------------------------------------------------------------
 
-    @property
-    def num_skipped(self) -> int:
-        """How many batches were read again, and past, to go on where an earlier run was."""
-        return self._cursor.skipped if isinstance(self._cursor, Iterating) else 0
-
-    @property
-    def num_read(self) -> int:
-        """How many batches were read of the iterator or the epoch, consumed or not."""
-        return self._cursor.read
-
-    # --- positions -----------------------------------------------------------------------------
-
-    def _one_shot(self) -> Iterating:
-        return Iterating(self.data, 0, one_shot=True, own=stateful(self.data))
-
-    def _cursor_at(self, epoch: int, skip: int, position: Position) -> Cursor:
-        data = self.data
-        if not isinstance(data, Batches) and not hasattr(data, "__iter__"):
-            data = data(epoch)
-        if isinstance(data, Batches):
-            if skip:
-                check_settings(position, data, epoch)
-            return Serving(data, epoch, skip)
-        loader = None if hasattr(data, "__next__") else stateful(data)
-        known = position.state is not None
-        again = skip
-        if loader is not None and known:
-            # A loader's own state is set before it is iterated over, an iterator's after.
-            loader.set(position.state)
-            again = position.skip
-            if not skip and not position.at_end:
-                # An epoch that was not read to its end: it was begun, and left where it was.
-                Iterating(iter(data), epoch, one_shot=False).skip(again, self._signals.poll)
-                again = 0
-        iterator = iter(data)
-        own = loader or stateful(iterator)
-        if own is not None and loader is None and known and skip:
-            own.set(position.state)
-            again = position.skip
-        cursor = Iterating(iterator, epoch, one_shot=False, own=own, read=skip - again)
-        with contextlib.suppress(TypeError):  # not sized, or of a length that is not known
-            cursor.length = len(data)
-        cursor.skip(again, self._signals.poll)
-        return cursor
-
-    def open(self, epoch: int, skip: int, position: Position = NOWHERE) -> int | None:
-        """Makes ready for an epoch, ``skip`` batches of which were consumed before.
+    def open(self, epoch: int, skip: int, position: Position = FROM_COUNTERS) -> int | None:
+        """Opens an epoch after ``skip`` batches that were consumed in an earlier run.
 
         Args:
             epoch: The epoch.
-            skip: So many batches of it are not wanted again.
-            position: Where an earlier run was.
+            skip: How many of its batches were consumed.
+            position: Where the earlier run was.
 
         Returns:
-            The number of its batches, or None if that is not known.
+            The number of the epoch's iterations, or None if that is unknown.
 
         Raises:
             DataError: The data cannot be put where the earlier run was.
         """
-        if self.data is None:
-            return self.iterations
-        if self.one_shot:
-            self._consumed = skip
-            self._go_on(position, skip)
-        elif self._open_epoch != epoch or skip or self._consumed:
-            self._consumed = skip
-            if self._upcoming is not None and self._upcoming.epoch == epoch and not skip:
-                self._cursor, self._upcoming = self._upcoming, None
+        source = self.source
+        if source.one_shot:
+            source.open(epoch, skip, position)
+        elif source.data is not None and (self._open_epoch != epoch or skip or self._num_consumed):
+            if self._next_epoch is not None and self._next_epoch.epoch == epoch and not skip:
+                source.reader, self._next_epoch = self._next_epoch, None
             else:
                 self._forget()
-                with self._signals.reading:
-                    self._cursor = self._cursor_at(epoch, skip, position)
-        self._open_epoch = epoch
-        length = self._cursor.length
-        if self.iterations is not None:
-            length = self.iterations if length is None else min(length, self.iterations)
-        return length
-
-    def _go_on(self, position: Position, skip: int) -> None:
-        """Puts a one-shot iterator where an earlier run was."""
-        own = stateful(self.data)
-        if own is not None and position.state is not None:
-            own.set(position.state)
-            self._cursor = cursor = self._one_shot()
-            cursor.skip(position.skip, self._signals.poll)
-        elif position.unread is not None:
-            if position.unread.source is self.data and isinstance(self._cursor, Iterating):
-                self._cursor.held = collections.deque(position.unread.batches())
-        elif position.one_shot or skip:
-            raise DataError(
-                "where a one-shot iterator has to go on is known to the process alone that read "
-                f"it, and the state to go on from has consumed {skip} batches of this epoch",
-                fix=KEPT,
-            )
+                source.open(epoch, skip, position)
+        self._open_epoch, self._num_consumed = epoch, skip
+        self.idle = self._pending is None and source.data is not None
+        return source.length()
 
     def close_epoch(self) -> None:
-        """Ends an epoch: a re-iterable starts anew, a one-shot iterator just continues."""
+        """Ends an epoch. A re-iterable starts again, and a one-shot iterator continues."""
         self._open_epoch = None
-        if self._upcoming is None:
+        if self._next_epoch is None:
             self._forget()
         else:
-            self._stack = None  # what is coming belongs to the next epoch
+            self._use(None)  # what is pending belongs to the next epoch
+
+    def _use(self, superbatch: Superbatch | None) -> None:
+        self._superbatch = superbatch
+        self.num_ready = 0 if superbatch is None else superbatch.num_left
 
     def _forget(self) -> None:
-        """Drops what was prepared; a one-shot iterator gets its batches back."""
-        unread = self._unread(self._coming) if self.one_shot else []
-        if self._coming is not None:
-            self._wait(self._coming, patience_s=0.0)
-        self._stack = self._coming = self._upcoming = None
-        if isinstance(self._cursor, Iterating) and self.one_shot:
-            self._cursor.held = collections.deque(unread)
+        """Drops what was prepared. A one-shot iterator gets its batches back."""
+        pending = self._pending
+        unread = self._unread(pending) if self.source.one_shot else []
+        if pending is not None:
+            self._wait(pending, patience_s=0.0)
+        self._use(None)
+        self._pending = self._next_epoch = None
+        if self.source.one_shot:
+            self.source.give_back(unread)
 
-    def _unread(self, coming: Fill | None) -> list[Batch]:
-        """The batches that were read and not consumed, in order."""
-        stack, cursor = self._stack, self._cursor
-        assert isinstance(cursor, Iterating)
-        batches = [] if stack is None else list(stack.kept[stack.taken :])
-        if coming is not None:
-            self._wait(coming, patience_s=0.0)
-            if coming.stack is not None:
-                batches += coming.stack.kept
-        return [*batches, *cursor.held]
+    def _unread(self, pending: Fill | None) -> list[Batch]:
+        """Returns the batches that were read and not consumed, in order."""
+        superbatch, reader = self._superbatch, self.source.reader
+        assert isinstance(reader, IteratorReader)
+        batches: list[Batch] = []
+        if superbatch is not None and superbatch.num_left:
+            batches += superbatch.kept[-superbatch.num_left :]
+        if pending is not None:
+            self._wait(pending, patience_s=0.0)
+            if pending.superbatch is not None:
+                batches += pending.superbatch.kept
+        return [*batches, *reader.held]
 
-    @property
     def position(self) -> Position:
-        """Where the run is in its data: after what was consumed, whatever was read."""
-        cursor = self._cursor
-        if isinstance(cursor, Serving):
-            return Position(settings=settings_of(cursor.batches))
-        skip, state, at_end = cursor.mark()
-        if not self.one_shot:
-            return NOWHERE if state is None else Position(False, state, skip, at_end)
-        coming = self._coming
-        if coming is None or not self._signals.name:
-            known = self._unread(coming)
-            unread = Unread(self.data, lambda: known)
+        """Returns where the run is in its data: after what was consumed, whatever was read."""
+        reader = self.source.reader
+        if isinstance(reader, ArrayReader):
+            return reader.position
+        skip, state, at_end = reader.consumed_state()
+        if not self.source.one_shot:
+            return FROM_COUNTERS if state is None else Position(False, state, skip, at_end)
+        pending = self._pending
+        if pending is None or self._interrupts.flag.name is None:
+            known = self._unread(pending)
+            unread = Unread(self.source.data, lambda: known)
         else:
-            # The run ends here, maybe because its data are slow: whoever goes on may wait for them.
-            unread = Unread(self.data, lambda: self._unread(coming))
+            # The run ends here, perhaps because its data are slow. Who resumes may wait for them.
+            unread = Unread(self.source.data, lambda: self._unread(pending))
         return Position(True, state, skip, unread=unread)
 
     # --- reading -------------------------------------------------------------------------------
 
-    def sample(self) -> Batch | None:
-        """The next batch, which stays; None where the data end."""
-        if self.data is None:
-            return _NO_BATCH
-        with self._signals.reading:
-            return self._cursor.sample()
-
-    def more(self) -> bool:
-        """Whether the epoch has another batch; where nothing is prepared, it reads one."""
-        if self.data is None or self.prepared:
+    def has_more(self) -> bool:
+        """Returns whether the epoch has another batch. If none is ready, this reads one."""
+        if self.source.data is None or self.num_ready:
             return True
-        if self._coming is not None and self._upcoming is None:
-            return self._receive()
-        with self._signals.reading:
-            return self._cursor.more()
+        if self._pending is not None and self._next_epoch is None:
+            return self._receive(self._pending)
+        with self._interrupts.waiting:
+            return self.source.reader.has_more()
 
-    def read(self, limit: int, most: int, late: Late) -> Window:
-        """As `take`, where nothing is prepared: reads it here and now.
+    def read(self, most: int, late: Late) -> None:
+        """Prepares a superbatch here and now, as none is ready.
 
         Args:
-            limit: The most that the block may have.
-            most: The most to read, from ``limit`` on.
-            late: Asked between batches: whether those that are there must do.
+            most: The most batches to read.
+            late: Asked between batches: whether to do with those that were read.
         """
-        if self.data is not None:
-            self._coming = Fill(self._cursor, self._within(most), self._maker, late)
-            with self._signals.reading:
-                self._coming.run()
-            self._receive()
-        return self.take(limit)
+        if self.source.data is None:
+            return
+        fill = Fill(self.source.reader, self._within(most), self._pool, late)
+        self._pending = fill
+        with self._interrupts.waiting:
+            fill.run()
+        fill.finished = True
+        self._receive(fill)
 
     def take(self, limit: int) -> Window:
-        """Up to ``limit`` batches of one signature, of those that are prepared."""
-        if self.data is None:
-            numbers = self.number(0), self.number(limit)
-            return Window(Single(None), *numbers, limit, _NO_BATCH.signature, None)
-        stack = self._stack
-        assert stack is not None
-        count = min(limit, stack.left)
-        row = stack.first + stack.taken
-        stack.marker = None  # first: the thread may ask at any time whether it is done
-        stack.taken += count
-        self._consumed += count
-        self._cursor.consumed += count
-        numbers = self.number(row), self.number(count)
-        return Window(stack.source, *numbers, count, stack.signature, stack)
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is being prepared that could be."""
-        return self._coming is None and self.data is not None
-
-    @property
-    def prepared(self) -> int:
-        """How many batches are ready to be taken."""
-        return 0 if self._stack is None else self._stack.left
+        """Returns up to ``limit`` of the batches that are ready, all of one signature."""
+        superbatch = self._superbatch
+        if superbatch is None:  # a step without data
+            nothing = Superbatch(Single(None), limit, NO_BATCH.signature)
+            return Window(nothing, self.number(0), self.number(limit), limit)
+        count = min(limit, superbatch.num_left)
+        row = superbatch.next_row
+        superbatch.marker = None  # first, because the thread may ask at any time whether it is done
+        superbatch.next_row = row + count
+        superbatch.num_left = self.num_ready = superbatch.num_left - count
+        self._num_consumed += count
+        self.source.reader.num_consumed += count
+        numbers = self._numbers
+        start = numbers[row] if row in numbers else self.number(row)
+        bound = numbers[count] if count in numbers else self.number(count)
+        return Window(superbatch, start, bound, count)
 
     def ahead(self, most: int) -> None:
-        """Lets the thread prepare what follows: at most so many batches."""
-        if most < 1 or not self.idle:
-            return
-        cursor, limit = self._cursor, self._within(most)
-        if limit < 1 or (cursor.length is not None and cursor.read >= cursor.length):
-            epoch = cursor.epoch + 1
-            if not isinstance(self.data, Batches) or epoch >= self.epochs:
+        """Lets the thread prepare at most ``most`` of the following batches."""
+        source = self.source
+        reader, limit = source.reader, self._within(most)
+        if limit < 1 or (reader.length is not None and reader.num_read >= reader.length):
+            epoch = reader.epoch + 1
+            if not isinstance(source.data, Batches) or epoch >= source.epochs:
+                self.idle = False  # nothing is left in this epoch
                 return
-            # An order is a function of (seed, epoch), so the next epoch's can be known now.
-            cursor = self._upcoming = Serving(self.data, epoch, 0)
-            limit = most if self.iterations is None else min(most, self.iterations)
-        self._coming = Fill(cursor, limit, self._maker, None)
-        self._submit(self._coming)
+            # The order is a function of (seed, epoch), so the next epoch's is known already.
+            reader = self._next_epoch = ArrayReader(source.data, epoch, 0)
+            limit = most if source.iterations is None else min(most, source.iterations)
+        self._pending = fill = Fill(reader, limit, self._pool, None)
+        self.idle = False
+        if self._thread is None:
+            self._start_thread()
+        self._requests.put(fill)
 
     def _within(self, most: int) -> int:
-        """So many batches, or as many as this epoch still wants."""
-        most = min(most, self._maker.rows)
-        if self.iterations is None:
+        """Returns so many batches, or as many as this epoch still needs."""
+        most = min(most, self._pool.num_rows)
+        if self.source.iterations is None:
             return most
-        return min(most, self.iterations - self._consumed - self.prepared)
+        return min(most, self.source.iterations - self._num_consumed - self.num_ready)
 
     def number(self, value: int) -> Any:
-        """An int32 scalar on the device; put there once."""
+        """Returns an int32 scalar on the device. It is put there once."""
         number = self._numbers.get(value)
         if number is None:
-            number = self._numbers[value] = self._maker.place(np.int32(value))
+            number = self._numbers[value] = self._pool.place(np.int32(value))
         return number
 
     # --- the thread ----------------------------------------------------------------------------
 
-    def _submit(self, fill: Fill) -> None:
-        if self._thread is None:
-            # JAX keeps some of its settings by thread: this one is to read as its owner would.
-            names = ("jax_enable_x64", "jax_default_device")
-            arguments = (self._queue, *(getattr(jax.config, name) for name in names))
-            self._thread = threading.Thread(
-                target=_work, args=arguments, name="jaxloop-feed", daemon=True
-            )
-            self._thread.start()
-        self._queue.put(fill)
+    def _start_thread(self) -> None:
+        # JAX keeps some settings per thread. This one must read as the thread that runs the loop.
+        x64, device = (getattr(jax.config, name) for name in _SETTINGS)
+        arguments = (self._requests, self._results, x64, device)
+        self._thread = threading.Thread(
+            target=_work, args=arguments, name=_THREAD_NAME, daemon=True
+        )
+        self._thread.start()
 
     def _wait(self, fill: Fill, patience_s: float) -> None:
-        if fill.done.is_set() or fill.done.wait(patience_s):
-            return
-        fill.hurry()
-        while not fill.done.wait(POLL_S):
-            self._signals.poll()
+        timeout_s = patience_s
+        while not fill.finished:
+            try:
+                self._results.get(timeout=timeout_s).finished = True
+            except queue.Empty:
+                if timeout_s == _POLL_S:
+                    self._interrupts.poll()
+                fill.hurry()
+                timeout_s = _POLL_S
 
-    def _receive(self) -> bool:
-        """Takes over the stack that is coming; whether there is one."""
-        fill = self._coming
-        assert fill is not None
-        self._wait(fill, PATIENCE_S)
-        self._coming = None
+    def _receive(self, fill: Fill) -> bool:
+        """Takes over the pending superbatch; returns whether it has batches."""
+        if not fill.finished:
+            self._wait(fill, PATIENCE_S)
+        self._pending = None
+        self.idle = True
         if fill.error is not None:
             raise fill.error
-        if fill.stack is None:
+        if fill.superbatch is None:
             return False
-        self._stack = fill.stack
+        self._superbatch = fill.superbatch
+        self.num_ready = fill.superbatch.num_left
         return True
 
     def close(self) -> None:
-        """Ends the thread, after the batch that it is reading; a signal does not wait for that."""
+        """Ends the thread after the batch that it is reading. A signal does not wait for that."""
         thread, self._thread = self._thread, None
         if thread is not None:
-            if self._coming is not None:
-                self._coming.hurry()
-            self._queue.put(None)
-            thread.join(POLL_S)
-            while thread.is_alive() and not (self._signals.name and self._coming):
-                thread.join(POLL_S)
+            if self._pending is not None:
+                self._pending.hurry()
+            self._requests.put(None)
+            thread.join(_POLL_S)
+            while thread.is_alive() and not (self._interrupts.flag.name and self._pending):
+                thread.join(_POLL_S)
 
 
-def _work(fills: queue.SimpleQueue[Fill | None], x64: bool, device: Any) -> None:
+def _work(
+    requests: queue.SimpleQueue[Fill | None],
+    results: queue.SimpleQueue[Fill],
+    x64: bool,
+    device: Any,
+) -> None:
     with jax.enable_x64(x64), jax.default_device(device):
-        for fill in iter(fills.get, None):
+        for fill in iter(requests.get, None):
             assert fill is not None
             fill.run()
+            results.put(fill)

@@ -1,12 +1,12 @@
-"""Stacks: batches of one signature in one buffer, ready for a block to read.
+"""Superbatches: batches of one signature in one buffer, ready for a block to read.
 
-    maker = Maker(64, placement(state))
-    arrays = maker.borrow(signature)        # memory of the host, used again when it is free
-    ...                                     # a batch a row
-    stack = maker.stack(signature, arrays, value, count, signature)
+    pool = BufferPool(64, placement(state))
+    arrays = pool.borrow(signature)         # host memory, reused when the device has read it
+    ...                                     # write one batch per row
+    superbatch = pool.superbatch(signature, arrays, value, count, signature)
 
-A buffer is lent again only when all of its batches were consumed and the device has read them: a
-device may read the very memory of the host.
+A buffer is lent again only after all of its batches were consumed and the device has read them,
+because a device may read the very memory of the host.
 """
 
 from __future__ import annotations
@@ -19,96 +19,94 @@ import numpy as np
 from jaxloop._core.batch import Batch, Signature
 from jaxloop._core.placement import Placement
 from jaxloop._core.types import PyTree
-from jaxloop._data.device_rows import Stacked
+from jaxloop._data.device_rows import Rows, Stacked
 from jaxloop._data.in_memory import Batches
 
-BUFFER_ALIGNMENT = 64
-"""Bytes; the CPU backend takes memory that is aligned so without a copy."""
+_BUFFER_ALIGNMENT = 64
+"""Bytes. The CPU backend takes memory that is aligned so without a copy."""
+_LENT_BUFFERS = 6
+"""Buffers that are kept for reuse: two blocks in flight, one waiting, one being filled, two spare.
+Older ones are dropped."""
 
 
-LENT_BUFFERS = 6
-"""Buffers that are looked after: two blocks in flight, one waiting, one being filled, two spare;
-more are simply dropped."""
-
-
-class Stack:
+class Superbatch:
     """Batches of one signature, ready for the device.
 
     Attributes:
-        source: What a block reads.
-        count: How many batches.
-        first: The row of the first of them.
-        kept: The batches themselves, of a one-shot iterator: what is not consumed goes back.
-        taken: How many of them were consumed.
-        marker: An array that is ready when the last block that reads this stack is done.
+        rows: What a block reads.
+        num_left: How many batches are not consumed yet.
+        next_row: The row of the next of them.
+        signature: The signature of each batch.
+        kept: The batches themselves, if they came from a one-shot iterator: those that are not
+            consumed go back.
+        marker: An array that is ready when the last block that reads this superbatch is done.
     """
 
-    __slots__ = ("count", "first", "kept", "marker", "signature", "source", "taken")
+    __slots__ = ("kept", "marker", "next_row", "num_left", "rows", "signature")
 
-    def __init__(self, source: Any, count: int, signature: Signature, first: int = 0) -> None:
-        self.source, self.count, self.signature, self.first = source, count, signature, first
+    def __init__(self, rows: Rows, count: int, signature: Signature, first_row: int = 0) -> None:
+        self.rows, self.signature = rows, signature
+        self.num_left, self.next_row = count, first_row
         self.kept: tuple[Batch, ...] = ()
-        self.taken = 0
         self.marker: Any = None
 
-    @property
-    def left(self) -> int:
-        """How many batches were not consumed."""
-        return self.count - self.taken
-
-    @property
-    def done(self) -> bool:
-        """Whether the device has read all of it."""
-        return not self.left and self.marker is not None and bool(self.marker.is_ready())
+    def is_done(self) -> bool:
+        """Returns whether all batches are consumed and the device has read them."""
+        return not self.num_left and self.marker is not None and bool(self.marker.is_ready())
 
 
-class Maker:
-    """Makes stacks: knows their size, where arrays belong, and which buffers are free again."""
+class BufferPool:
+    """Makes superbatches: knows their size, where arrays belong, and which buffers can be reused.
 
-    def __init__(self, rows: int, place: Placement) -> None:
-        self.rows, self.place = rows, place
-        self._lent: list[tuple[Signature, list[np.ndarray[Any, Any]], Stack]] = []
+    Attributes:
+        num_rows: How many batches a superbatch may hold.
+        place: Where arrays belong.
+    """
+
+    def __init__(self, num_rows: int, place: Placement) -> None:
+        self.num_rows, self.place = num_rows, place
+        self._lent: list[tuple[Signature, list[np.ndarray[Any, Any]], Superbatch]] = []
 
     def borrow(self, like: Signature) -> list[np.ndarray[Any, Any]]:
-        """Arrays of shape ``(rows, *shape)``, a leaf each, whose contents nobody needs."""
-        for index, (mine, arrays, stack) in enumerate(self._lent):
-            if stack.done and (mine is like or mine == like):
+        """Returns an array of shape ``(num_rows, *shape)`` for each leaf, with any contents."""
+        for index, (signature, arrays, superbatch) in enumerate(self._lent):
+            if superbatch.is_done() and (signature is like or signature == like):
                 del self._lent[index]
                 return arrays
         # Fresh memory costs a page fault every 4 KiB, many times what copying a batch costs.
-        return [_aligned((self.rows, *shape), dtype) for shape, dtype in like.leaves]
+        return [_aligned((self.num_rows, *shape), dtype) for shape, dtype in like.leaves]
 
-    def stack(
+    def superbatch(
         self,
         like: Signature,
         arrays: list[np.ndarray[Any, Any]],
         value: PyTree,
         count: int,
         signature: Signature,
-    ) -> Stack:
-        """A stack of ``value``, which was made from the borrowed ``arrays``."""
-        made = Stack(Stacked(self.place(value)), count, signature)
+    ) -> Superbatch:
+        """Returns a superbatch of ``value``, which was made from the borrowed ``arrays``."""
+        made = Superbatch(Stacked(self.place(value)), count, signature)
         self._lent.append((like, arrays, made))
-        del self._lent[:-LENT_BUFFERS]
+        del self._lent[:-_LENT_BUFFERS]
         return made
 
+    def superbatch_of(self, batches: list[Batch]) -> Superbatch:
+        """Returns a superbatch of whole batches that cannot be copied row by row on the host."""
+        filled = [*batches, *[batches[0]] * (self.num_rows - len(batches))]
+        value = jax.tree.map(_stack_rows, *(one.value for one in filled))
+        return Superbatch(Stacked(self.place(value)), len(batches), batches[0].signature)
+
     def put_once(self, batches: Batches) -> PyTree:
-        """The arrays of ``batches`` on the device; they stay there for the next run."""
+        """Returns the arrays of ``batches`` on the device, where they stay for the next run."""
         if self.place not in batches.placed:
             batches.placed[self.place] = self.place(batches.arrays)
         return batches.placed[self.place]
 
-    def stack_of(self, batches: list[Batch]) -> Stack:
-        """A stack of whole batches: those that a device has already, or one that is large."""
-        filled = [*batches, *[batches[0]] * (self.rows - len(batches))]
-        value = jax.tree.map(_stack_rows, *(one.value for one in filled))
-        return Stack(Stacked(self.place(value)), len(batches), batches[0].signature)
-
 
 def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = np.empty(size + BUFFER_ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % BUFFER_ALIGNMENT
+    raw = np.empty(size + _BUFFER_ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _BUFFER_ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
@@ -118,8 +116,8 @@ def _stack_rows(*rows: Any) -> Any:
     return rows[0][None] if len(rows) == 1 else np.stack(rows)
 
 
-def on_host(leaf: Any) -> bool:
-    """Whether a leaf can be copied by the host without asking another device."""
+def is_on_host(leaf: Any) -> bool:
+    """Returns whether the host can copy a leaf without asking another device."""
     if not isinstance(leaf, jax.Array):
         return True
     return not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) and (

@@ -1,14 +1,14 @@
 """The clock of a run: where the seconds of an epoch go.
 
-    clock = EpochClock()
+    clock = RunClock()
     began = now()
     ...                                     # wait for data
-    clock.data_s += now() - began
-    clock.end(marker)                       # the device may still be at work
-    clock.get()                             # an `EpochTime`; waits for the marker
+    clock.epoch.data_s += now() - began
+    ended = clock.end_epoch(marker)         # the device may still be working
+    ended.get()                             # an `EpochTime`; waits for the marker
 
-The driver runs ahead of the device, so an epoch ends when its last block does: whoever reads the
-time waits for that, and where nobody does, the driver finds it when it waits for the block anyway.
+The driver runs ahead of the device, so an epoch ends when its last block does. Reading the time
+waits for that. If nobody reads it, the engine finds it when it waits for the block anyway.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class EpochClock:
     """The seconds of one epoch.
 
     Args:
-        elapsed_s: What it took in earlier runs.
+        elapsed_s: The seconds that it took in earlier runs.
         before: The clock of the epoch before, whose last block may still be running.
     """
 
     def __init__(self, elapsed_s: float = 0.0, before: EpochClock | None = None) -> None:
-        self.began = now() - elapsed_s
+        self.began_s = now() - elapsed_s
         self.data_s = self.dispatch_s = self.handlers_s = 0.0
         self._before = before
         self._marker: Any = None
@@ -38,33 +38,56 @@ class EpochClock:
         self._time: EpochTime | None = None
 
     def end(self, marker: Any) -> None:
-        """Ends the epoch as soon as ``marker`` is ready; None: now."""
+        """Ends the epoch as soon as ``marker`` is ready, or now if it is None."""
         self._marker = marker
         if marker is None:
             self.settle()
 
     def settle(self) -> None:
-        """Says that the epoch's last block is done."""
+        """Records that the epoch's last block is done."""
         if self._ended is None:
             self._ended = now()
             self._marker = None
             if self._before is not None and self._before._ended is not None:
-                self.began = max(self.began, self._before._ended)
+                self.began_s = max(self.began_s, self._before._ended)
             self._before = None
 
     def get(self) -> EpochTime:
-        """The time, as it is known for good."""
+        """Returns the time; it is final once it has been read."""
         if self._time is None:
             if self._marker is not None:
                 self._marker.block_until_ready()
             self.settle()
             assert self._ended is not None
             self._time = EpochTime(
-                self._ended - self.began, self.data_s, self.dispatch_s, self.handlers_s
+                self._ended - self.began_s, self.data_s, self.dispatch_s, self.handlers_s
             )
         return self._time
 
-    @property
-    def elapsed_s(self) -> float:
-        """The seconds so far."""
-        return now() - self.began
+
+class RunClock:
+    """The clock of a run.
+
+    Attributes:
+        began_s: When the run began, on the scale of `now`.
+        epoch: The clock of the current epoch.
+    """
+
+    def __init__(self) -> None:
+        self.began_s = now()
+        self.epoch = EpochClock()
+
+    def continue_epoch(self, elapsed_s: float) -> None:
+        """Continues an epoch that took ``elapsed_s`` in an earlier run."""
+        self.epoch = EpochClock(elapsed_s)
+
+    def begin_epoch(self) -> None:
+        """Begins an epoch."""
+        self.epoch = EpochClock(before=self.epoch)
+
+    def end_epoch(self, marker: Any) -> EpochClock:
+        """Ends the epoch when ``marker`` is ready, or now if it is None. Returns its clock."""
+        ended = self.epoch
+        ended.end(marker)
+        self.begin_epoch()
+        return ended

@@ -1,119 +1,184 @@
-"""Observers, and the metrics that they look at: nothing is computed until somebody asks.
+"""Observers: what they see is fixed when an event fires, and they run while the device works.
 
-    rows = Rows(program, out.ring, number)
-    watching.notice_block(fields, 64, rows, extra={})
+    observers = Observers(spec.attachments, progress, clock, activity)
+    observers.queue_block(64, rows)         # the firings inside a block
+    observers.queue_firing(event)           # any other firing
     ...                                     # the next block is dispatched
-    for observer, snapshot in due(watching.take()):
-        observer.fn(snapshot)               # while the device works
+    observers.show(observers.take())
 
-What an observer will see is fixed when its event fires; when it runs is the driver's affair.
+Nothing is computed for an observer until it runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from jaxloop._core import filters
-from jaxloop._core.events import Event
-from jaxloop._core.filters import Firing
-from jaxloop._core.lazy import Known
+from jaxloop._core.events import ITERATION_EVENTS, Event
+from jaxloop._core.lazy import Constant
 from jaxloop._core.schedule import matches
-from jaxloop._core.state import Snapshot
-from jaxloop._program.metric_rows import Row, Rows
-from jaxloop._spec import Attachment
+from jaxloop._core.state import EventCounts, Snapshot, make
+from jaxloop._engine.activity import CALLING, Activity
+from jaxloop._engine.attached import Attached
+from jaxloop._engine.clock import RunClock, now
+from jaxloop._engine.progress import Progress
+from jaxloop._program.metric_rows import MetricRow, MetricRows
+from jaxloop._spec import Attachment, Observer
 
-Noticed = tuple[Attachment, Firing | None, Snapshot]
+
+class _Pending(NamedTuple):
+    """A firing that an observer has yet to see; ``ask`` has its counts if a function decides."""
+
+    observer: Attached[Observer]
+    snapshot: Snapshot
+    ask: tuple[int, int] | None
 
 
-Counts = Mapping[Event, tuple[int, int]]
+class _Inside(NamedTuple):
+    """A firing inside a block. Tuples of these sort in the order in which they fire."""
+
+    when: int
+    order: int
+    iteration: int
+    observer: Attached[Observer]
+    event: Event
 
 
 class Observers:
-    """The observers of a run, and the firings that they have yet to see."""
+    """The observers of a run, and the firings that they have yet to see.
 
-    def __init__(self, observers: Sequence[Attachment]) -> None:
-        self.all = tuple(observers)
-        iteration = (Event.ITERATION_STARTED, Event.ITERATION_COMPLETED)
-        # A clock is asked where blocks end, and not inside them.
+    Args:
+        attachments: All attachments of the loop.
+        progress: What a snapshot is made of.
+        clock: Counts the seconds that observers take.
+        activity: Says which observer runs.
+
+    Attributes:
+        events: The events that any of them is attached to.
+        inside: Whether any of them may see an iteration inside a block.
+        queue: The firings that they have yet to see.
+    """
+
+    def __init__(
+        self,
+        attachments: Sequence[Attachment],
+        progress: Progress,
+        clock: RunClock,
+        activity: Activity,
+    ) -> None:
+        self._progress, self._clock, self._activity = progress, clock, activity
+        self._all = [Attached(one) for one in attachments if isinstance(one, Observer)]
+        self._by_event = {
+            event: [one for one in self._all if event in one.attachment.events] for event in Event
+        }
+        # A clock is asked between blocks, not inside them.
         self._inner = [
             (order, one, event)
-            for order, one in enumerate(self.all)
-            for event in iteration
-            if event in one.events and not filters.timed(one.filter)
+            for order, one in enumerate(self._all)
+            for event in ITERATION_EVENTS
+            if event in one.attachment.events and not one.timed
         ]
-        self._queue: list[Noticed] = []
+        self.events = frozenset(event for event, those in self._by_event.items() if those)
+        self.inside = bool(self._inner)
+        self.queue: list[_Pending] = []
 
     @property
-    def look_inside(self) -> bool:
-        """Whether any may see an iteration inside a block."""
-        return bool(self._inner)
+    def timed(self) -> bool:
+        """Whether a clock decides when one of them runs."""
+        return any(one.timed for one in self._all)
 
-    def notice(self, one: Attachment, firing: Firing | None, snapshot: Snapshot) -> None:
-        """Remembers a firing; ``firing`` is given where a function is still to be asked."""
-        self._queue.append((one, firing, snapshot))
+    def queue_firing(self, event: Event) -> None:
+        """Queues the firing of ``event`` for the observers whose filters admit it."""
+        progress = self._progress
+        total, epoch = progress.firings[event]
+        snapshot: Snapshot | None = None
+        for one in self._by_event[event]:
+            if not one.asks and not one.admits(total, epoch, self._clock.began_s):
+                continue
+            one.mark()
+            if snapshot is None:
+                if isinstance(progress.lazy_metrics, MetricRow):
+                    progress.lazy_metrics.start()
+                snapshot = make(Snapshot, progress.to_snapshot())
+            self.queue.append(_Pending(one, snapshot, (total, epoch) if one.asks else None))
 
-    def notice_block(
-        self,
-        fields: dict[str, Any],
-        count: int,
-        rows: Rows,
-        extra: Mapping[str, Any],
-    ) -> None:
-        """Remembers the firings inside a block: all but its first start and its last completion.
+    def queue_block(self, count: int, rows: MetricRows) -> None:
+        """Queues the firings inside a block: all but its first start and its last completion.
 
         Args:
-            fields: A snapshot's fields at the first iteration, whose start is counted.
-            count: The iterations of the block.
+            count: The iterations of the block. The progress is that of its first iteration.
             rows: The metrics after each iteration.
-            extra: What handlers added to the metrics of the epoch.
         """
-        counts: Counts = fields["_counts"][0]
-        due: list[tuple[int, int, int, Attachment, Event]] = []
+        progress = self._progress
+        firings: list[_Inside] = []
         for order, one, event in self._inner:
-            total, epoch = counts[event]
-            second = event is Event.ITERATION_STARTED
-            for n in matches(one.filter, total, epoch, count - 1):
-                due.append((2 * n + second, order, n, one, event))
-        if not due:
+            total, epoch = progress.firings[event]
+            starts = event is Event.ITERATION_STARTED
+            for n in matches(one.attachment.filter, total, epoch, count - 1):
+                firings.append(_Inside(2 * n + starts, order, n, one, event))
+        if not firings:
             return
-        due.sort(key=_when)
-        rows.want(0, count)
-        first_iteration, first_step = fields["iteration"], fields["step"]
-        last: tuple[int, Snapshot] = (-1, Snapshot())
-        for when, _, n, one, event in due:
-            if when == last[0]:
-                snapshot = last[1]
-            else:
+        firings.sort(key=_in_order)
+        rows.request(0, count)
+        fields = progress.to_snapshot()
+        counts = fields["counts"].counts
+        snapshot, last = Snapshot(), -1
+        for when, _, n, one, event in firings:
+            if when != last:
                 started = n if event is Event.ITERATION_STARTED else n - 1
                 mine = {
                     **fields,
-                    "iteration": first_iteration + started,
-                    "step": first_step + n,
+                    "iteration": progress.iteration + started,
+                    "step": progress.step + n,
                     "event": event,
-                    "_counts": (counts, started, n),
-                    "_metrics": Row(rows, n - 1, extra),
+                    "counts": EventCounts(counts, started, n),
+                    "lazy_metrics": MetricRow(rows, n - 1, progress.added),
                 }
-                snapshot = Snapshot.of(mine)
-                last = (when, snapshot)
-            firing = None
-            if filters.asks(one.filter):
+                snapshot, last = make(Snapshot, mine), when
+            ask = None
+            if one.asks:
                 total, epoch = counts[event]
-                firing = Firing(total + n, epoch + n, 0.0, lambda: None)
-            self._queue.append((one, firing, snapshot))
+                ask = (total + n, epoch + n)
+            self.queue.append(_Pending(one, snapshot, ask))
 
-    def take(self) -> list[Noticed]:
-        """What was remembered, in order; it is forgotten here."""
-        noticed, self._queue = self._queue, []
-        return noticed
+    def take(self) -> list[_Pending]:
+        """Returns the queue, in order, and starts a new one."""
+        queue, self.queue = self.queue, []
+        return queue
+
+    def show(self, queue: list[_Pending]) -> None:
+        """Runs the observers of a queue."""
+        if not queue:
+            return
+        began = now()
+        for attached, snapshot, ask in queue:
+            one = attached.attachment
+            at = (snapshot.event, snapshot.epoch, snapshot.iteration)
+            self._activity.now = (CALLING, "observer", one.name, *at)
+            if ask is None or attached.admits(*ask, self._clock.began_s, Constant(snapshot).get):
+                one.fn(snapshot)
+        self._clock.epoch.handlers_s += now() - began
+
+    def flush(self) -> None:
+        """Runs everything that is queued."""
+        self.show(self.take())
+
+    def close(self) -> None:
+        """Closes the observers; every one, even if another fails."""
+        error: Exception | None = None
+        for one in self._all:
+            if one.attachment.close is None:
+                continue
+            try:
+                one.attachment.close()
+            except Exception as failed:
+                if error is None:
+                    error = failed
+                else:
+                    error.add_note(f"jaxloop: also, {type(failed).__name__}: {failed}")
+        if error is not None:
+            raise error
 
 
-def due(noticed: list[Noticed]) -> Iterator[tuple[Attachment, Snapshot]]:
-    """Those that are to run; filters that ask a function ask it here."""
-    for one, firing, snapshot in noticed:
-        if firing is None or one.filter.matches(firing._replace(view=Known(snapshot).get)):
-            yield one, snapshot
-
-
-def _when(due: tuple[int, int, int, Attachment, Event]) -> tuple[int, int]:
-    return due[0], due[1]
+def _in_order(firing: _Inside) -> tuple[int, int]:
+    return firing.when, firing.order

@@ -1,30 +1,37 @@
-"""What can be known before the first step: arguments, names of metrics, and a report of it all.
+"""The report of `Loop.check`: what runs when, and what the step costs.
 
-check_metrics(loop)                     # raises if a watched metric cannot be there
-print(Report(...))                      # what `Loop.check` returns
+print(report(parts, output_transform=None))
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
-from jaxloop._loop import Loop
-from jaxloop.errors import missing_metric
+import jax
+
+from jaxloop._core.checks import name_of
+from jaxloop._core.events import Event
+from jaxloop._core.schedule import block_length
+from jaxloop._engine.parts import Parts
+from jaxloop._spec import Attachment, CheckpointTrigger, Guard, Observer
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `Loop.check` found; prints as a table.
+    """What `Loop.check` found. It prints as a table.
 
     Attributes:
-        schedule: What fires when: (kind, name, events, filter).
-        block_length: Iterations that the first block holds.
-        capacity: Iterations that a block may hold; 1: the step is never fused.
+        schedule: What runs when: (kind, name, events, filter).
+        block_length: Iterations of the first block.
+        capacity: Iterations that a block may hold. If 1, the step is never fused.
         num_leaves: Leaves of the step state.
-        num_elements: Numbers in the step state; with a trainer's also of its parameters.
+        num_elements: Numbers in the step state, for a trainer including its parameters.
         size_bytes: Bytes of the step state.
-        flops: Floating-point operations of a compiled block's body, where XLA tells.
-        temp_bytes: Memory that the compiled block needs for itself, in bytes, where XLA tells.
+        flops: Floating-point operations of a compiled block's body, if XLA says so.
+        temp_bytes: Memory that the compiled block needs for itself, in bytes, if XLA says so.
+        output: What makes the output of the run.
     """
 
     schedule: tuple[tuple[str, str, str, str], ...]
@@ -35,6 +42,7 @@ class Report:
     size_bytes: int
     flops: float | None
     temp_bytes: int | None
+    output: str = "State"
 
     def __str__(self) -> str:
         rows = [("kind", "name", "events", "filter"), *self.schedule]
@@ -46,24 +54,47 @@ class Report:
             f"{self.size_bytes} bytes",
             "compiled": f"{self.flops if self.flops is not None else 'unknown'} FLOPs, "
             f"{self.temp_bytes if self.temp_bytes is not None else 'unknown'} bytes of its own",
+            "output": self.output,
         }
         return "\n".join([*lines, *(f"{name}: {fact}" for name, fact in facts.items())])
 
 
-def check_metrics(loop: Loop) -> None:
-    """Raises if a watched metric cannot be there when it is looked at.
+def kind_of(attachment: Attachment) -> str:
+    """Returns what a report calls an attachment."""
+    if isinstance(attachment, Observer):
+        return "observer"
+    if isinstance(attachment, CheckpointTrigger):
+        return "checkpoint"
+    return "guard" if isinstance(attachment, Guard) else "handler"
 
-    Only a handler of the user's own, which may add any metric, makes that unknowable.
-    """
-    declared = {one.name for one in loop.metrics}
-    for index, one in enumerate(loop.attachments):
-        known, anything = set(declared), False
-        for position, other in enumerate(loop.attachments):
-            same = bool(set(other.events) & set(one.events))
-            if position == index or (same and position > index):
-                continue
-            anything |= other.adds is None
-            known |= set(other.adds or ())
-        for name in one.watches:
-            if name not in known and not anything:
-                raise missing_metric(one.name, name, known)
+
+def report(parts: Parts, output_transform: Callable[..., Any] | None) -> Report:
+    """Returns the report of a run that has not begun."""
+    blocks, carry = parts.blocks, parts.carry
+    leaves = jax.tree.leaves(carry.step_state)
+    flops = temp_bytes = None
+    capacity = length = 1
+    if blocks.program is not None and blocks.sample is not None:
+        capacity = blocks.program.capacity
+        counts = {**parts.progress.firings, Event.ITERATION_STARTED: (1, 1)}
+        length = block_length(blocks.watches, counts, parts.options.iterations or capacity)
+        length = min(length, capacity)
+        compiled = blocks.program.lower(carry.values, blocks.sample.value).compile()
+        flops = (compiled.cost_analysis() or {}).get("flops")
+        memory = compiled.memory_analysis()
+        temp_bytes = None if memory is None else memory.temp_size_in_bytes
+    schedule = tuple(
+        (kind_of(one), one.name, ", ".join(one.events), repr(one.filter))
+        for one in parts.spec.attachments
+    )
+    return Report(
+        schedule,
+        length,
+        capacity,
+        len(leaves),
+        sum(x.size for x in leaves),
+        sum(x.nbytes for x in leaves),
+        flops,
+        temp_bytes,
+        "State" if output_transform is None else name_of(output_transform),
+    )

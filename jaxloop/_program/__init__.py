@@ -1,0 +1,1 @@
+"""The compiled program: a step and its metrics as one block of iterations."""

@@ -1,65 +1,85 @@
-"""A loop's memory of its programs."""
+"""A loop's memory of its programs, so that a second run compiles nothing.
+
+    cache = ProgramCache()
+    program = cache.specialize(step_fn, metrics, batch, state, fuse="auto", options={})
+
+The cache belongs to one step and one set of metrics. A loop that changes either gets a new cache.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from jaxloop._core.arrays import abstract, state_signature
 from jaxloop._core.batch import Batch
-from jaxloop._core.checks import jit_options
-from jaxloop._core.types import PyTree
+from jaxloop._core.types import Fuse, PyTree
 from jaxloop._program.block import Program
 from jaxloop._program.sizing import capacity_of, rows_of
 from jaxloop._program.step import Step
 from jaxloop.metrics.collection import Collection
 
 
-class Programs:
-    """A loop's memory of its programs, so that a second run compiles nothing."""
+class ProgramCache:
+    """The programs of a loop.
+
+    Attributes:
+        numbers: Small integers that are on a device already, by placement.
+        block_lengths: How many iterations a block of a program should have. The engine measures it
+            and remembers it here for the next run; the programs themselves know no clock.
+    """
 
     def __init__(self) -> None:
         self._programs: dict[Any, Program] = {}
         self._inits: dict[Any, Any] = {}
         self.numbers: dict[Any, Any] = {}
-        """Small integers that are on a device already."""
+        self.block_lengths: dict[Program, int] = {}
 
     def specialize(
         self,
         step_fn: Callable[[PyTree, PyTree], PyTree],
-        collection: Collection,
+        metrics: Collection,
         batch: Batch,
         state: PyTree,
         *,
-        fuse: int | str,
-        jit: bool | Mapping[str, Any],
+        fuse: Fuse,
+        options: dict[str, Any] | None,
     ) -> Program:
-        """The program for a step, metrics, a first batch and a state.
+        """Returns the program for a step, metrics, a first batch and a state.
+
+        Args:
+            step_fn: The step.
+            metrics: The metrics as they were declared.
+            batch: The first batch.
+            state: The step state.
+            fuse: As for `run`.
+            options: The options for `jax.jit`. If None, the program runs op by op.
 
         Raises:
             StructureError: The step changes its state.
+            ShapeError: A metric does not fit what the step reports.
         """
-        options = jit_options(jit)
         key = (batch.signature, state_signature(state), fuse, repr(options))
         if key in self._programs:
             return self._programs[key]
-        step = Step(step_fn, eager=options is None)
+        eager = options is None
+        step = Step(step_fn, eager=eager)
         shapes = abstract(batch.value)
         jaxpr, (new, outputs) = step.trace(shapes, state)
-        bound = collection.bind(outputs, new, shapes)
-        capacity = (
-            1 if options is None else capacity_of(jaxpr, shapes, jax.eval_shape(bound.init), fuse)
-        )
+        bound = metrics.bind(outputs, new, shapes)
+        accumulators = jax.eval_shape(bound.init)
+        capacity = 1 if eager else capacity_of(jaxpr, shapes, accumulators, fuse)
         program = Program(step, bound, capacity, rows_of(capacity, shapes), options)
         self._programs[key] = program
         return program
 
-    def init(self, init_fn: Callable[..., PyTree], jit: bool) -> Callable[..., PyTree]:
-        """``init_fn`` under `jax.jit`, made once."""
+    def init(self, init_fn: Callable[..., PyTree], *, jit: bool) -> Callable[..., PyTree]:
+        """Returns ``init_fn`` under `jax.jit`, the same object each time."""
         if not jit:
             return init_fn
         if init_fn not in self._inits:
             self._inits[init_fn] = jax.jit(init_fn)
-        return self._inits[init_fn]
+        compiled: Callable[..., PyTree] = self._inits[init_fn]
+        return compiled

@@ -1,4 +1,11 @@
-"""A step, traced once for each signature of its batch."""
+"""A step, traced once for each signature of its batch, checked, and split into its results.
+
+    step = Step(step_fn, eager=False)
+    jaxpr, (next_state, outputs) = step.trace(batch_shapes, state_shapes)
+    new, outputs = step(batch, state)               # inside a compiled block
+
+The step that runs is the traced one, so a user's function is called once per signature.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +21,10 @@ from jaxloop._core.types import PyTree
 
 
 class Step:
-    """A step, traced once for each signature of its batch, checked, and split into its results.
+    """A user's step function.
 
     Args:
-        step_fn: The user's.
+        step_fn: ``(batch, step_state) -> next step state`` or an `Emission`.
         eager: Whether it runs op by op, untraced.
     """
 
@@ -26,7 +33,7 @@ class Step:
         self._traces: dict[Signature, tuple[Any, Any]] = {}
 
     def trace(self, batch: PyTree, state: PyTree) -> tuple[Any, Any]:
-        """The closed jaxpr and the shapes of ``(next state, outputs)``, for shapes."""
+        """Returns the closed jaxpr, and the shapes of ``(next state, outputs)``."""
         shapes = abstract((batch, state))
         key = state_signature(shapes)
         if key not in self._traces:
@@ -38,12 +45,14 @@ class Step:
         return checked_state(new, state), jax.tree.map(as_array, outputs)
 
     def outputs(self, batch: PyTree, state: PyTree) -> dict[str, PyTree]:
-        """The shapes of what the step reports."""
-        return self.trace(batch, state)[1][1]
+        """Returns the shapes of what the step reports."""
+        shapes: dict[str, PyTree] = self.trace(batch, state)[1][1]
+        return shapes
 
     def __call__(self, batch: PyTree, state: PyTree) -> tuple[PyTree, dict[str, PyTree]]:
         if self._eager:
             return self._checked(batch, state)
         jaxpr, shapes = self.trace(batch, state)
         flat = jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, *jax.tree.leaves((batch, state)))
-        return jax.tree.unflatten(jax.tree.structure(shapes), flat)
+        new, outputs = jax.tree.unflatten(jax.tree.structure(shapes), flat)
+        return new, outputs

@@ -1,0 +1,1 @@
+"""Supervised steps: a model, a loss and an optimizer as a step function."""

@@ -24,9 +24,8 @@ class Supervised:
     loss: Any = None
     prepare_fn: Callable[[PyTree], PyTree] | None = None
 
-    def prepare(self, init_state: PyTree, batch: PyTree) -> PyTree:
+    def prepare(self, init_state: PyTree) -> PyTree:
         """What the user passed to `run`, as arrays that can go through `jax.jit`."""
-        del batch
         return init_state if self.prepare_fn is None else self.prepare_fn(init_state)
 
     def check(self, outputs: dict[str, PyTree]) -> None:

@@ -1,1 +1,69 @@
-"""The built-in handlers, one idea a file, made from `Loop.handle` and `Loop.observe` alone."""
+"""The built-in handlers, and all that a handler package of your own needs.
+
+    from jaxloop.handlers import Handler, as_events, as_filter
+
+    def greet(loop, name, *, event="started"):
+        return loop.attach(Handler(as_events(event), as_filter("always"), "greet", fn))
+
+A handler is a function from loop to loop. `Loop` has the built-in ones as methods:
+``jl.handlers.early_stop(loop, "loss")`` and ``loop.early_stop("loss")`` are the same.
+"""
+
+from __future__ import annotations
+
+from jaxloop._core.events import as_events
+from jaxloop._core.filters import as_filter
+from jaxloop._spec import (
+    Attachment,
+    CheckpointTrigger,
+    Guard,
+    GuardAction,
+    Handler,
+    HandlerFn,
+    HandlerResult,
+    LoopSpec,
+    Observer,
+    ObserverFn,
+    SpecT,
+    Store,
+)
+from jaxloop.handlers.attach import from_state, handle, metric, observe, resume
+from jaxloop.handlers.checkpoint import FolderStore, checkpoint
+from jaxloop.handlers.early_stop import early_stop
+from jaxloop.handlers.log import log
+from jaxloop.handlers.monitor import is_better, monitor, read_scalar
+from jaxloop.handlers.nan_guard import nan_guard
+from jaxloop.handlers.reduce_lr import reduce_lr_on_plateau
+from jaxloop.handlers.validate import validate
+
+__all__ = [
+    "Attachment",
+    "CheckpointTrigger",
+    "FolderStore",
+    "Guard",
+    "GuardAction",
+    "Handler",
+    "HandlerFn",
+    "HandlerResult",
+    "LoopSpec",
+    "Observer",
+    "ObserverFn",
+    "SpecT",
+    "Store",
+    "as_events",
+    "as_filter",
+    "checkpoint",
+    "early_stop",
+    "from_state",
+    "handle",
+    "is_better",
+    "log",
+    "metric",
+    "monitor",
+    "nan_guard",
+    "observe",
+    "read_scalar",
+    "reduce_lr_on_plateau",
+    "resume",
+    "validate",
+]

@@ -1,9 +1,9 @@
-"""Saving the whole state while a run goes on.
+"""Saving the whole state while a run continues.
 
-    loop.checkpoint("runs/digits", criteria="validation_accuracy", mode="max", keep=3)
+    loop = checkpoint(loop, "runs/a", criteria="validation_accuracy", mode="max", keep=3)
 
-The decision is a handler's, at its turn; the save comes at the end of the firing, with the effects
-of every handler, also of one that halted.
+The decision is made at the handler's turn. The save follows at the end of the firing, with the
+effects of every handler, even if one halted.
 """
 
 from __future__ import annotations
@@ -16,108 +16,203 @@ from typing import Any
 import numpy as np
 
 from jaxloop._checkpoint.reader import check_folder, load_latest
-from jaxloop._checkpoint.writer import Store
-from jaxloop._core.checks import check_count
-from jaxloop._core.events import Status, as_events
-from jaxloop._core.filters import as_filter
+from jaxloop._checkpoint.writer import Writer
+from jaxloop._core.checks import check_count, check_mode
+from jaxloop._core.events import EventLike, as_events
+from jaxloop._core.filters import FilterLike, as_filter
 from jaxloop._core.state import State
-from jaxloop._core.types import PyTree
-from jaxloop._loop import Loop
-from jaxloop._spec import Attachment, EventLike, FilterLike
-from jaxloop.handlers.monitor import Mode, better, check_mode, read
+from jaxloop._core.types import Mode, PyTree
+from jaxloop._spec import CheckpointTrigger, LoopSpec, SpecT, Store
+from jaxloop.errors import ArgumentError
+from jaxloop.handlers.attach import check_path
+from jaxloop.handlers.monitor import is_better, read_scalar
+
+
+def checkpoint(
+    loop: SpecT,
+    path: str | os.PathLike[str] = "checkpoint",
+    *,
+    event: EventLike = "epoch_completed",
+    filter: FilterLike = "always",
+    criteria: str | None = None,
+    mode: Mode = "min",
+    keep: int | None = 3,
+    keep_best: int = 1,
+    keep_every: int | None = None,
+    on_exception: bool = False,
+    file_pattern: Callable[[State[Any]], str] | None = None,
+    name: str | None = None,
+) -> SpecT:
+    """Saves the whole `State` with Orbax at the end of the firing, and how the run ended.
+
+    It is written in the background, in a folder that gets its name only when it is complete. If a
+    save fails, the next block or the end of the run raises. The run does not end before the last
+    save is on disk. On SIGTERM and Ctrl-C, the run saves and ends with the status "interrupted",
+    and `resume` continues from there.
+
+    Args:
+        loop: The loop.
+        path: The folder.
+        event: As for `handle`.
+        filter: As for `handle`.
+        criteria: A metric. Only when it is the best so far is the state saved.
+        mode: As for `monitor`.
+        keep: How many of the newest are kept. None keeps all.
+        keep_best: How many of the best, by ``criteria``, are kept as well.
+        keep_every: Those whose step is a multiple of this are kept too.
+        on_exception: Whether to save the last good state if an exception ends the run.
+        file_pattern: Names the folder of a checkpoint; by default the step's number.
+        name: What messages call it, and with ``criteria`` the key of its memory in
+            ``state.handler_state``. By default it is made of the criteria.
+
+    Raises:
+        ArgumentError: An argument is out of range, or another checkpoint has this folder or name.
+        CheckpointError: From `run`: the folder cannot be written. Its contents are unchanged.
+        DataError: From `run`: the data are a one-shot iterator without a state of its own.
+    """
+    check_mode("checkpoint", mode)
+    folder = FolderStore(
+        check_path("checkpoint", path),
+        keep=keep,
+        keep_best=keep_best,
+        keep_every=keep_every,
+        on_exception=on_exception,
+        file_pattern=file_pattern,
+    )
+    _check_folder_is_free(loop, folder)
+    if name is None:
+        name = "checkpoint" if criteria is None else f"checkpoint_{criteria}"
+    criterion = _Criterion(name, folder.path, criteria, mode)
+    return loop.attach(
+        CheckpointTrigger(
+            as_events(event),
+            as_filter(filter),
+            name,
+            decide=criterion.decide,
+            open_store=folder,
+            value=criterion.value,
+            watches=() if criteria is None else (criteria,),
+            check=folder.check,
+            unique=criteria is not None,
+        )
+    )
+
+
+def _check_folder_is_free(loop: LoopSpec, folder: FolderStore) -> None:
+    for trigger in loop.triggers():
+        other = trigger.open_store
+        if isinstance(other, FolderStore) and other.path == folder.path:
+            raise ArgumentError(
+                f"two checkpoints of one loop have the folder {folder.path!r}",
+                fix="give each a folder of its own",
+            )
 
 
 @dataclasses.dataclass(frozen=True)
-class Saver:
-    """What `Loop.checkpoint` was asked for; it decides whether a firing saves."""
+class FolderStore:
+    """Opens a folder of checkpoints for a run to write to.
+
+    Pass one as ``open_store`` of a `CheckpointTrigger`, and its `check` as ``check``.
+
+    Attributes:
+        path: The folder.
+        keep: How many of the newest are kept. None keeps all.
+        keep_best: How many of those that were the best are kept as well.
+        keep_every: Those whose step is a multiple of this are kept too.
+        on_exception: Whether to save the last good state if an exception ends the run.
+        file_pattern: Names the folder of a checkpoint; by default the step's number.
+    """
 
     path: str
-    criteria: str | None
-    mode: Mode
-    keep: int | None
-    keep_best: int
-    keep_every: int | None
-    on_exception: bool
-    file_pattern: Callable[[State], str] | None
+    keep: int | None = 3
+    keep_best: int = 1
+    keep_every: int | None = None
+    on_exception: bool = False
+    file_pattern: Callable[[State[Any]], str] | None = None
 
-    @property
-    def name(self) -> str:
-        """Of the attachment, and of its memory in ``handler_state``."""
-        return f"checkpoint_{self.path}"
+    def __post_init__(self) -> None:
+        for name, least in (("keep", 1), ("keep_best", 0), ("keep_every", 1)):
+            count = getattr(self, name)
+            if count is not None or name == "keep_best":
+                check_count(name, count, at_least=least, where="checkpoint")
 
-    def __call__(self, state: State) -> tuple[bool, Any]:
-        if self.criteria is None:
-            return True, None
-        value = read(state, f"`{self.name}`", self.criteria)
-        memory = state.handler_state.get(self.name) or {"best": np.float64("nan")}
-        if not better(value, float(memory["best"]), self.mode, 0.0):
-            return False, None
-        memory = {"best": np.float64(value), "step": state.step}
-        changed = state.replace(handler_state={**state.handler_state, self.name: memory})
-        return True, (Status.CONTINUE, changed)
-
-    def prepare(self, loop: Loop) -> None:
+    def check(self, loop: LoopSpec) -> None:
         """Checks the folder before the first step."""
         check_folder(self.path, loop.start is None and loop.resume_path is None)
 
-    def open(self) -> _Saves:
-        """What a run writes to."""
-        return _Saves(self)
+    def __call__(self) -> Store:
+        return _OpenFolder(self)
 
 
-class _Saves:
-    """What a run writes to: see `jaxloop.loop.Saves`."""
+class _OpenFolder:
+    """The `Store` of a folder."""
 
-    def __init__(self, saver: Saver) -> None:
-        self._saver = saver
-        self.on_exception = saver.on_exception
-        self._store = Store(
-            saver.path,
-            keep=saver.keep,
-            keep_best=saver.keep_best,
-            keep_every=saver.keep_every,
+    def __init__(self, folder: FolderStore) -> None:
+        self._file_pattern = folder.file_pattern
+        self.on_exception = folder.on_exception
+        self._writer = Writer(
+            folder.path,
+            keep=folder.keep,
+            keep_best=folder.keep_best,
+            keep_every=folder.keep_every,
         )
 
-    def save(self, state: State) -> None:
-        saver = self._saver
-        name = str(state.step) if saver.file_pattern is None else saver.file_pattern(state)
-        memory = state.handler_state.get(saver.name)
-        best = memory is not None and memory.get("step") == state.step
-        self._store.save(name, state, float(memory["best"]) if memory and best else None)
+    def save(self, state: State[Any], value: float | None) -> None:
+        pattern = self._file_pattern
+        self._writer.save(str(state.step) if pattern is None else pattern(state), state, value)
 
     def begin(self) -> None:
-        self._store.begin()
+        self._writer.begin()
 
     def poll(self) -> None:
-        self._store.poll()
+        self._writer.poll()
 
-    def newest(self, like: PyTree) -> State | None:
-        self._store.wait()
-        return load_latest(self._store.path, like)
+    def newest(self, like: PyTree) -> State[Any] | None:
+        self._writer.wait()
+        return load_latest(self._writer.path, like)
 
     def close(self) -> None:
-        self._store.close()
+        self._writer.close()
 
 
-def attach_checkpoint(loop: Loop, saver: Saver, event: EventLike, filter: FilterLike) -> Loop:
-    """See `Loop.checkpoint`."""
-    check_mode("checkpoint", saver.mode)
-    for name, least in (("keep", 1), ("keep_best", 0), ("keep_every", 1)):
-        count = getattr(saver, name)
-        if count is not None or name == "keep_best":
-            check_count(name, count, at_least=least, where="checkpoint")
-    saver = dataclasses.replace(saver, path=os.fspath(saver.path))
-    return loop.attach(
-        Attachment(
-            as_events(event),
-            saver,
-            as_filter(filter),
-            saver.name,
-            kind="saver",
-            watches=() if saver.criteria is None else (saver.criteria,),
-            adds=(),
-            open=saver.open,
-            prepare=saver.prepare,
-            reserved=True,
-        )
-    )
+@dataclasses.dataclass(frozen=True)
+class _Criterion:
+    """Decides whether a state is saved, and remembers the best value in ``handler_state``."""
+
+    name: str
+    path: str
+    criteria: str | None
+    mode: Mode
+
+    def _memory(self, state: State[Any]) -> tuple[str, Any]:
+        """Returns the key and the value of the memory.
+
+        It used to be named by the path as it was written, so that is where an older checkpoint has
+        it.
+        """
+        old = f"checkpoint_{self.path}"
+        for key in (self.name, old):
+            if key in state.handler_state:
+                return key, state.handler_state[key]
+        return self.name, None
+
+    def decide(self, state: State[Any]) -> State[Any] | None:
+        """Returns the state to save, or None. See `CheckpointTrigger.decide`."""
+        if self.criteria is None:
+            return state
+        value = read_scalar(state, f"`{self.name}`", self.criteria)
+        key, memory = self._memory(state)
+        best = float("nan") if memory is None else float(memory["best"])
+        if not is_better(value, best, self.mode, 0.0):
+            return None
+        kept = {name: one for name, one in state.handler_state.items() if name != key}
+        memory = {"best": np.float64(value), "step": state.step}
+        return state.replace(handler_state={**kept, self.name: memory})
+
+    def value(self, state: State[Any]) -> float | None:
+        """Returns the value by which the state is the best, or None."""
+        if self.criteria is None:
+            return None
+        _, memory = self._memory(state)
+        is_best = memory is not None and memory.get("step") == state.step
+        return float(memory["best"]) if is_best else None

@@ -1,6 +1,6 @@
 """Lines of text about a run, written by an observer.
 
-loop.log(lambda s: f"epoch {s.epoch}: {s.metrics['loss']:.4f}", event="epoch_completed")
+loop = log(loop, lambda s: f"epoch {s.epoch}: {s.metrics['loss']:.4f}", event="epoch_completed")
 """
 
 from __future__ import annotations
@@ -11,23 +11,64 @@ from typing import IO
 
 import numpy as np
 
+from jaxloop._core.checks import check_callable
+from jaxloop._core.events import Event, EventLike
+from jaxloop._core.filters import FilterLike, every
 from jaxloop._core.state import EpochTime, Snapshot
+from jaxloop._spec import SpecT
+from jaxloop.handlers.attach import observe
 
 
-def line_writer(
-    message_fn: Callable[[Snapshot], str], file: IO[str] | None
-) -> Callable[[Snapshot], None]:
-    """An observer that writes ``message_fn(snapshot)`` as a line."""
+def log(
+    loop: SpecT,
+    message_fn: Callable[[Snapshot], str],
+    *,
+    event: EventLike = "iteration_completed",
+    filter: FilterLike = "always",
+    file: IO[str] | None = None,
+) -> SpecT:
+    """Writes ``message_fn(snapshot)`` as a line, as an observer.
+
+    Args:
+        loop: The loop.
+        message_fn: Makes the line.
+        event: As for `handle`.
+        filter: As for `observe`.
+        file: Where the line goes; by default standard output.
+
+    Raises:
+        ArgumentTypeError: ``message_fn`` cannot be called.
+
+    Example:
+        >>> import jaxloop as jl
+        >>> line = lambda s: f"epoch {s.epoch}"
+        >>> loop = jl.loop(lambda b, s: s).log(line, event="epoch_completed")
+        >>> _ = loop.run([1], epochs=2)
+        epoch 0
+        epoch 1
+    """
+    check_callable("log", "message_fn", message_fn)
 
     def write(snapshot: Snapshot) -> None:
-        # Looked up at each line: notebooks and tests replace sys.stdout.
+        # Looked up at each line, because notebooks and tests replace sys.stdout.
         print(message_fn(snapshot), file=sys.stdout if file is None else file, flush=True)
 
-    return write
+    return observe(loop, event, write, filter, name="log")
+
+
+def log_progress(loop: SpecT, every_n: int) -> SpecT:
+    """Attaches the trainer's own log.
+
+    It shows a line each ``every_n`` iterations of an epoch and at its end, and at the end of the
+    run where the time went.
+    """
+    loop = log(loop, progress_line, filter=every(every_n, per="epoch"))
+    loop = log(loop, progress_line, event=[Event.EPOCH_COMPLETED, Event.EPOCH_HALTED])
+    return log(loop, times_line, event=[Event.COMPLETED, Event.HALTED])
 
 
 def progress_line(snapshot: Snapshot) -> str:
-    """Epoch, batch and every scalar metric, as the trainer's own log shows them.
+    """Returns epoch, batch and every scalar metric as a line.
 
     Example:
         >>> progress_line(Snapshot(epoch=1, iteration=50))
@@ -43,13 +84,12 @@ def progress_line(snapshot: Snapshot) -> str:
 
 
 def times_line(snapshot: Snapshot) -> str:
-    """Where the time of the epochs went, as the trainer's own log shows it at the end.
+    """Returns where the time of the epochs went as a line.
 
     Example:
-        >>> from jaxloop._core.state import EpochTime
-        >>> from jaxloop._core.lazy import Records
-        >>> times = Records.known({0: EpochTime(2.0, data_s=1.0, dispatch_s=0.5)})
-        >>> times_line(Snapshot(_times=times))
+        >>> from jaxloop._core.lazy import EpochRecords
+        >>> times = EpochRecords.of({0: EpochTime(2.0, data_s=1.0, dispatch_s=0.5)})
+        >>> times_line(Snapshot(lazy_times=times))
         '1 epoch in 2.00 s: 25 % device, 50 % waiting for data, 25 % dispatch, 0 % handlers'
     """
     times = [EpochTime.of(seconds) for seconds in snapshot.times.values()]

@@ -78,7 +78,7 @@ def attempt(faults, good, mode, n, loop, true):
     if mode != TRUNCATE:
         assert outcome == "error" or back.step == 6, (mode, n, "a failure that nobody heard of")
     elif back.step != 6 and outcome != "error":
-        assert any("is damaged and passed over" in str(w.message) for w in caught), (mode, n)
+        assert any("is damaged and skipped" in str(w.message) for w in caught), (mode, n)
         outcome = "damage found"
     return outcome
 

@@ -1,0 +1,169 @@
+"""The user's data, of any kind, and where they are read.
+
+    source = DataSource(data, epochs=2, iterations=None, interrupts=interrupts)
+    max_iteration = source.open(epoch=0, skip=0)
+    sample = source.reader.sample()
+
+A source knows what kind of data it has, and opens them where an earlier run was. It does not read
+ahead; the `Prefetcher` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from jaxloop._core.batch import Batch, Signature
+from jaxloop._core.interrupts import Interrupts
+from jaxloop._data.in_memory import Batches
+from jaxloop._data.position import FROM_COUNTERS, Position, check_settings, stateful
+from jaxloop._data.readers import ArrayReader, IteratorReader, Reader
+from jaxloop.errors import ArgumentError, ArgumentTypeError, DataError
+
+KEEPS_POSITION = (
+    "use data whose position can be kept: a re-iterable (a list, jl.batches), a function epoch -> "
+    "iterable, or an iterator with get_state and set_state (Grain's)"
+)
+
+NO_BATCH = Batch(None, Signature(None, ()))
+"""The batch of a step that needs no data."""
+
+
+class DataSource:
+    """The user's data.
+
+    Args:
+        data: What was passed to `run`.
+        epochs: The total of epochs.
+        iterations: The most iterations of an epoch, or None.
+        interrupts: Interrupt a wait for slow data.
+
+    Attributes:
+        one_shot: Whether the data are an iterator, which continues over epochs.
+        reader: Where the current epoch is read.
+
+    Raises:
+        ArgumentError: ``data`` need ``iterations``, and it is None.
+        ArgumentTypeError: ``data`` cannot be iterated over.
+    """
+
+    def __init__(
+        self, data: Any, *, epochs: int, iterations: int | None, interrupts: Interrupts
+    ) -> None:
+        self.data, self.epochs, self.iterations = data, epochs, iterations
+        self.interrupts = interrupts
+        self.one_shot = data is not None and hasattr(data, "__next__")
+        self._check()
+        self.reader: Reader = IteratorReader(iter(()), 0, False)
+        if self.one_shot:
+            self.reader = self._one_shot_reader()
+
+    def _check(self) -> None:
+        data = self.data
+        if data is None:
+            if self.iterations is None:
+                raise ArgumentError(
+                    "run: data=None needs iterations=, the number of steps in an epoch",
+                    fix="pass for example iterations=100, or pass data",
+                )
+        elif self.one_shot:
+            if self.epochs > 1 and self.iterations is None:
+                raise ArgumentError(
+                    "run: several epochs of a one-shot iterator need iterations=, because the "
+                    "iterator cannot say where an epoch ends",
+                    fix="pass iterations=, or a re-iterable, or a function epoch -> iterable",
+                )
+        elif isinstance(data, str | bytes) or not (hasattr(data, "__iter__") or callable(data)):
+            raise ArgumentTypeError(
+                "run: data must be an iterable of batches, a function epoch -> iterable, or None, "
+                f"got {type(data).__name__}",
+                fix="for arrays in memory use jl.batches((x, y), batch_size)",
+            )
+
+    @property
+    def keeps_position(self) -> bool:
+        """Whether another process could resume where this one is."""
+        return not self.one_shot or stateful(self.data) is not None
+
+    def sample(self) -> Batch | None:
+        """Returns the next batch without consuming it, or None at the end of the data."""
+        if self.data is None:
+            return NO_BATCH
+        with self.interrupts.waiting:
+            return self.reader.sample()
+
+    def open(self, epoch: int, skip: int, position: Position = FROM_COUNTERS) -> None:
+        """Opens an epoch after ``skip`` batches that were consumed in an earlier run.
+
+        Raises:
+            DataError: The data cannot be put where the earlier run was.
+        """
+        if self.one_shot:
+            self._open_one_shot(skip, position)
+        elif self.data is not None:
+            with self.interrupts.waiting:
+                self.reader = self._reader_at(epoch, skip, position)
+
+    def length(self) -> int | None:
+        """Returns the number of iterations of the current epoch, or None if it is unknown."""
+        length = None if self.data is None else self.reader.length
+        if self.iterations is None:
+            return length
+        return self.iterations if length is None else min(length, self.iterations)
+
+    def _reader_at(self, epoch: int, skip: int, position: Position) -> Reader:
+        data = self.data
+        if not isinstance(data, Batches) and not hasattr(data, "__iter__"):
+            data = data(epoch)
+        if isinstance(data, Batches):
+            if skip:
+                check_settings(position, data, epoch)
+            return ArrayReader(data, epoch, skip)
+        loader = None if hasattr(data, "__next__") else stateful(data)
+        known = position.state is not None
+        again = skip
+        if loader is not None and known:
+            # A loader's own state is set before it is iterated over, an iterator's after.
+            loader.set(position.state)
+            again = position.skip
+            if not skip and not position.at_end:
+                # The last epoch was begun and not read to its end.
+                IteratorReader(iter(data), epoch, one_shot=False).skip(again, self.interrupts.poll)
+                again = 0
+        iterator = iter(data)
+        own = loader or stateful(iterator)
+        if own is not None and loader is None and known and skip:
+            own.set(position.state)
+            again = position.skip
+        reader = IteratorReader(iterator, epoch, one_shot=False, own=own, num_read=skip - again)
+        with contextlib.suppress(TypeError):  # data without a length, or of an unknown length
+            reader.length = len(data)
+        reader.skip(again, self.interrupts.poll)
+        return reader
+
+    # --- one-shot iterators --------------------------------------------------------------------
+
+    def _one_shot_reader(self) -> IteratorReader:
+        return IteratorReader(self.data, 0, one_shot=True, own=stateful(self.data))
+
+    def _open_one_shot(self, skip: int, position: Position) -> None:
+        own = stateful(self.data)
+        if own is not None and position.state is not None:
+            own.set(position.state)
+            self.reader = reader = self._one_shot_reader()
+            reader.skip(position.skip, self.interrupts.poll)
+        elif position.unread is not None:
+            if position.unread.source is self.data:
+                self.give_back(position.unread.batches())
+        elif position.one_shot or skip:
+            raise DataError(
+                "the state to resume from belongs to a one-shot iterator, whose position is known "
+                f"only in the process that read it; {skip} batches of this epoch were consumed",
+                fix=KEEPS_POSITION,
+            )
+
+    def give_back(self, batches: list[Batch]) -> None:
+        """Puts batches back that were read from a one-shot iterator and not consumed."""
+        assert isinstance(self.reader, IteratorReader)
+        self.reader.held.clear()
+        self.reader.held.extend(batches)

@@ -1,0 +1,65 @@
+"""An attachment in one run: what its filter is made of, and when it last ran.
+
+    attached = [Attached(one) for one in spec.acting()]
+    if one.admits(total, epoch, clock.began_s): ...
+
+A filter that is a function needs a state, so it is asked when the attachment's turn comes. Every
+other filter is decided by counts and the clock alone. Each is asked once in a firing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from jaxloop._core.filters import Firing
+from jaxloop._engine.clock import now
+from jaxloop._spec import Attachment
+
+A = TypeVar("A", bound=Attachment)
+
+
+class Attached(Generic[A]):
+    """An attachment in one run.
+
+    Attributes:
+        attachment: The attachment.
+        asks: Whether a function of the user's decides when it runs.
+        timed: Whether a clock takes part in the decision.
+    """
+
+    __slots__ = ("_asked_s", "_filter", "_ran_s", "asks", "attachment", "timed")
+
+    def __init__(self, attachment: A) -> None:
+        self.attachment = attachment
+        self._filter = attachment.filter
+        self.asks, self.timed = self._filter.asks, self._filter.timed
+        self._ran_s: float | None = None
+        self._asked_s: float | None = None
+
+    def admits(
+        self,
+        total: int,
+        epoch: int,
+        began_s: float,
+        view: Callable[[], Any] = lambda: None,
+    ) -> bool:
+        """Returns whether it runs at a firing. Its filter is evaluated once.
+
+        Args:
+            total: The number of the firing over the life of the state.
+            epoch: The number of the firing within the epoch.
+            began_s: When the run began.
+            view: Returns what a function as a filter gets.
+        """
+        if not (self.asks or self.timed):
+            return self._filter.next_match(total - 1, epoch - 1, 1) is not None
+        if not self.timed:
+            return self._filter.matches(Firing(total, epoch, 0.0, view))
+        self._asked_s = now()
+        elapsed_s = self._asked_s - (began_s if self._ran_s is None else self._ran_s)
+        return self._filter.matches(Firing(total, epoch, elapsed_s, view))
+
+    def mark(self) -> None:
+        """Records that it runs, at the time when its filter was evaluated."""
+        self._ran_s = self._asked_s

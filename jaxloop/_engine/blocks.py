@@ -1,0 +1,292 @@
+"""Blocks: the compiled program, how many iterations its next block runs, and those in flight.
+
+    blocks = Blocks(spec, options, progress, carry, prefetcher, observers, clock, activity)
+    blocks.specialize(sample, step_state)   # finds or makes the program
+    blocks.dispatch()                       # runs iterations up to the next that a handler may see
+    blocks.settle(0)                        # waits for the device
+
+Three rules decide the length of a block. Handlers: `jaxloop._core.schedule`. Memory:
+`jaxloop._program.sizing`. Time: `_fit`, below. No number depends on where a block ends.
+"""
+
+from __future__ import annotations
+
+import collections
+import warnings
+from typing import Any
+
+import jax
+
+from jaxloop._core.arrays import state_signature
+from jaxloop._core.batch import Batch, Signature, signature_change
+from jaxloop._core.lazy import LazyDict
+from jaxloop._core.placement import placement
+from jaxloop._core.schedule import Watch, block_length, superbatch_length
+from jaxloop._core.types import PyTree
+from jaxloop._data.prefetch import PATIENCE_S, Prefetcher
+from jaxloop._engine.activity import Activity
+from jaxloop._engine.carry import Carry
+from jaxloop._engine.clock import EpochClock, RunClock, now
+from jaxloop._engine.observers import Observers
+from jaxloop._engine.options import RunOptions
+from jaxloop._engine.progress import Progress
+from jaxloop._program.block import Program
+from jaxloop._program.metric_rows import MetricRow, MetricRows
+from jaxloop._spec import LoopSpec
+from jaxloop.errors import ArgumentError, RecompilationError
+from jaxloop.metrics.collection import Collection
+
+_IN_FLIGHT = 2
+"""Blocks that the device may not have finished."""
+_SIGNATURES_BEFORE_WARNING = 3
+_SHORT_BLOCK_S, _LONG_BLOCK_S, _GROWTH = 0.03, 0.5, 64
+"""A log, an interrupt and a filter with a clock wait for the end of a block. So a program's first
+block is one iteration. A block that takes less than the first time is followed by longer ones, at
+most so many times as long, and one that takes more than the second time by shorter ones."""
+_LOOK_AHEAD = 1024
+"""How many iterations ahead the handlers' filters are evaluated."""
+_OBSERVED_ITERATIONS = 4096
+"""The longest block of which each iteration may be observed."""
+
+
+class _InFlight:
+    """A block that the device may not have finished, and the clock of an epoch that ends there."""
+
+    __slots__ = ("clock", "count", "dispatched_s", "marker")
+
+    def __init__(self, marker: Any, count: int, dispatched_s: float) -> None:
+        self.marker, self.count, self.dispatched_s = marker, count, dispatched_s
+        self.clock: EpochClock | None = None
+
+
+class Blocks:
+    """The program of a run, and its blocks.
+
+    Attributes:
+        program: The program, or None while no batch was seen.
+        sample: The batch that the program was made for.
+        quiet: Iterations during which no handler runs, as far as is known. The next one may run.
+    """
+
+    def __init__(
+        self,
+        spec: LoopSpec,
+        options: RunOptions,
+        progress: Progress,
+        carry: Carry,
+        prefetcher: Prefetcher,
+        observers: Observers,
+        clock: RunClock,
+        activity: Activity,
+    ) -> None:
+        self._spec, self._options = spec, options
+        self._progress, self._carry, self._prefetcher = progress, carry, prefetcher
+        self._observers, self._clock, self._activity = observers, clock, activity
+        acting = spec.acting()
+        self.watches = [Watch(event, one.filter) for one in acting for event in one.events]
+        self._timed = observers.timed or any(one.filter.timed for one in acting)
+        self.program: Program | None = None
+        self.sample: Batch | None = None
+        self.quiet = 0
+        self._length: int | None = None  # of a block, as far as time decides it
+        self._in_flight: collections.deque[_InFlight] = collections.deque()
+        self._settled_s = 0.0
+        self._signatures: set[Signature] = set()
+        self._warned: set[str] = set()
+
+    # --- the program ---------------------------------------------------------------------------
+
+    def specialize(self, sample: Batch, step_state: PyTree) -> Program:
+        """Finds or makes the program for a batch and a step state."""
+        options, programs = self._options, self._spec.programs
+        self.sample = sample
+        self.program = program = programs.specialize(
+            self._spec.step_fn,
+            Collection(self._spec.metrics),
+            sample,
+            step_state,
+            fuse=options.fuse,
+            options=options.jit,
+        )
+        self._length = programs.block_lengths.get(program)
+        self._prefetcher.configure(program.num_rows, placement(step_state), programs.numbers)
+        return program
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The names of the metrics that are accumulated."""
+        return () if self.program is None else self.program.metrics.names
+
+    def reset_metrics(self) -> None:
+        """Starts the metrics of an epoch."""
+        if self.program is not None:
+            self._carry.set_accumulators(self.program.init_metrics())
+            self._progress.lazy_metrics = LazyDict(self.program.fresh_values)
+            self._progress.added = {}
+
+    def continue_metrics(self) -> None:
+        """Continues the metrics of an epoch with accumulators from a state.
+
+        Raises:
+            ArgumentError: They are the accumulators of other metrics.
+        """
+        assert self.program is not None
+        # Their structure is the metrics'; a checkpoint keeps the leaves alone.
+        fresh = jax.eval_shape(self.program.init_metrics)
+        leaves = jax.tree.leaves(self._carry.values[1])
+        if state_signature(jax.tree.leaves(fresh)) != state_signature(leaves):
+            raise ArgumentError(
+                "the state to resume from is in the middle of an epoch, and its accumulators "
+                "belong to other metrics than this loop has",
+                fix="attach the same metrics, or resume from the end of an epoch",
+            )
+        self._carry.set_accumulators(jax.tree.unflatten(jax.tree.structure(fresh), leaves))
+        self._progress.set_metrics(self._progress.lazy_metrics, self.metric_names)
+
+    # --- one block -----------------------------------------------------------------------------
+
+    def dispatch(self) -> None:
+        """Runs iterations up to the next one at which a handler may run. Its start has fired."""
+        program, progress, prefetcher = self.program, self._progress, self._prefetcher
+        carry, observers, activity = self._carry, self._observers, self._activity
+        assert program is not None
+        epoch, iteration = progress.epoch, progress.iteration
+        activity.now = ("while reading the data of epoch {} from iteration {} on", epoch, iteration)
+        began = now()
+        limit = self._limit(program)
+        if not prefetcher.num_ready:
+            most = self._superbatch_length(program, limit, 0)
+            prefetcher.read(most, lambda: now() - began > PATIENCE_S)
+        window = prefetcher.take(limit)
+        read = now()
+        count, signature = window.length, window.superbatch.signature
+        known = signature if self.sample is None else self.sample.signature
+        if signature is not known and signature != known:
+            self._report_shape(known, signature)
+        last = iteration + count - 1
+        activity.now = ("in the step, epoch {}, iterations {} to {}", epoch, iteration, last)
+        carry.values, progress.outputs, ring, marker = program.run(
+            carry.values, window.rows, window.start, window.bound
+        )
+        dispatched = now()
+        window.superbatch.marker = marker
+        queue = observers.take() if observers.queue else []
+        rows = MetricRows(program, ring, prefetcher.number)
+        metrics = MetricRow(rows, count - 1, progress.added)
+        block = _InFlight(marker, count, dispatched)
+        ahead = 0
+        if prefetcher.idle:
+            ahead = self._superbatch_length(program, count, count + prefetcher.num_ready)
+        # A handler whose filter has a clock may run after any block.
+        self.quiet = 0 if self._timed else self.quiet - count
+        if count > 1 and observers.inside:
+            observers.queue_block(count, rows)
+        progress.advance(count)
+        progress.lazy_metrics = metrics
+        # The state is whole again from here on: an error that happens now finds it so.
+        self._in_flight.append(block)
+        if ahead > 0:
+            prefetcher.ahead(ahead)
+        self._clock.epoch.data_s += read - began
+        self._clock.epoch.dispatch_s += dispatched - read
+        if queue:
+            observers.show(queue)
+        activity.now = ("in the step, near epoch {}, iteration {}", epoch, last)
+        # Where a step's time is unknown, it decides the length of the blocks that follow.
+        growing = prefetcher.source.data is None and (self._length or 1) < program.capacity
+        self.settle(0 if self._length is None or growing else _IN_FLIGHT)
+
+    def _limit(self, program: Program) -> int:
+        """Returns how many iterations the next block may have."""
+        progress, iterations = self._progress, self._options.iterations
+        room = min(program.capacity, self._length or 1)
+        if iterations is not None:
+            room = min(room, iterations - progress.iteration)
+        if self._observers.inside:
+            room = min(room, _OBSERVED_ITERATIONS)
+        room = max(1, room)
+        if not self.quiet:
+            self.quiet = block_length(self.watches, progress.firings, max(room, _LOOK_AHEAD))
+        return min(self.quiet, room)
+
+    def _superbatch_length(self, program: Program, count: int, offset: int) -> int:
+        """Returns how many batches to stack, ``offset`` iterations from now, after a block."""
+        most = min(program.num_rows, self._length or 1)
+        if offset + most <= self.quiet:
+            return most
+        firings = self._progress.firings
+        if not self._prefetcher.source.one_shot:
+            return superbatch_length(self.watches, firings, offset, most)
+        # An iterator is read no further than the next iteration at which a handler may run.
+        if not offset:
+            return count
+        return block_length(self.watches, firings, offset + most) - offset
+
+    # --- in flight -----------------------------------------------------------------------------
+
+    def end_epoch_clock(self) -> EpochClock:
+        """Ends the epoch's clock where the device ends its last block, and returns it."""
+        last = self._in_flight[-1] if self._in_flight else None
+        clock = self._clock.end_epoch(None if last is None else last.marker)
+        if last is not None:
+            last.clock = clock
+        return clock
+
+    def settle(self, in_flight: int) -> None:
+        """Waits until no more than so many blocks are in flight."""
+        while len(self._in_flight) > in_flight:
+            block = self._in_flight.popleft()
+            block.marker.block_until_ready()
+            settled_s = now()
+            if block.clock is not None:
+                block.clock.settle()
+            block_s = settled_s - max(block.dispatched_s, self._settled_s)
+            self._settled_s = settled_s
+            self._fit(block.count, block_s)
+
+    def _fit(self, count: int, block_s: float) -> None:
+        """Decides how many iterations a block should have, after one of ``count``."""
+        before = self._length
+        length = before or 1
+        if block_s > _LONG_BLOCK_S:
+            length = max(1, int(count * _LONG_BLOCK_S / block_s))
+        elif block_s < _SHORT_BLOCK_S and count >= length:
+            length = int(count * min(_GROWTH, _SHORT_BLOCK_S / block_s))
+        if length != before and self.program is not None:
+            self._length = self._spec.programs.block_lengths[self.program] = length
+
+    # --- recompilations ------------------------------------------------------------------------
+
+    def _report_shape(self, known: Signature, signature: Signature) -> None:
+        """Reports a batch of a shape for which the step has to be compiled."""
+        self._signatures |= {known, signature}
+        progress = self._progress
+        what = signature_change(known, signature)
+        fix = "serve batches of one shape: jl.batches(..., pad=True) or drop_remainder=True"
+        if self._options.strict:
+            raise RecompilationError(
+                f"strict: epoch {progress.epoch}, iteration {progress.iteration} would compile the "
+                f"step again: {what}",
+                fix=fix,
+            )
+        if len(self._signatures) >= _SIGNATURES_BEFORE_WARNING:
+            message = f"the shapes of the batches keep changing: {what}\n  fix: {fix}"
+            self._warn_once("shapes", message)
+
+    def recompile(self, step_state: PyTree, what: str) -> None:
+        """Makes the program for a step state whose structure a handler changed.
+
+        Raises:
+            RecompilationError: The run is strict.
+        """
+        fix = "keep the structure; Python numbers are cast to the old leaf's dtype"
+        if self._options.strict:
+            raise RecompilationError(what, fix=fix)
+        self._warn_once("structure", f"{what}\n  fix: {fix}")
+        if self.sample is not None:
+            self.specialize(self.sample, step_state)
+
+    def _warn_once(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, stacklevel=2)

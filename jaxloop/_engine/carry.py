@@ -1,0 +1,80 @@
+"""The arrays that a run carries from block to block: the step state and the accumulators.
+
+    carry = Carry(donates=True)
+    carry.set(step_state, accumulators)
+    loan = carry.lend()                     # for a `State` that a handler gets
+    ...                                     # the handler runs
+    carry.reclaim()                         # copied if the loan was read or is kept
+
+A block donates the carry, which destroys its arrays. So every array that someone may still read is
+copied first, and only then: an untouched ``state.step_state`` costs no copy.
+"""
+
+from __future__ import annotations
+
+import weakref
+
+from jaxloop._core.arrays import copy
+from jaxloop._core.state import Loan
+from jaxloop._core.types import PyTree
+
+Values = tuple[PyTree, PyTree]
+"""A step state and accumulators."""
+
+
+class Carry:
+    """The step state and the accumulators, and whether they are lent to someone.
+
+    Args:
+        donates: Whether blocks donate them.
+
+    Attributes:
+        values: ``(step state, accumulators)``.
+    """
+
+    def __init__(self, *, donates: bool) -> None:
+        self.values: Values = ({}, {})
+        self._donates = donates
+        self._loan: Loan | None = None
+
+    @property
+    def step_state(self) -> PyTree:
+        """The step state. Reading it here is no loan."""
+        return self.values[0]
+
+    def set(self, step_state: PyTree, accumulators: PyTree) -> None:
+        """Replaces both by arrays that nobody else has."""
+        self.values = (step_state, accumulators)
+        self._loan = None
+
+    def set_copy(self, step_state: PyTree, accumulators: PyTree) -> None:
+        """Replaces both by copies, because someone else may have the arrays."""
+        self.set(*copy((step_state, accumulators)))
+
+    def set_accumulators(self, accumulators: PyTree) -> None:
+        """Replaces the accumulators by arrays that nobody else has."""
+        self.values = (self.values[0], accumulators)
+        self._loan = None
+
+    def lend(self) -> Loan:
+        """Returns the arrays as a loan, the same one until it is reclaimed."""
+        if self._loan is None:
+            self._loan = Loan(*self.values)
+        return self._loan
+
+    def reclaim(self) -> None:
+        """Takes the loan back, so that the next block may donate the arrays.
+
+        The arrays are copied if someone read them, or may do so later: a `State` that a handler
+        keeps, or that a thread is saving, holds the loan and so keeps it alive.
+        """
+        loan, self._loan = self._loan, None
+        if loan is None:
+            return
+        kept = loan.read
+        if not kept:
+            alive = weakref.ref(loan)
+            del loan
+            kept = alive() is not None
+        if kept and self._donates:
+            self.values = copy(self.values)

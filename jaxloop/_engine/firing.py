@@ -1,0 +1,232 @@
+"""Firing: the steps of one event, in the order that `jaxloop._core.events` states.
+
+    firing.fire(ROWS[Place.EPOCH_STARTED])
+    firing.fire(ROWS[Place.HALTED], then=progress.place)
+
+If a handler raises, everything that the handlers of this firing did is undone, so that a run that
+resumes from the error begins the firing again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+from jaxloop._core.arrays import as_state, cast_numbers, describe_change, state_signature
+from jaxloop._core.checks import in_words
+from jaxloop._core.events import ITERATION_EVENTS, Event, Place, Row, Status
+from jaxloop._core.lazy import Constant, LazyDict
+from jaxloop._core.state import State
+from jaxloop._engine.activity import CALLING
+from jaxloop._engine.attached import Attached
+from jaxloop._engine.clock import now
+from jaxloop._engine.parts import Parts
+from jaxloop._engine.recovery import Recovery
+from jaxloop._program.metric_rows import MetricRow
+from jaxloop._spec import Acting, CheckpointTrigger, Guard
+from jaxloop.errors import HaltError, HandlerReturnError
+
+logger = logging.getLogger("jaxloop")
+
+_EPOCHS_UNSETTLED = 2
+"""Epochs whose metrics may still be on the device."""
+
+
+class Firing:
+    """Runs the handlers of a firing, and hands what they ask for to the other parts.
+
+    Args:
+        parts: The parts of the run.
+        recovery: Does what a guard asks for.
+
+    Attributes:
+        silent: Iteration events to which nothing is attached. They are only counted.
+    """
+
+    def __init__(self, parts: Parts, recovery: Recovery) -> None:
+        self._parts, self._recovery = parts, recovery
+        self._debug = parts.options.debug
+        acting = [Attached(one) for one in parts.spec.acting()]
+        self._by_event: dict[Event, list[Attached[Acting]]] = {
+            event: [one for one in acting if event in one.attachment.events] for event in Event
+        }
+        self.silent = frozenset(
+            event
+            for event in ITERATION_EVENTS
+            if not self._debug and not self._by_event[event] and event not in parts.observers.events
+        )
+        self._unsettled: list[LazyDict] = []
+
+    def fire(self, row: Row, *, then: Place | None = None) -> None:
+        """Fires an event; ``then`` is where the run continues, if the table does not say."""
+        parts, event = self._parts, row.event
+        progress = parts.progress
+        progress.event = event
+        progress.place = row.next if then is None else then
+        if event is Event.EPOCH_HALTED and progress.status == "halted":
+            progress.place = row.next_if_halted
+        if event is Event.COMPLETED:
+            progress.status = "completed"
+        if row.ends_epoch:
+            clock = parts.blocks.end_epoch_clock()
+            progress.lazy_times = progress.lazy_times.added(progress.epoch, clock)
+        if self._debug:
+            logger.info("%s: epoch %d, iteration %d", event, progress.epoch, progress.iteration)
+        if self._by_event[event] and not (parts.blocks.quiet and event in ITERATION_EVENTS):
+            self._handle(row, event if then is None else then)
+        else:
+            progress.count(event)
+        if row.ends_epoch:
+            self._keep_metrics()
+        ending = event in (Event.COMPLETED, Event.HALTED)
+        if parts.savers.requested or (ending and parts.savers.open_stores):
+            self._save(ending=ending)
+        if event in parts.observers.events:
+            parts.observers.queue_firing(event)
+        if not row.ends_epoch:
+            progress.leave(row)
+
+    def _keep_metrics(self) -> None:
+        """Writes the epoch's history, without waiting for it."""
+        progress = self._parts.progress
+        if isinstance(progress.lazy_metrics, MetricRow):
+            progress.lazy_metrics.settle()
+        progress.lazy_history = progress.lazy_history.added(progress.epoch, progress.lazy_metrics)
+        self._unsettled.append(progress.lazy_metrics)
+        if len(self._unsettled) > _EPOCHS_UNSETTLED:
+            self._unsettled.pop(0).get()
+
+    def _save(self, *, ending: bool) -> None:
+        parts = self._parts
+        parts.activity.now = ("while saving at {}", parts.progress.event)
+        began = now()
+        parts.savers.save(parts.state(), ending=ending)
+        parts.carry.reclaim()
+        parts.savers.begin()
+        parts.clock.epoch.handlers_s += now() - began
+
+    # --- handlers ------------------------------------------------------------------------------
+
+    def _handle(self, row: Row, place_after_error: Place | Event) -> None:
+        """Runs the handlers of a firing. An exception undoes the whole firing."""
+        parts, progress = self._parts, self._parts.progress
+        total, epoch = progress.firings[row.event]
+        due = self._due(row.event, total + 1, epoch + 1)
+        if not due:
+            progress.count(row.event)
+            return
+        before, carried = progress.copy(), parts.carry.values
+        progress.count(row.event)
+        try:
+            if parts.observers.queue:
+                parts.observers.flush()
+            began = now()
+            self._run_all(row, due)
+        except BaseException:
+            progress.restore(before)
+            progress.place = Place(place_after_error)
+            parts.carry.set(*carried)
+            parts.savers.requested = []
+            raise
+        parts.carry.reclaim()
+        parts.clock.epoch.handlers_s += now() - began
+
+    def _due(self, event: Event, total: int, epoch: int) -> list[Attached[Acting]]:
+        """Returns the handlers that run now, and those whose filter needs the state to tell."""
+        began_s = self._parts.clock.began_s
+        due = []  # a loop, because a comprehension is one more call
+        for one in self._by_event[event]:
+            if one.asks or one.admits(total, epoch, began_s):
+                due.append(one)
+        return due
+
+    def _run_all(self, row: Row, due: list[Attached[Acting]]) -> None:
+        parts = self._parts
+        total, epoch = parts.progress.firings[row.event]
+        activity = parts.activity
+        at = (row.event, parts.progress.epoch, parts.progress.iteration)
+        state = parts.state()
+        for attached in due:
+            one = attached.attachment
+            activity.now = (CALLING, "handler", one.name, *at)
+            if attached.asks and not attached.admits(
+                total, epoch, parts.clock.began_s, Constant(state).get
+            ):
+                continue
+            if attached.timed:
+                attached.mark()
+            began = now()
+            status, state = self._run(one, state, row.event)
+            if self._debug:
+                logger.info("handler %s took %.6f s", one.name, now() - began)
+            if status is not Status.CONTINUE:
+                self._halt(row, status, one.name)
+                return
+
+    def _run(self, one: Acting, state: State, event: Event) -> tuple[Status, State]:
+        """Runs one attachment, and returns its status and the state as it is afterwards."""
+        if isinstance(one, CheckpointTrigger):
+            saved = one.decide(state)
+            if saved is None:
+                return Status.CONTINUE, state
+            self._parts.savers.request(one)
+            return Status.CONTINUE, self._adopt(state, saved, one.name)
+        if isinstance(one, Guard):
+            problem = one.inspect(state)
+            if problem is None:
+                return Status.CONTINUE, state
+            rewound = self._recovery.rescue(one, problem)
+            return (Status.CONTINUE if rewound else Status.HALT_LOOP), self._parts.state()
+        result = one.fn(state)
+        if result is None:
+            return Status.CONTINUE, state
+        status, changed = _checked(result, one.name, event)
+        return status, self._adopt(state, changed, one.name)
+
+    def _halt(self, row: Row, status: Status, name: str) -> None:
+        progress = self._parts.progress
+        if status is Status.HALT_EPOCH:
+            if not row.in_epoch:
+                raise HaltError(
+                    f"handler `{name}` on {row.event} returned halt_epoch, but no epoch is running "
+                    "there",
+                    fix="return (jl.Status.HALT_LOOP, state), or attach it to an iteration's event",
+                )
+            progress.place = Place.EPOCH_HALTED
+        elif row.event not in (Event.HALTED, Event.COMPLETED):
+            progress.status, progress.halted_by = "halted", name
+            progress.place = row.next_if_halted
+
+    def _adopt(self, old: State, new: State, name: str) -> State:
+        """Takes over what a handler changed, and returns the state as it is afterwards."""
+        if new is old:
+            return old
+        parts = self._parts
+        parts.progress.adopt(old, new, name, parts.blocks.metric_names)
+        if new.loan is not old.loan:
+            self._change_step_state(new.loan.step_state, name)
+        return parts.state()
+
+    def _change_step_state(self, changed: object, name: str) -> None:
+        carry = self._parts.carry
+        old, accumulators = carry.values
+        changed = as_state(cast_numbers(changed, old), f"handler `{name}`: state.step_state")
+        if state_signature(changed) != state_signature(old):
+            self._parts.blocks.recompile(
+                changed,
+                f"handler `{name}` changed the structure, a shape or a dtype of the step state, so "
+                f"the step compiles again: {describe_change(old, changed)}",
+            )
+        # The handler keeps its arrays, and the state before the change keeps the accumulators.
+        carry.set_copy(changed, accumulators)
+
+
+def _checked(result: object, name: str, event: Event) -> tuple[Status, State]:
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], State):
+        with contextlib.suppress(ValueError):
+            return Status(result[0]), result[1]
+    raise HandlerReturnError(
+        f"handler `{name}` on {event} returned {in_words(result)}; it must return None or "
+        "(status, state).",
+        fix="return None to continue, or (jl.Status.HALT_LOOP, state) to stop.",
+    )

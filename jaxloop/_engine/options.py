@@ -1,0 +1,80 @@
+"""The options of a run, checked once.
+
+options = RunOptions.of(epochs=3, iterations=None, jit=True, fuse="auto", strict=False, debug=False)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxloop._core.checks import check_count
+from jaxloop._core.types import Fuse, JitOptions
+from jaxloop.errors import ArgumentError, ArgumentTypeError, unknown_name
+
+_JIT_OPTIONS = ("compiler_options", "donate_argnums", "keep_unused", "inline")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What `run`, `stream` and `check` were asked for.
+
+    Attributes:
+        epochs: The total of epochs.
+        iterations: The most iterations of an epoch, or None.
+        jit: The options for `jax.jit`. If None, everything runs op by op.
+        fuse: How many iterations a block may hold.
+        strict: Whether a recompilation during the run is an error.
+        debug: Whether events, handlers and times are logged.
+    """
+
+    epochs: int
+    iterations: int | None
+    jit: dict[str, Any] | None
+    fuse: Fuse
+    strict: bool
+    debug: bool
+
+    @classmethod
+    def of(
+        cls,
+        epochs: int,
+        iterations: int | None,
+        jit: JitOptions,
+        fuse: Fuse,
+        strict: bool,
+        debug: bool,
+    ) -> RunOptions:
+        """Returns checked options.
+
+        Raises:
+            ArgumentError: A value is out of range or unknown.
+            ArgumentTypeError: A value has the wrong type.
+        """
+        check_count("epochs", epochs, at_least=0)
+        if iterations is not None:
+            check_count("iterations", iterations, at_least=1)
+        _check_fuse(fuse)
+        return cls(epochs, iterations, _jit_options(jit), fuse, strict, debug)
+
+
+def _check_fuse(fuse: object) -> None:
+    if isinstance(fuse, str):
+        if fuse != "auto":
+            raise unknown_name("fuse", fuse, ["auto"])
+    elif isinstance(fuse, bool) or not isinstance(fuse, int):
+        raise ArgumentTypeError(f"run: fuse must be 'auto' or a whole number, got {fuse!r}")
+    elif fuse < 1:
+        raise ArgumentError(f"run: fuse must be at least 1, got {fuse}")
+
+
+def _jit_options(jit: object) -> dict[str, Any] | None:
+    if isinstance(jit, bool):
+        return {} if jit else None
+    if not isinstance(jit, Mapping):
+        raise ArgumentTypeError(f"run: jit must be True, False or a dict of options, got {jit!r}")
+    for name in jit:
+        if name not in _JIT_OPTIONS:
+            raise unknown_name("option of jit", name, _JIT_OPTIONS)
+    return dict(jit)

@@ -1,0 +1,97 @@
+"""The parts of a run, made together.
+
+    parts = Parts.of(spec, data, options)
+    state = parts.state()
+
+Each part owns its fields, and no other part writes them except through its methods.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jaxloop._core.interrupts import Interrupts
+from jaxloop._core.state import State
+from jaxloop._data.prefetch import Prefetcher
+from jaxloop._data.source import DataSource
+from jaxloop._engine.activity import Activity
+from jaxloop._engine.blocks import Blocks
+from jaxloop._engine.carry import Carry
+from jaxloop._engine.clock import RunClock, now
+from jaxloop._engine.observers import Observers
+from jaxloop._engine.options import RunOptions
+from jaxloop._engine.progress import Progress
+from jaxloop._engine.saving import Savers
+from jaxloop._spec import LoopSpec
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Parts:
+    """The parts of a run.
+
+    Attributes:
+        spec: The loop.
+        options: What the run was asked for.
+        interrupts: The signals that end it.
+        activity: What it is doing.
+        clock: Where its seconds go.
+        progress: All that a `State` shows.
+        carry: The step state and the accumulators.
+        source: The user's data.
+        prefetcher: Reads them ahead.
+        observers: The observers and what they have yet to see.
+        blocks: The program and its blocks.
+        savers: The stores and what they are asked to save.
+    """
+
+    spec: LoopSpec
+    options: RunOptions
+    interrupts: Interrupts
+    activity: Activity
+    clock: RunClock
+    progress: Progress
+    carry: Carry
+    source: DataSource
+    prefetcher: Prefetcher
+    observers: Observers
+    blocks: Blocks
+    savers: Savers
+
+    @classmethod
+    def of(cls, spec: LoopSpec, data: Any, options: RunOptions) -> Parts:
+        """Makes the parts of a run.
+
+        Raises:
+            ArgumentError: ``data`` do not fit the options.
+            ArgumentTypeError: ``data`` cannot be iterated over.
+        """
+        interrupts, activity, clock = Interrupts(), Activity(), RunClock()
+        source = DataSource(
+            data, epochs=options.epochs, iterations=options.iterations, interrupts=interrupts
+        )
+        prefetcher = Prefetcher(source)
+        progress = Progress(options.epochs, options.iterations)
+        carry = Carry(donates=options.jit is not None)
+        observers = Observers(spec.attachments, progress, clock, activity)
+        blocks = Blocks(spec, options, progress, carry, prefetcher, observers, clock, activity)
+        savers = Savers(spec, activity)
+        return cls(
+            spec,
+            options,
+            interrupts,
+            activity,
+            clock,
+            progress,
+            carry,
+            source,
+            prefetcher,
+            observers,
+            blocks,
+            savers,
+        )
+
+    def state(self) -> State:
+        """Returns the run as a `State`, to which the carry is lent until it is reclaimed."""
+        elapsed_s = now() - self.clock.epoch.began_s
+        return self.progress.to_state(self.carry.lend, self.prefetcher.position(), elapsed_s)

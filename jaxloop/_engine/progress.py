@@ -1,0 +1,173 @@
+"""Progress: all that a `State` shows, while it changes.
+
+    progress = Progress(max_epoch=3)
+    progress.count(Event.EPOCH_STARTED)
+    before = progress.copy()
+    state = progress.to_state(carry.lend, position, elapsed_s)
+    progress.restore(before)                # as if nothing had happened
+
+The fields are those of `State`, which declares them. `to_state` is the only place that makes the
+state of a run, and `from_state` the only one that continues from one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxloop._core.events import ITERATION_EVENTS, PER_RUN, Event, Place, Row
+from jaxloop._core.lazy import LazyDict, ReadOnlyDict
+from jaxloop._core.state import (
+    NO_COUNTS,
+    STATE_ONLY,
+    EventCounts,
+    Loan,
+    Snapshot,
+    State,
+    fields_by_change,
+    make,
+)
+from jaxloop.errors import StructureError
+
+_STARTED, _COMPLETED = ITERATION_EVENTS
+_REFUSED = fields_by_change("refuse")
+_ADOPTED = fields_by_change("adopt")
+# Facts of the run itself, not of the state that it continues from.
+_OF_THE_RUN = ("max_epoch", "max_iteration", "status", "halted_by", "loan", "position")
+
+
+class Progress(State[Any]):
+    """The only `State` that changes.
+
+    Attributes:
+        firings: ``{event: (total, within the epoch)}``.
+        added: Metrics of this epoch that handlers added, which no accumulator holds.
+    """
+
+    firings: dict[Event, tuple[int, int]]
+    added: Mapping[str, Any]
+
+    # Assigned at full speed: `Snapshot` checks each assignment, and this one must not.
+    __setattr__ = object.__setattr__  # type: ignore[assignment]  # a method of `object`
+
+    def __init__(self, max_epoch: int, max_iteration: int | None) -> None:
+        super().__init__(max_epoch=max_epoch, max_iteration=max_iteration)
+        self.firings = dict(NO_COUNTS)
+        self.added = {}
+
+    # --- counting ------------------------------------------------------------------------------
+
+    def count(self, event: Event) -> None:
+        """Counts a firing."""
+        total, epoch = self.firings[event]
+        self.firings[event] = (total + 1, epoch + 1)
+
+    def advance(self, iterations: int) -> None:
+        """Counts the iterations of a block, whose first start has fired and whose end will."""
+        self.step += iterations
+        self.iteration += iterations - 1
+        if iterations > 1:
+            for event in ITERATION_EVENTS:
+                total, epoch = self.firings[event]
+                self.firings[event] = (total + iterations - 1, epoch + iterations - 1)
+        self.place = Place.ITERATION_COMPLETED
+
+    def begin_epoch(self, max_iteration: int | None) -> None:
+        """Begins an epoch."""
+        self.firings = {event: (total, 0) for event, (total, _) in self.firings.items()}
+        self.max_iteration = max_iteration
+
+    def leave(self, row: Row) -> None:
+        """Moves the counters on after a firing."""
+        if row.ends_iteration:
+            self.event = None
+            self.iteration += 1
+        elif row.ends_epoch:
+            self.event = None
+            self.epoch, self.iteration = self.epoch + 1, 0
+
+    def pass_by(self, row: Row) -> None:
+        """Counts the firing of an event to which nothing is attached, and moves on."""
+        total, epoch = self.firings[row.event]
+        self.firings[row.event] = (total + 1, epoch + 1)
+        self.place = row.next
+        self.event = row.event
+        if row.ends_iteration:
+            self.event = None
+            self.iteration += 1
+
+    def set_metrics(self, metrics: LazyDict, declared: tuple[str, ...]) -> None:
+        """Replaces the metrics of the epoch, and finds those that handlers added."""
+        self.lazy_metrics = metrics
+        self.added = {n: v for n, v in metrics.get().items() if n not in declared}
+
+    # --- states --------------------------------------------------------------------------------
+
+    def copy(self) -> dict[str, Any]:
+        """Returns what `restore` takes."""
+        return {**self.__dict__, "firings": dict(self.firings)}
+
+    def restore(self, before: dict[str, Any]) -> None:
+        """Undoes every change since the copy was made."""
+        self.__dict__.update(before)
+
+    def to_snapshot(self) -> dict[str, Any]:
+        """Returns the fields of a `Snapshot`."""
+        fields = self.__dict__.copy()
+        fields["counts"] = EventCounts(fields.pop("firings").copy())
+        del fields["added"]
+        for name in STATE_ONLY:
+            del fields[name]
+        return fields
+
+    def to_state(self, lend: Callable[[], Loan], position: object, elapsed_s: float) -> State[Any]:
+        """Returns the state.
+
+        Args:
+            lend: Lends the arrays of the carry.
+            position: Where the run is in its data.
+            elapsed_s: The seconds that this epoch has taken.
+        """
+        fields = self.__dict__.copy()
+        fields["counts"] = EventCounts(fields.pop("firings").copy())
+        del fields["added"]
+        fields["loan"], fields["position"], fields["elapsed_s"] = lend(), position, elapsed_s
+        state: State[Any] = make(State, fields)
+        return state
+
+    def from_state(self, state: State[Any]) -> None:
+        """Continues from a state of an earlier run, or of this one."""
+        for name, value in vars(state).items():
+            if name not in _OF_THE_RUN:
+                setattr(self, name, value)
+        self.firings = {**state.event_counts, **dict.fromkeys(PER_RUN, (0, 0))}
+        self.handler_state = ReadOnlyDict(state.handler_state)
+
+    def adopt(self, old: State[Any], new: State[Any], who: str, declared: tuple[str, ...]) -> None:
+        """Takes over what a handler changed, apart from the step state.
+
+        Raises:
+            StructureError: The handler changed a counter.
+        """
+        for name in _REFUSED:
+            if getattr(new, name) is not getattr(old, name):
+                shown = {"counts": "event_counts"}.get(name, name)
+                was, became = getattr(old, shown), getattr(new, shown)
+                if was != became:
+                    raise StructureError(
+                        f"handler `{who}` changed state.{shown} from {was!r} to {became!r}, and "
+                        "the counters belong to the engine",
+                        fix="change step_state, metrics, handler_state, history, times or "
+                        "max_epoch",
+                    )
+        for name in _ADOPTED:
+            value = getattr(new, name)
+            if value is getattr(old, name) or (name == "max_epoch" and value is None):
+                continue
+            if name == "lazy_metrics":
+                self.set_metrics(value, declared)
+            else:
+                setattr(self, name, value)
+
+
+assert set(_OF_THE_RUN) <= set(Snapshot.__annotations__) | set(State.__annotations__)

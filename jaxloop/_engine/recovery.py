@@ -1,0 +1,124 @@
+"""Recovery: what happens when a guard finds a problem, when an error leaves, and at the end.
+
+    recovery = Recovery(parts)
+    recovery.rescue(guard, "not finite: step_state['w']")   # halt, or rewind
+    recovery.explain(error)                 # says where it happened, and keeps the last good state
+    recovery.close(error)                   # closes observers and stores
+
+An error leaves a run as itself. What fails besides is noted on it and never hides it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+
+import jax
+
+from jaxloop._core.arrays import copy
+from jaxloop._core.events import IN_EPOCH
+from jaxloop._core.lazy import ReadOnlyDict
+from jaxloop._engine.parts import Parts
+from jaxloop._spec import Guard, GuardAction
+from jaxloop.errors import CheckpointError
+
+logger = logging.getLogger("jaxloop")
+
+
+class Recovery:
+    """Gets a run out of trouble, or out of the way.
+
+    Args:
+        parts: The parts of the run.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def rescue(self, guard: Guard, problem: str) -> bool:
+        """Rewinds to the newest checkpoint if the guard asks for it and there is one.
+
+        The step state, the accumulators and the handlers' memories go back. The counters and the
+        data do not, so the run skips the bad stretch.
+
+        Returns:
+            Whether the run was rewound. Otherwise it has to halt.
+        """
+        parts, progress = self._parts, self._parts.progress
+        found = None
+        if guard.action is GuardAction.REWIND:
+            found = parts.savers.newest(parts.carry.step_state)
+        logger.warning(
+            "`%s`, epoch %d, step %d: %s; %s",
+            guard.name,
+            progress.epoch,
+            progress.step,
+            problem,
+            "the loop halts" if found is None else f"back to the checkpoint of step {found.step}",
+        )
+        if found is None:
+            return False
+        progress.handler_state = ReadOnlyDict(found.handler_state)
+        saved = found.loan
+        if found.epoch == progress.epoch and found.place in IN_EPOCH:
+            structure = jax.tree.structure(parts.carry.values[1])
+            accumulators = jax.tree.unflatten(structure, jax.tree.leaves(saved.accumulators))
+            parts.carry.set(copy(saved.step_state), copy(accumulators))
+            progress.set_metrics(found.lazy_metrics, parts.blocks.metric_names)
+        else:
+            parts.carry.set(copy(saved.step_state), parts.carry.values[1])
+            parts.blocks.reset_metrics()
+        return True
+
+    def explain(self, error: BaseException) -> None:
+        """Adds to an error where it happened and, as ``loop_state``, the last good `State`.
+
+        Observers get what they have yet to see, and what is to be saved after an error is saved.
+        """
+        parts = self._parts
+        error.add_note(f"jaxloop: {parts.activity}")
+        state = parts.state() if self._is_alive() else None
+        with contextlib.suppress(AttributeError):
+            error.loop_state = state  # type: ignore[attr-defined]  # it is added here
+        if not isinstance(error, Exception):
+            return  # a second Ctrl-C ends the run at once
+        last: list[Callable[[], None]] = [parts.observers.flush]
+        if state is not None and not isinstance(error, CheckpointError):
+            last += [lambda: parts.savers.save_after_error(state), parts.savers.begin]
+        for act in last:
+            _note_failure(error, act)
+
+    def _is_alive(self) -> bool:
+        """Returns whether the carried arrays exist: not donated, and no error of the device's."""
+        try:
+            jax.block_until_ready(self._parts.carry.values)
+        except Exception:  # any error of the device is the one that is being explained
+            return False
+        return True
+
+    def close(self, error: BaseException | None) -> None:
+        """Closes observers and stores.
+
+        Args:
+            error: The error that ends the run, or None.
+        """
+        parts = self._parts
+        if error is not None:
+            _note_failure(error, parts.observers.close)
+            parts.savers.close(error)
+            return
+        try:
+            parts.observers.close()
+        except Exception as failed:
+            parts.savers.close(failed)
+            raise
+        parts.savers.close(None)
+
+
+def _note_failure(error: BaseException, act: Callable[[], None]) -> None:
+    """Does something whose failure must not hide an error."""
+    try:
+        act()
+    except Exception as failed:
+        error.add_note(f"jaxloop: also, {type(failed).__name__}: {failed}")

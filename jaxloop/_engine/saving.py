@@ -1,0 +1,113 @@
+"""Savers: the stores of a run, and what the triggers of a firing asked them to save.
+
+    savers = Savers(spec, activity)
+    savers.open()
+    savers.request(trigger)                 # from a handler's turn
+    savers.save(state, ending=False)        # at the end of the firing
+    savers.begin()                          # once the carry is copied
+    savers.close(error=None)
+
+A state that a guard finds fault with is never saved.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from jaxloop._core.state import State
+from jaxloop._core.types import PyTree
+from jaxloop._engine.activity import Activity
+from jaxloop._spec import CheckpointTrigger, Guard, LoopSpec, Store
+from jaxloop.errors import CheckpointError
+
+logger = logging.getLogger("jaxloop")
+
+
+class Savers:
+    """The stores of a run.
+
+    Args:
+        spec: The loop.
+        activity: Says when a save is made.
+
+    Attributes:
+        open_stores: The triggers of the loop, each with its store. Empty until the run begins.
+        requested: The triggers that asked for a save in this firing.
+    """
+
+    def __init__(self, spec: LoopSpec, activity: Activity) -> None:
+        self._triggers = spec.triggers()
+        self._guards = [one for one in spec.attachments if isinstance(one, Guard)]
+        self._activity = activity
+        self.open_stores: list[tuple[CheckpointTrigger, Store]] = []
+        self.requested: list[CheckpointTrigger] = []
+
+    def open(self) -> None:
+        """Opens the stores."""
+        for trigger in self._triggers:
+            self.open_stores.append((trigger, trigger.open_store()))
+
+    def request(self, trigger: CheckpointTrigger) -> None:
+        """Asks for a save at the end of this firing."""
+        self.requested.append(trigger)
+
+    def save(self, state: State, *, ending: bool) -> None:
+        """Makes the requested saves, or if the run ends here, those of all stores."""
+        requested, self.requested = self.requested, []
+        self._save(
+            [(one, store) for one, store in self.open_stores if ending or one in requested], state
+        )
+
+    def save_after_error(self, state: State) -> None:
+        """Saves the last good state where the user asked for that."""
+        self._save([(one, store) for one, store in self.open_stores if store.on_exception], state)
+
+    def _save(self, stores: list[tuple[CheckpointTrigger, Store]], state: State) -> None:
+        if not stores:
+            return
+        for guard in self._guards:
+            problem = guard.inspect(state)
+            if problem is not None:
+                logger.warning("step %d is not saved: `%s`: %s", state.step, guard.name, problem)
+                return
+        for trigger, store in stores:
+            store.save(state, trigger.value(state))
+
+    def begin(self) -> None:
+        """Starts to write what was saved."""
+        for _, store in self.open_stores:
+            store.begin()
+
+    def poll(self) -> None:
+        """Raises if a save in the background has failed."""
+        for _, store in self.open_stores:
+            store.poll()
+
+    def newest(self, like: PyTree) -> State | None:
+        """Returns the newest good state of all stores."""
+        found = [store.newest(like) for _, store in self.open_stores]
+        states = [state for state in found if state is not None]
+        return max(states, key=lambda state: state.step, default=None)
+
+    def close(self, error: BaseException | None) -> None:
+        """Waits until everything is written.
+
+        Args:
+            error: An error that ends the run. A save that fails now is noted on it.
+
+        Raises:
+            CheckpointError: A save failed, and no error ends the run.
+        """
+        failed: CheckpointError | None = None
+        for _, store in self.open_stores:
+            try:
+                store.close()
+            except CheckpointError as problem:
+                leaving = error or failed
+                if leaving is None:
+                    failed = problem
+                else:
+                    leaving.add_note(f"jaxloop: also, {problem}")
+        self.open_stores = []
+        if failed is not None:
+            raise failed

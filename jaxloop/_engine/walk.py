@@ -1,0 +1,134 @@
+"""The walk: one flat loop over the table of `jaxloop._core.events`.
+
+    for state in walk(parts, firing, give=True):    # one state an epoch
+        ...
+
+The order matters where a comment says so. Between two firings the progress names what comes next,
+so that a state saved anywhere resumes at the right row.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from jaxloop._core.events import ROWS, Event, Place
+from jaxloop._core.interrupts import Interrupted
+from jaxloop._core.state import State
+from jaxloop._engine.clock import now
+from jaxloop._engine.firing import Firing
+from jaxloop._engine.parts import Parts
+from jaxloop.errors import DataError
+
+logger = logging.getLogger("jaxloop")
+
+
+def walk(parts: Parts, firing: Firing, *, give: bool) -> Iterator[State]:
+    """Runs to the end, or until a signal interrupts. If ``give``, yields a state each epoch."""
+    try:
+        yield from _rows(parts, firing, give)
+    except Interrupted:
+        name, progress = parts.interrupts.flag.name, parts.progress
+        if name is None:
+            raise  # the interrupt of another run
+        if not parts.interrupts.nested:
+            logger.warning(
+                "%s: the run ends here with the status 'interrupted', in epoch %d after step %d; "
+                "a second Ctrl-C stops at once",
+                name,
+                progress.epoch,
+                progress.step,
+            )
+        progress.status, progress.halted_by = "interrupted", name
+        firing.fire(ROWS[Place.HALTED], then=progress.place)
+
+
+def _rows(parts: Parts, firing: Firing, give: bool) -> Iterator[State]:
+    progress, prefetcher, blocks = parts.progress, parts.prefetcher, parts.blocks
+    interrupts, savers = parts.interrupts, parts.savers
+    rows, fire, silent = ROWS, firing.fire, firing.silent
+    fetch, step, started = Place.FETCH, Place.STEP, Place.ITERATION_STARTED
+    fire(rows[Place.STARTED], then=progress.place)
+    while (place := progress.place) is not Place.END:
+        if place is fetch:
+            # Polled before the batch is consumed, so that an interrupted run has not lost it.
+            if interrupts.flag.name is not None:
+                interrupts.poll()
+            if savers.open_stores:
+                savers.poll()
+            more = _has_iteration(parts)
+            progress.place = started if more else Place.EPOCH_COMPLETED
+        elif place is step:
+            blocks.dispatch()
+        elif place is Place.NEXT_EPOCH:
+            more = progress.epoch < (progress.max_epoch or 0)
+            if more:
+                interrupts.poll()
+            progress.place = Place.EPOCH_STARTED if more else Place.COMPLETED
+        else:
+            row = rows[place]
+            if row.event in silent:
+                progress.pass_by(row)
+                continue
+            if row.event is Event.EPOCH_STARTED:
+                _open_epoch(parts)
+            fire(row)
+            if row.ends_epoch:
+                if give:
+                    parts.observers.flush()
+                    with interrupts.paused():  # the caller's code runs
+                        yield parts.state()
+                    parts.carry.reclaim()
+                progress.leave(row)
+                prefetcher.close_epoch()
+
+
+def _open_epoch(parts: Parts) -> None:
+    progress, blocks = parts.progress, parts.blocks
+    parts.activity.now = ("while opening the data of epoch {}", progress.epoch)
+    parts.clock.begin_epoch()
+    blocks.quiet = 0
+    progress.begin_epoch(parts.prefetcher.open(progress.epoch, 0))
+    if blocks.program is None:
+        # The run resumed where the data of an epoch end, so this is the first batch that it sees.
+        sample = parts.source.sample()
+        if sample is not None:
+            blocks.specialize(sample, parts.carry.step_state)
+    blocks.reset_metrics()
+
+
+def _has_iteration(parts: Parts) -> bool:
+    """Returns whether this epoch has another iteration."""
+    progress, iterations = parts.progress, parts.options.iterations
+    if iterations is not None and progress.iteration >= iterations:
+        return False
+    if parts.prefetcher.num_ready:
+        return True
+    parts.activity.now = (
+        "while reading the data of epoch {} before iteration {}",
+        progress.epoch,
+        progress.iteration,
+    )
+    began = now()
+    more = parts.prefetcher.has_more()
+    parts.clock.epoch.data_s += now() - began
+    if not more:
+        _check_end(parts)
+    return more
+
+
+def _check_end(parts: Parts) -> None:
+    """Raises if the data of an epoch end where they must not."""
+    progress, iterations, source = parts.progress, parts.options.iterations, parts.source
+    if progress.iteration == 0 and not source.one_shot:
+        raise DataError(
+            f"run: the data of epoch {progress.epoch} are empty: they gave no batch",
+            fix="pass a re-iterable (a list, jl.batches) and not one that is used up",
+        )
+    if source.one_shot and iterations is not None:
+        raise DataError(
+            f"run: the one-shot iterator ran dry: it gave {source.reader.num_read} batches, and in "
+            f"epoch {progress.epoch} only {progress.iteration} of the {iterations} that "
+            "iterations= asks for",
+            fix="pass fewer epochs or iterations, or a re-iterable",
+        )

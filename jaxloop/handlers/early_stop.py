@@ -1,0 +1,63 @@
+"""Early stopping: a monitor that halts the loop.
+
+loop = early_stop(loop, "validation_loss", patience=5, restore_best=True)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxloop._core.events import EventLike, Status, StatusLike
+from jaxloop._core.filters import FilterLike
+from jaxloop._core.state import State
+from jaxloop._core.types import Mode
+from jaxloop._spec import SpecT
+from jaxloop.handlers.monitor import Watcher, watch
+
+
+def early_stop(
+    loop: SpecT,
+    metric: str,
+    *,
+    mode: Mode = "min",
+    patience: int = 3,
+    min_delta: float = 0.0,
+    restore_best: bool = False,
+    event: EventLike = "epoch_completed",
+    filter: FilterLike = "always",
+    name: str | None = None,
+) -> SpecT:
+    """Halts the loop when ``metric`` has not improved ``patience`` times in a row.
+
+    Args:
+        loop: The loop.
+        metric: The metric to watch.
+        mode: As for `monitor`.
+        patience: As for `monitor`.
+        min_delta: As for `monitor`.
+        restore_best: Whether the output of `run` is made from the step state of the best event.
+            The state that is saved stays the last.
+        event: As for `handle`.
+        filter: As for `handle`.
+        name: Its key in ``state.handler_state``, and what ``halted_by`` says. By default it is
+            made of the metric's name.
+
+    Raises:
+        ArgumentError: An argument is out of range, or the name is taken.
+        ArgumentTypeError: An argument has the wrong type.
+
+    Example:
+        >>> import jaxloop as jl
+        >>> step = lambda batch, state: jl.emit(state, x=batch)
+        >>> loop = jl.loop(step).metric(lambda x: x, "x", None, ["x"]).early_stop("x", patience=2)
+        >>> loop.run([1.0], epochs=9).halted_by
+        'early_stop_x'
+    """
+    name = name or f"early_stop_{metric}"
+    watcher = Watcher(name, metric, _halt, mode, patience, min_delta, keeps_state=restore_best)
+    loop = watch(loop, watcher, event, filter)
+    return loop.replace(best_from=name) if restore_best else loop
+
+
+def _halt(state: State[Any]) -> tuple[StatusLike, State[Any]]:
+    return Status.HALT_LOOP, state

@@ -1,0 +1,109 @@
+"""Learning-rate reduction: a monitor that scales the learning rate of any Optax optimizer.
+
+loop = reduce_lr_on_plateau(loop, "validation_loss", factor=0.5, patience=2)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxloop._core.checks import check_count
+from jaxloop._core.events import EventLike, Status, StatusLike
+from jaxloop._core.filters import FilterLike
+from jaxloop._core.state import State
+from jaxloop._core.types import Mode, PyTree
+from jaxloop._spec import SpecT
+from jaxloop.errors import ArgumentError
+from jaxloop.handlers.monitor import Watcher, watch
+
+
+def reduce_lr_on_plateau(
+    loop: SpecT,
+    metric: str,
+    *,
+    factor: float = 0.1,
+    mode: Mode = "min",
+    patience: int = 3,
+    min_delta: float = 0.0,
+    min_scale: float = 0.0,
+    cooldown: int = 0,
+    event: EventLike = "epoch_completed",
+    filter: FilterLike = "always",
+    name: str | None = None,
+) -> SpecT:
+    """Scales the learning rate by ``factor`` when ``metric`` has stopped improving.
+
+    Args:
+        loop: The loop.
+        metric: The metric to watch.
+        factor: What the scale is multiplied by, between 0 and 1.
+        mode: As for `monitor`.
+        patience: As for `monitor`.
+        min_delta: As for `monitor`.
+        min_scale: The lowest scale.
+        cooldown: Events after a reduction that do not count.
+        event: As for `handle`.
+        filter: As for `handle`.
+        name: Its key in ``state.handler_state``. By default it is made of the metric's name.
+
+    Raises:
+        ArgumentError: An argument is out of range, or from `run`: no learning rate was found.
+        ArgumentTypeError: An argument has the wrong type.
+    """
+    if not 0 < factor < 1:
+        raise ArgumentError(f"reduce_lr_on_plateau: factor must be between 0 and 1, got {factor}")
+    check_count("cooldown", cooldown, at_least=0, where="reduce_lr_on_plateau")
+    watcher = Watcher(
+        name or f"reduce_lr_on_plateau_{metric}",
+        metric,
+        _Reduce(factor, min_scale),
+        mode,
+        patience,
+        min_delta,
+        cooldown,
+    )
+    return watch(loop, watcher, event, filter)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reduce:
+    factor: float
+    min_scale: float
+
+    def __call__(self, state: State[Any]) -> tuple[StatusLike, State[Any]]:
+        step_state = scale_learning_rate(state.step_state, self.factor, self.min_scale)
+        return Status.CONTINUE, state.replace(step_state=step_state)
+
+
+def scale_learning_rate(step_state: PyTree, factor: float, min_scale: float) -> PyTree:
+    """Returns the step state with its learning rate scaled by ``factor``.
+
+    The trainer's optimizer carries ``learning_rate_scale``. In a step of your own, an optimizer
+    under `optax.inject_hyperparams` has ``learning_rate``, which is scaled itself.
+
+    Raises:
+        ArgumentError: The step state has neither.
+    """
+    for key in ("learning_rate_scale", "learning_rate"):
+        found = 0
+
+        def change(path: Any, leaf: Any, key: str = key) -> Any:
+            nonlocal found
+            last = path[-1] if path else None
+            if (getattr(last, "name", None) or getattr(last, "key", None)) != key:
+                return leaf
+            found += 1
+            low = min_scale if key == "learning_rate_scale" else 0.0
+            return jnp.maximum(leaf * jnp.asarray(factor, leaf.dtype), jnp.asarray(low, leaf.dtype))
+
+        changed = jax.tree_util.tree_map_with_path(change, step_state)
+        if found:
+            return changed
+    raise ArgumentError(
+        "reduce_lr_on_plateau found no learning rate in the step state",
+        fix="use jl.trainer, or make the optimizer with optax.inject_hyperparams(optax.adam)(...)",
+    )
