@@ -112,7 +112,7 @@ def test_a_good_run_is_not_disturbed():
     for action in ("halt", "rewind"):
         loop = MEAN.nan_guard(action, filter=jl.every(5))
         if action == "rewind":
-            with pytest.raises(ValueError, match="no checkpoint to go back to"):
+            with pytest.raises(ValueError, match="needs a checkpoint to return to"):
                 loop.run(DATA, start())
             continue
         assert digest(loop.run(DATA, start(), epochs=2)) == digest(plain)

@@ -3,7 +3,7 @@
     data = serialize_state(state)
     state = deserialize_state(data, like=state.step_state)
 
-Nothing of the bytes is looked at before their checksum was found right.
+Nothing in the bytes is interpreted before their checksum is verified.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ def serialize_state(
     compress: bool = False,
     serialize_step_state: Callable[[PyTree], bytes] | None = None,
 ) -> bytes:
-    """A state as bytes: versioned, checksummed, without pickle.
+    """Returns a state as bytes: versioned, with a checksum, without pickle.
 
     Args:
         state: A `State`.
         compress: Whether to compress with zlib.
-        serialize_step_state: Makes the bytes of the step state, for leaves of one's own kinds.
+        serialize_step_state: Makes the bytes of the step state, for leaves of your own kinds.
 
     Returns:
         Bytes for `deserialize_state`.
 
     Raises:
-        SerializationError: Something in the state cannot be kept.
+        SerializationError: Something in the state cannot be serialized.
 
     Example:
         >>> import jaxloop as jl
@@ -95,12 +95,12 @@ def deserialize_state(
     like: State | PyTree,
     deserialize_step_state: Callable[[bytes], PyTree] | None = None,
 ) -> State:
-    """The state that `serialize_state` made bytes of.
+    """Returns the state from which `serialize_state` made bytes.
 
     Args:
         data: The bytes.
         like: A `State`, or a step state of the same structure, shapes and dtypes.
-        deserialize_step_state: Undoes ``serialize_step_state``.
+        deserialize_step_state: The inverse of ``serialize_step_state``.
 
     Raises:
         SerializationError: The bytes are not a state, are truncated or altered, or do not fit.
@@ -142,7 +142,7 @@ def deserialize_state(
         )
         for model, (_, dtype, shape) in zip(models, record["leaves"][name], strict=True):
             leaf, rest = _take(rest, model, dtype, shape)
-            # Arrays of handlers stay NumPy's, of which JAX has not every dtype.
+            # Handlers' arrays stay NumPy's, because JAX does not have every dtype.
             leaves.append(leaf if name == "arrays" or is_key(leaf) else jnp.asarray(leaf))
         if name in NUMBERED:
             trees[name] = numbered(leaves)

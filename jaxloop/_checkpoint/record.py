@@ -1,10 +1,10 @@
-"""A `State` as a record for JSON and trees of arrays: what both ways of keeping it share.
+"""A `State` as a record for JSON and trees of arrays, which folders and bytes have in common.
 
     record, trees = pack(state)
     state = unpack(record, trees)
 
-Whatever a run needs to go on is in the record or in the trees: nothing lives elsewhere. No pickle
-is written or read.
+Everything that a run needs to resume is in the record or in the trees. No pickle is written or
+read. If you change the record's contents, bump its format version.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from jaxloop._data.position import FROM_COUNTERS, Position
 from jaxloop.errors import SerializationError
 
 FORMAT = 1
-"""The version of the record; a later jaxloop reads every earlier one."""
+"""The version of the record. A later jaxloop reads every earlier one."""
 
 
 NUMBERED = ("accumulators", "arrays")
-"""The trees whose structure is not the step state's: numbered leaves."""
+"""The trees of numbered leaves, which do not have the structure of the step state."""
 
 
-INLINE_BYTES = 1024
-"""Larger arrays of handlers are kept as arrays, not in the text of the record."""
+_INLINE_BYTES = 1024
+"""Larger arrays of handlers are kept as arrays, smaller ones in the text of the record."""
 
 
 def pack(state: State) -> tuple[dict[str, Any], dict[str, PyTree]]:
-    """A state as ``(record, trees)``: what JSON holds, and arrays by the name of their tree.
+    """Returns a state as ``(record, trees)``: data for JSON, and arrays by the name of their tree.
 
     Raises:
-        SerializationError: Something that a handler or the data left in it cannot be kept.
+        SerializationError: A handler or the data left something in it that cannot be kept.
     """
     step_state = state.loan.step_state
     arrays: dict[str, Any] = {}
     trees: dict[str, PyTree] = {
         "step_state": step_state,
-        # Leaves alone: their structure is the metrics', which the loop knows.
+        # The leaves alone: their structure is that of the metrics, which the loop knows.
         "accumulators": numbered(jax.tree.leaves(state.loan.accumulators)),
         "arrays": arrays,
     }
@@ -64,17 +64,17 @@ def pack(state: State) -> tuple[dict[str, Any], dict[str, PyTree]]:
 
 
 def step_state_of(like: State | PyTree) -> PyTree:
-    """The step state that a ``like=`` stands for; looking does not keep it from being donated."""
+    """Returns the step state that ``like=`` means. Reading it here does not count as a loan."""
     return like.loan.step_state if isinstance(like, State) else like
 
 
 def numbered(leaves: list[Any]) -> dict[str, Any]:
-    """A tree of leaves whose order is theirs."""
+    """Returns leaves as a tree that keeps their order."""
     return {f"{i:05d}": leaf for i, leaf in enumerate(leaves)}
 
 
 def describe(tree: PyTree) -> list[list[Any]]:
-    """``[path, dtype, shape]`` of each leaf."""
+    """Returns ``[path, dtype, shape]`` of each leaf."""
     return [
         [jax.tree_util.keystr(path), str(leaf.dtype), list(leaf.shape)]
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -82,7 +82,7 @@ def describe(tree: PyTree) -> list[list[Any]]:
 
 
 class _Packer:
-    """Turns what handlers remember into what JSON holds."""
+    """Turns what handlers remember into data for JSON."""
 
     def __init__(self, step_state: PyTree, trees: dict[str, PyTree], arrays: dict[str, Any]):
         self._trees, self._arrays = trees, arrays
@@ -115,13 +115,13 @@ class _Packer:
             items = [self.pack(v, f"{where}[{i}]") for i, v in enumerate(value)]
             return {"$tuple" if isinstance(value, tuple) else "$list": items}
         raise SerializationError(
-            f"{where} is a {type(value).__name__}, and cannot be kept",
+            f"{where} must be something that a checkpoint can keep, got a {type(value).__name__}",
             fix="keep numbers, strings, bytes, arrays, keys, and dicts, lists and plain tuples of "
-            "them; or a whole step state",
+            "them, or a whole step state",
         )
 
     def columns(self, table: Mapping[int, Mapping[str, Any]], where: str) -> dict[str, Any]:
-        """``{row: {name: value}}`` by columns: quick, and short, where there are many rows."""
+        """Returns ``{row: {name: value}}`` by columns, which is fast and short for many rows."""
         columns: dict[Any, tuple[list[int], list[Any]]] = {}
         others: dict[int, dict[str, Any]] = {}
         for row, values in table.items():
@@ -151,7 +151,7 @@ class _Packer:
 
     def _array(self, value: Any) -> dict[str, Any]:
         on_device = isinstance(value, jax.Array)
-        if value.nbytes <= INLINE_BYTES:
+        if value.nbytes <= _INLINE_BYTES:
             kept = _inline(np.asarray(value))
         else:
             name = f"{len(self._arrays):05d}"
@@ -166,12 +166,12 @@ def _inline(array: np.ndarray[Any, Any]) -> dict[str, Any]:
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether it has a shape and a dtype."""
+    """Returns whether a leaf has a shape and a dtype."""
     return isinstance(leaf, np.ndarray | np.generic | jax.Array)
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether it is an array of typed PRNG keys."""
+    """Returns whether a leaf is an array of typed PRNG keys."""
     return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
@@ -195,6 +195,7 @@ def _unpacked(value: Any, trees: dict[str, PyTree]) -> Any:
     if "$key" in value:
         return jax.random.wrap_key_data(jnp.asarray(again(value["$key"])), impl=value["impl"])
     if "$torch" in value:
+        # An optional dependency: a state that holds a tensor comes from a process that has it.
         import torch
 
         return torch.from_numpy(np.array(again(value["$torch"])))
@@ -208,7 +209,7 @@ def _unpacked(value: Any, trees: dict[str, PyTree]) -> Any:
 
 
 def _table(kept: dict[str, Any], trees: dict[str, PyTree]) -> dict[int, dict[str, Any]]:
-    """What `_Packer.columns` packed."""
+    """Undoes `_Packer.columns`."""
     table: dict[int, dict[str, Any]] = {row: {} for row in kept["rows"]}
     for name, rows, values in kept["columns"]:
         for row, value in zip(rows, _unpacked(values, trees), strict=True):
@@ -219,24 +220,23 @@ def _table(kept: dict[str, Any], trees: dict[str, PyTree]) -> dict[int, dict[str
 
 
 def check_format(record: dict[str, Any]) -> None:
-    """Raises if a later jaxloop packed it.
+    """Raises if a later jaxloop wrote the record.
 
     Raises:
-        SerializationError: One did.
+        SerializationError: It did.
     """
     if record["format"] > FORMAT:
         raise SerializationError(
-            f"the state is of format {record['format']}, and this jaxloop knows formats up to "
-            f"{FORMAT}",
+            f"the state must be of format {FORMAT} or earlier, got format {record['format']}",
             fix="use the jaxloop that wrote it, or a later one",
         )
 
 
 def unpack(record: dict[str, Any], trees: dict[str, PyTree]) -> State:
-    """The state that was packed.
+    """Returns the state of a record and its trees.
 
     Raises:
-        SerializationError: It was packed by a later jaxloop.
+        SerializationError: A later jaxloop wrote the record.
     """
     check_format(record)
     fields: dict[str, Any] = {}
@@ -315,10 +315,10 @@ _CODECS: dict[str, _Codec] = {
 
 
 def check_leaves(record: dict[str, Any], like: PyTree, where: str) -> None:
-    """Raises if the step state that was kept is not one like ``like``; lists what differs.
+    """Raises if a record's step state differs from ``like`` in a leaf, a shape or a dtype.
 
     Raises:
-        SerializationError: It is not.
+        SerializationError: It does; the error lists the leaves.
     """
     kept = {name: (dtype, tuple(shape)) for name, dtype, shape in record["leaves"]["step_state"]}
     mine = {name: (dtype, tuple(shape)) for name, dtype, shape in describe(like)}
@@ -328,17 +328,17 @@ def check_leaves(record: dict[str, Any], like: PyTree, where: str) -> None:
         if kept.get(name) != mine.get(name)
     ]
     if differ:
-        more = f"; and {len(differ) - MOST_LEAVES} more" if len(differ) > MOST_LEAVES else ""
+        more = f"; and {len(differ) - _MOST_LEAVES} more" if len(differ) > _MOST_LEAVES else ""
         raise SerializationError(
-            f"{where} holds the state of another model or optimizer; these leaves differ: "
-            + "; ".join(differ[:MOST_LEAVES])
+            f"{where} belongs to another model or optimizer; these leaves differ: "
+            + "; ".join(differ[:_MOST_LEAVES])
             + more,
             fix="use the model, optimizer and step that the state was made with",
         )
 
 
-MOST_LEAVES = 20
-"""So many are listed in an error."""
+_MOST_LEAVES = 20
+"""How many leaves an error lists."""
 
 
 def _words(leaf: tuple[str, tuple[int, ...]] | None) -> str:
@@ -346,6 +346,6 @@ def _words(leaf: tuple[str, tuple[int, ...]] | None) -> str:
 
 
 def checksum(record: dict[str, Any]) -> str:
-    """What a record must add up to; its own ``sha256`` left out."""
+    """Returns the checksum of a record without its own ``sha256``."""
     plain = {name: value for name, value in record.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

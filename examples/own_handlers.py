@@ -1,0 +1,94 @@
+"""A handler package of your own, made from public names alone.
+
+    python examples/own_handlers.py
+
+A handler is a function from loop to loop. `save_records` has a memory, checks the loop before the
+first step, and asks for saves. It works as the built-in handlers do: a run that is killed and
+started again makes the same decisions.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import jax.numpy as jnp
+
+import jaxloop as jl
+from jaxloop.handlers import (
+    CheckpointTrigger,
+    FolderStore,
+    LoopSpec,
+    SpecT,
+    as_events,
+    as_filter,
+    is_better,
+    read_scalar,
+)
+
+
+def save_records(
+    loop: SpecT, metric: str, path: str, *, at_most: int, name: str = "save_records"
+) -> SpecT:
+    """Saves the state each time ``metric`` sets a record, but at most so many times.
+
+    Args:
+        loop: The loop.
+        metric: A metric whose larger values are better.
+        path: The folder of the checkpoints.
+        at_most: How many records are saved.
+        name: The key of its memory in ``state.handler_state``.
+    """
+    folder = FolderStore(path, keep=None)
+
+    def decide(state: jl.State[Any]) -> jl.State[Any] | None:
+        memory = state.handler_state.get(name, {"best": float("nan"), "saved": 0})
+        value = read_scalar(state, f"`{name}`", metric)
+        if memory["saved"] >= at_most or not is_better(value, memory["best"], "max", 0.0):
+            return None
+        memory = {"best": value, "saved": memory["saved"] + 1}
+        return state.replace(handler_state={**state.handler_state, name: memory})
+
+    def check(loop: LoopSpec) -> None:
+        folder.check(loop)
+        if at_most < 1:
+            raise ValueError(f"{name}: at_most must be at least 1, got {at_most}")
+
+    return loop.attach(
+        CheckpointTrigger(
+            as_events("epoch_completed"),
+            as_filter("always"),
+            name,
+            decide=decide,
+            open_store=folder,
+            watches=(metric,),
+            check=check,
+            unique=True,
+        )
+    )
+
+
+def main() -> None:
+    """Trains on the digits, and shows what was saved."""
+    train, test = jl.datasets.digits()
+    model = (
+        lambda key, x: {"w": jnp.zeros((64, 10)), "b": jnp.zeros(10)},
+        lambda params, x: x.reshape(len(x), -1) @ params["w"] + params["b"],
+    )
+    with tempfile.TemporaryDirectory() as path:
+        loop = (
+            jl.trainer(model, "softmax_cross_entropy_with_integer_labels", "adam", log=0)
+            .metric("accuracy")
+            .validate(jl.batches(test, 128))
+        )
+        loop = save_records(loop, "validation_accuracy", path, at_most=3)
+        state = loop.run(
+            jl.batches(train, 32, shuffle=True), epochs=8, output_transform=lambda state: state
+        )
+        memory = state.handler_state["save_records"]
+        print(f"{memory['saved']} records, the best of them {memory['best']:.1%}")
+        assert memory["saved"] == 3 and jl.restore(path).step > 0
+
+
+if __name__ == "__main__":
+    main()
