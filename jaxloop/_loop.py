@@ -24,7 +24,13 @@ from jaxloop._core.types import PyTree
 from jaxloop._program.cache import Programs
 from jaxloop._spec import Attachment, EventLike, FilterLike, Handler
 from jaxloop.errors import ArgumentError, ArgumentTypeError
-from jaxloop.metrics.declare import Declared, declare
+from jaxloop.metrics.declare import (
+    AccumulateLike,
+    FieldsLike,
+    MetricLike,
+    MetricSpec,
+    declare,
+)
 
 if TYPE_CHECKING:
     from jaxloop._engine.report import Report
@@ -45,7 +51,7 @@ class Loop:
     init_fn: Callable[[PyTree, PyTree], PyTree] | None = None
     output_transform: Callable[[State], Any] | None = None
     attachments: tuple[Attachment, ...] = ()
-    metrics: tuple[Declared, ...] = ()
+    metrics: tuple[MetricSpec, ...] = ()
     start: State | None = None
     resume_path: str | None = None
     best_of: str | None = None
@@ -140,10 +146,10 @@ class Loop:
 
     def metric(
         self,
-        metric: Any,
+        metric: MetricLike,
         name: str | None = None,
-        accumulate: str | Callable[..., Any] | None = None,
-        transform_or_fields: Any = ("y_true", "y_pred"),
+        accumulate: AccumulateLike = None,
+        transform_or_fields: FieldsLike = ("y_true", "y_pred"),
     ) -> Loop:
         """Accumulates a metric over each epoch, exactly, on the device.
 

@@ -10,7 +10,6 @@ from jaxloop._core.events import Event
 from jaxloop._core.filters import Filter
 from jaxloop._core.state import State
 from jaxloop._core.types import PyTree
-from jaxloop.metrics.collection import Collection
 
 if TYPE_CHECKING:
     from jaxloop._loop import Loop
@@ -75,8 +74,3 @@ class Attachment:
     """Of a guard: whether it asks to go back to the newest checkpoint, and not to halt."""
     reserved: bool = False
     """Whether the name keys a memory of its own, so that no other may have it."""
-
-
-def collection(loop: Loop) -> Collection:
-    """The loop's metrics as one value."""
-    return Collection(loop.metrics)

@@ -45,7 +45,7 @@ from jaxloop._engine.report import Report, check_metrics
 from jaxloop._loop import Loop
 from jaxloop._program.block import Output, Program
 from jaxloop._program.metric_rows import Row, Rows
-from jaxloop._spec import Attachment, Saves, collection
+from jaxloop._spec import Attachment, Saves
 from jaxloop.errors import (
     ArgumentError,
     CheckpointError,
@@ -276,7 +276,7 @@ class Run:
 
     def _compile_for(self, sample: Batch, state: PyTree) -> None:
         self.program = self.loop._programs.specialize(
-            self.loop.step_fn, collection(self.loop), sample, state, fuse=self.fuse, jit=self.jit
+            self.loop.step_fn, self.loop.metrics, sample, state, fuse=self.fuse, jit=self.jit
         )
         self.feed.configure(self.program.rows, placement(state), self.loop._programs.numbers)
 
@@ -683,7 +683,7 @@ class Run:
 
     def _find_extra(self) -> None:
         """Finds the metrics that are not accumulated: handlers added them to the epoch's."""
-        known = () if self.program is None else self.program.bound.names
+        known = () if self.program is None else self.program.metrics.names
         self.extra = {n: v for n, v in self.metrics.get().items() if n not in known}
 
     def _change_step_state(self, changed: PyTree, one: Attachment) -> None:

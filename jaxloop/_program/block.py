@@ -1,6 +1,6 @@
 """The executables: a step and its metrics as one compiled block with a traced bound.
 
-    program = specialize(step_fn, collection, batch, state, fuse="auto", jit=True)
+    program = specialize(step_fn, specs, batch, state, fuse="auto", jit=True)
     accs = program.init_metrics()
     out = program.run((state, accs), source, start, bound)    # any number of batches, same bits
     values = program.values(out.ring, 0, 10)                  # metrics after ten iterations
@@ -26,7 +26,7 @@ from jaxloop._core.arrays import abstract, put
 from jaxloop._core.types import PyTree
 from jaxloop._data.device_rows import Single, Stacked
 from jaxloop._program.step import Step
-from jaxloop.metrics.collection import Bound
+from jaxloop.metrics.binding import Metrics
 
 
 class Output(NamedTuple):
@@ -60,7 +60,7 @@ class Program:
     """
 
     step: Step
-    bound: Bound
+    metrics: Metrics
     capacity: int
     rows: int
     options: dict[str, Any] | None
@@ -73,7 +73,7 @@ class Program:
         if self.options is not None:
             self._call = jax.jit(block, **{"donate_argnums": (0,), **self.options})
             self._init = jax.jit(self._fresh_metrics)
-        self._accumulators = jax.eval_shape(self.bound.init)
+        self._accumulators = jax.eval_shape(self.metrics.init)
         self._compute = jax.jit(self._compute_rows)
         self._fresh: dict[str, PyTree] | None = None
 
@@ -95,12 +95,12 @@ class Program:
         return self._init()
 
     def _fresh_metrics(self) -> list[jax.Array]:
-        return _packed(self.bound.init())
+        return _packed(self.metrics.init())
 
     def _advance(self, carry: Any, batch: PyTree) -> tuple[PyTree, PyTree, dict[str, PyTree]]:
         state, accs = carry
         new, outputs = self.step(batch, state)
-        accs = self.bound.update(_unpacked(accs, self._accumulators), outputs, new, batch)
+        accs = self.metrics.update(_unpacked(accs, self._accumulators), outputs, new, batch)
         return new, _packed(accs), outputs
 
     def _single(self, carry: Any, source: Any, start: Any, bound: Any) -> Output:
@@ -142,7 +142,7 @@ class Program:
 
         def row(i: Any) -> dict[str, PyTree]:
             at = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), ring)
-            return self.bound.compute(_unpacked(at, self._accumulators))
+            return self.metrics.compute(_unpacked(at, self._accumulators))
 
         shapes = jax.eval_shape(row, jax.ShapeDtypeStruct((), jnp.int32))
         values = jax.tree.map(lambda v: jnp.zeros((rows, *v.shape), v.dtype), shapes)
@@ -161,7 +161,7 @@ class Program:
             A function that gives them as NumPy arrays with a leading axis of rows; the copy to the
             host has begun, and is waited for there.
         """
-        computed = self._compute(ring, start, stop) if self.bound.names else {}
+        computed = self._compute(ring, start, stop) if self.metrics.names else {}
         for leaf in jax.tree.leaves(computed):
             leaf.copy_to_host_async()
         return functools.partial(jax.device_get, computed)

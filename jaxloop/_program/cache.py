@@ -14,7 +14,8 @@ from jaxloop._core.types import PyTree
 from jaxloop._program.block import Program
 from jaxloop._program.sizing import capacity_of, rows_of
 from jaxloop._program.step import Step
-from jaxloop.metrics.collection import Collection
+from jaxloop.metrics.binding import bind
+from jaxloop.metrics.declare import MetricSpec
 
 
 class Programs:
@@ -29,7 +30,7 @@ class Programs:
     def specialize(
         self,
         step_fn: Callable[[PyTree, PyTree], PyTree],
-        collection: Collection,
+        specs: tuple[MetricSpec, ...],
         batch: Batch,
         state: PyTree,
         *,
@@ -48,11 +49,11 @@ class Programs:
         step = Step(step_fn, eager=options is None)
         shapes = abstract(batch.value)
         jaxpr, (new, outputs) = step.trace(shapes, state)
-        bound = collection.bind(outputs, new, shapes)
+        metrics = bind(specs, outputs, new, shapes)
         capacity = (
-            1 if options is None else capacity_of(jaxpr, shapes, jax.eval_shape(bound.init), fuse)
+            1 if options is None else capacity_of(jaxpr, shapes, jax.eval_shape(metrics.init), fuse)
         )
-        program = Program(step, bound, capacity, rows_of(capacity, shapes), options)
+        program = Program(step, metrics, capacity, rows_of(capacity, shapes), options)
         self._programs[key] = program
         return program
 

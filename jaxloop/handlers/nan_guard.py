@@ -26,8 +26,7 @@ from jaxloop._core.types import PyTree
 from jaxloop._loop import Loop
 from jaxloop._spec import Attachment, EventLike, FilterLike
 from jaxloop.errors import ArgumentError, unknown_name
-from jaxloop.metrics import Metric
-from jaxloop.metrics.collection import SKIPPED
+from jaxloop.metrics import SKIPPED, Metric
 
 ACTIONS = ("halt", "skip", "rewind")
 MOST_LEAVES = 5

@@ -19,7 +19,7 @@ from jaxloop._loop import Loop
 from jaxloop._program.cache import Programs
 from jaxloop._spec import Attachment, EventLike, FilterLike
 from jaxloop.errors import ArgumentError, ArgumentTypeError
-from jaxloop.metrics.collection import SKIPPED
+from jaxloop.metrics import SKIPPED
 
 
 @dataclasses.dataclass(frozen=True)
