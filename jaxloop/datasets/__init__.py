@@ -1,4 +1,4 @@
-"""Small real data sets that ship with the package.
+"""Small, real data sets that jaxloop ships.
 
 (x_train, y_train), (x_test, y_test) = digits()
 """
