@@ -1,7 +1,10 @@
 """Accumulators that a compiled loop can carry: the same structure, shapes and dtypes every time.
 
-acc = strongly_typed(metric.init())
-acc = cast_like("accuracy", metric.update(acc, y_true, y_pred), acc)
+    acc = strongly_typed(metric.init())
+    acc = cast_like("accuracy", metric.update(acc, y_true, y_pred), acc)
+
+Invariant: after any number of updates, an accumulator has the shapes and dtypes that it had
+at the start.
 """
 
 from __future__ import annotations

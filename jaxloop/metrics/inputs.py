@@ -1,7 +1,9 @@
 """What the metrics of a loop may read: what a step reports, what it carries, and its batch.
 
-inputs = Inputs.of(outputs, step_state, batch)
-y_true, y_pred = inputs.arguments(spec)
+    inputs = Inputs.of(outputs, step_state, batch)
+    y_true, y_pred = inputs.arguments(spec)
+
+Invariant: a value that the step reports hides a carried value of the same name.
 """
 
 from __future__ import annotations
