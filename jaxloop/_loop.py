@@ -34,6 +34,7 @@ from jaxloop.metrics.declare import (
 
 if TYPE_CHECKING:
     from jaxloop._engine.report import Report
+    from jaxloop._supervised.task import SupervisedTask
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -55,7 +56,7 @@ class Loop:
     start: State | None = None
     resume_path: str | None = None
     best_of: str | None = None
-    supervised: Any = None
+    supervised: SupervisedTask | None = None
     """For `validate`: what knows the model and the loss; None for a loop of one's own step."""
     _programs: Programs = dataclasses.field(default_factory=Programs, compare=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from jaxloop._core.events import Event
 from jaxloop._core.filters import Filter
@@ -21,6 +21,25 @@ FilterLike = Filter | str | Mapping[str, Any] | Callable[[Any], bool]
 
 
 Handler = Callable[[State], Any]
+
+
+@runtime_checkable
+class PreparedInit(Protocol):
+    """An init function in three parts, of which only ``fn`` is compiled.
+
+    A loop takes any ``init_fn(batch, init_state)``. If it has these three parts, the run calls them
+    in this order: ``prepare``, ``fn``, ``check``.
+    """
+
+    @property
+    def fn(self) -> Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]:
+        """``(batch, prepared) -> (step_state, evidence)``, a pure function."""
+
+    def prepare(self, init_state: Any) -> PyTree:
+        """Returns what the user passed to `run` as arrays that can go through `jax.jit`."""
+
+    def check(self, evidence: PyTree) -> None:
+        """Raises if the evidence, which ``fn`` computed from the first batch, shows a mistake."""
 
 
 class Saves(Protocol):

@@ -45,7 +45,7 @@ from jaxloop._engine.report import Report, check_metrics
 from jaxloop._loop import Loop
 from jaxloop._program.block import Output, Program
 from jaxloop._program.metric_rows import Row, Rows
-from jaxloop._spec import Attachment, Saves
+from jaxloop._spec import Attachment, PreparedInit, Saves
 from jaxloop.errors import (
     ArgumentError,
     CheckpointError,
@@ -200,13 +200,15 @@ class Run:
         loop = self.loop
         if loop.init_fn is None:
             return copy(as_state({} if init_state is None else init_state, "run(init_state=)"))
-        if loop.supervised is not None:
-            init_state = loop.supervised.prepare(init_state, sample.value)
-        fn = getattr(loop.init_fn, "fn", loop.init_fn)  # prepared here, outside the trace
-        init = loop._programs.init(fn, self.options is not None)
-        state, outputs = split_emission(init(put(sample.value), put(init_state)))
-        if loop.supervised is not None:
-            loop.supervised.check(outputs)
+        jit = self.options is not None
+        if isinstance(loop.init_fn, PreparedInit):
+            init = loop._programs.init(loop.init_fn.fn, jit)
+            prepared = loop.init_fn.prepare(init_state)
+            state, evidence = init(put(sample.value), put(prepared))
+            loop.init_fn.check(evidence)
+        else:
+            init = loop._programs.init(loop.init_fn, jit)
+            state, _ = split_emission(init(put(sample.value), put(init_state)))
         return copy(as_state(state, "what init_fn returned"))
 
     def _resumed(self, init_state: PyTree) -> State | None:

@@ -62,9 +62,10 @@ def attach_validate(
                 "validate: this loop has no model of its own",
                 fix="pass model=, or make the loop with jl.trainer",
             )
-        from jaxloop._factories import Supervised
+        # Imported here, so that `import jaxloop` does not import Optax.
+        from jaxloop._supervised.task import SupervisedTask
 
-        supervised = Supervised(model)
+        supervised = SupervisedTask(model)
     metrics = tuple(one for one in loop.metrics if one.name != SKIPPED)
     if not metrics:
         raise ArgumentError(
