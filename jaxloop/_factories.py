@@ -157,13 +157,15 @@ def trainer(
 
     loop = Loop(step_fn, init_fn, output, supervised=SupervisedTask(model, loss))
     loop = dataclasses.replace(loop, metrics=(declare_batch_mean("loss", "loss"),))
-    if log:
-        write = line_writer(progress_line, None)
-        loop = loop.observe(Event.ITERATION_COMPLETED, write, every(log, per="epoch"), name="log")
-        loop = loop.observe([Event.EPOCH_COMPLETED, Event.EPOCH_HALTED], write, name="log")
-        last = line_writer(times_line, None)
-        loop = loop.observe([Event.COMPLETED, Event.HALTED], last, name="log")
-    return loop
+    return _with_log(loop, log) if log else loop
+
+
+def _with_log(loop: Loop, log: int) -> Loop:
+    write = line_writer(progress_line, None)
+    loop = loop.observe(Event.ITERATION_COMPLETED, write, every(log, per="epoch"), name="log")
+    loop = loop.observe([Event.EPOCH_COMPLETED, Event.EPOCH_HALTED], write, name="log")
+    last = line_writer(times_line, None)
+    return loop.observe([Event.COMPLETED, Event.HALTED], last, name="log")
 
 
 def evaluator(model: ModelLike) -> Loop:

@@ -5,8 +5,8 @@
     state, evidence = jax.jit(init_fn.fn)(batch, prepared)
     init_fn.check(evidence)                                   # raises, after the computation
 
-Invariant: ``prepare`` turns whatever a user of the model may pass, such as an NNX module, into a
-pytree of arrays, so that ``fn`` can be compiled.
+Invariant: ``prepare`` turns the state that the user passes, such as an NNX module, into a pytree of
+arrays, so that ``fn`` can be compiled.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SupervisedInit:
     Attributes:
         fn: ``(batch, prepared) -> (state, evidence)``, a pure function.
         load: Turns the state that the user passed to `run` into (a part of) a model state.
-        loss: The loss, for the check. None if there is nothing to check.
+        loss: The loss, for the check. None if nothing is checked.
     """
 
     fn: Callable[[PyTree, PyTree], tuple[PyTree, Evidence]]

@@ -55,7 +55,7 @@ def reduce(loss_value: ArrayLike, sample_weight: ArrayLike | None, num_examples:
         A scalar.
 
     Raises:
-        ShapeError: There are weights and the loss is a scalar, or a shape does not fit.
+        ShapeError: The loss is a scalar and the batch has weights, or a shape does not fit.
 
     Example:
         >>> import jax.numpy as jnp

@@ -97,8 +97,8 @@ class Metrics:
         skipped = inputs.reported.get(SKIPPED)
         if skipped is None:
             return new
-        kept = jax.tree.map(lambda a, b: jnp.where(skipped, a, b), dict(accs), new)
-        return {name: new[name] if name == SKIPPED else kept[name] for name in new}
+        chosen = jax.tree.map(lambda a, b: jnp.where(skipped, a, b), dict(accs), new)
+        return {name: new[name] if name == SKIPPED else chosen[name] for name in new}
 
     def merge(self, a: Mapping[str, PyTree], b: Mapping[str, PyTree]) -> Accumulators:
         """Combines two sets of accumulators, of which ``b`` is the later one."""

@@ -295,7 +295,7 @@ def _ratio(name: str, numerator: str, rest: str, threshold: float) -> Metric:
 
     def compute(acc: dict[str, Pair]) -> jax.Array:
         value = divide_pairs(acc["part"], acc["whole"], 0.0)
-        # If there are data, 0 / 0 is 0, as in scikit-learn. Without data there is no value.
+        # With data, 0 / 0 is 0, as in scikit-learn. Without data, the value is NaN.
         return jnp.where(acc["seen"].hi == 0, jnp.nan, value)
 
     return Metric(init, update, merge_pairs, compute, name)
@@ -328,7 +328,7 @@ def _columns(name: str, y_true: jax.Array, y_pred: jax.Array) -> tuple[jax.Array
         raise errors.ShapeError(
             f"metric {name!r}: y_true and y_pred must have shape (batch,) or (batch, 1), got "
             f"{y_true.shape} and {y_pred.shape}",
-            fix="if there are several classes, select one of them first",
+            fix="select one class first if the model predicts several",
         )
     return y_true.reshape(-1), y_pred.reshape(-1)
 

@@ -65,7 +65,7 @@ def model_output(
 
     Raises:
         ArgumentError: A keyword is missing. The message lists the ones that exist.
-        ShapeError: There are weights, and the class takes none.
+        ShapeError: The batch has weights, and the class takes none.
     """
     known = dict(outputs)
     known.pop("sample_weight", None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from jaxloop import errors, losses
 from jaxloop._core.types import PyTree
@@ -162,7 +162,7 @@ def declare_batch_mean(name: str, field: str) -> MetricSpec:
     return MetricSpec(name, BatchMean(), "running_average", (field,))
 
 
-def _checked_name(metric: MetricLike, name: Any) -> str:
+def _checked_name(metric: MetricLike, name: object) -> str:
     if name is not None:
         if not isinstance(name, str) or not name:
             raise errors.ArgumentTypeError(

@@ -25,7 +25,7 @@ class BatchWeights(NamedTuple):
     Attributes:
         weight: ``(batch,)`` or None.
         num_examples: The length of the batch axis, a Python int.
-        total: The sum of the weights, or the number of examples if there are no weights.
+        total: The sum of the weights, or the number of examples if the batch has none.
         present: Whether ``total`` is not 0, a boolean scalar.
     """
 
@@ -52,7 +52,7 @@ def batch_weights(weight: ArrayLike | None, num_examples: int, where: str) -> Ba
 
 
 def check_weight(weight: ArrayLike | None, num_examples: int, where: str) -> jax.Array | None:
-    """Returns the weights as an array, or None if there are none.
+    """Returns the weights as an array, or None if the batch has none.
 
     Raises:
         ShapeError: The weights are not one number per example.

@@ -17,7 +17,7 @@ from jaxloop._core.types import PyTree
 from jaxloop._supervised.models.adapter import ModelAdapter
 
 
-def accepts(model: Any) -> bool:
+def accepts(model: object) -> bool:
     """Returns whether ``model`` is an Equinox module."""
     return isinstance(model, eqx.Module)
 

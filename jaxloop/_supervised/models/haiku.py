@@ -12,7 +12,7 @@ from typing import Any
 from jaxloop._supervised.models.adapter import ModelAdapter
 
 
-def accepts(model: Any) -> bool:
+def accepts(model: object) -> bool:
     """Returns whether ``model`` comes from `hk.transform` or `hk.transform_with_state`."""
     return type(model).__name__ in ("Transformed", "TransformedWithState")
 

@@ -27,7 +27,7 @@ TRAIN_FLAGS = {
 _NOT_CARRIED = ("intermediates",)
 
 
-def accepts(model: Any) -> bool:
+def accepts(model: object) -> bool:
     """Returns whether ``model`` is a Linen module."""
     return isinstance(model, nn.Module)
 
@@ -37,12 +37,12 @@ def adapt(module: nn.Module) -> ModelAdapter:
     declared = inspect.signature(type(module).__call__).parameters
     flags = [name for name in TRAIN_FLAGS if name in declared]
 
-    def arguments(train: bool) -> dict[str, Any]:
+    def flag_values(train: bool) -> dict[str, Any]:
         return {name: TRAIN_FLAGS[name] == train for name in flags}
 
     def init(key: jax.Array, x: PyTree) -> PyTree:
         keys = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
-        variables = module.init(keys, x, **arguments(train=False))
+        variables = module.init(keys, x, **flag_values(train=False))
         return {name: value for name, value in variables.items() if name not in _NOT_CARRIED}
 
     def split(state: PyTree) -> tuple[PyTree, PyTree]:
@@ -55,9 +55,9 @@ def adapt(module: nn.Module) -> ModelAdapter:
         variables = {"params": params, **rest}
         rngs = None if key is None else {"dropout": key}
         if not (train and rest):
-            return module.apply(variables, x, rngs=rngs, **arguments(train)), rest
+            return module.apply(variables, x, rngs=rngs, **flag_values(train)), rest
         prediction, changed = module.apply(
-            variables, x, rngs=rngs, mutable=list(rest), **arguments(train)
+            variables, x, rngs=rngs, mutable=list(rest), **flag_values(train)
         )
         return prediction, {**rest, **changed}
 

@@ -18,7 +18,7 @@ from jaxloop._core.types import PyTree
 from jaxloop._supervised.models.adapter import ModelAdapter
 
 
-def accepts(model: Any) -> bool:
+def accepts(model: object) -> bool:
     """Returns whether ``model`` is an NNX module."""
     return isinstance(model, nnx.Module)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from jaxloop._core.types import PyTree
 from jaxloop._supervised.models.adapter import ModelAdapter
@@ -41,7 +41,7 @@ class Model:
     apply: Callable[..., tuple[PyTree, PyTree]]
 
 
-def accepts(model: Any) -> TypeGuard[Model | Pair]:
+def accepts(model: object) -> TypeGuard[Model | Pair]:
     """Returns whether ``model`` is a `Model` or a pair of functions."""
     if isinstance(model, Model):
         return True
