@@ -1,57 +1,66 @@
-"""Supervised loops: `trainer`, `evaluator`, and the bare steps that they are made of.
+"""Supervised loops (`trainer`, `evaluator`), and the steps that they are made of.
 
-loop = trainer(model, "softmax_cross_entropy_with_integer_labels", "adam").metric("accuracy")
-model_state = loop.run(batches((x, y), 32), epochs=10)
-evaluator(model).metric("accuracy").run(batches((x, y), 32), model_state)
+    loop = trainer(model, "softmax_cross_entropy_with_integer_labels", "adam").metric("accuracy")
+    model_state = loop.run(batches((x, y), 32), epochs=10)
+    values = evaluator(model).metric("accuracy").run(batches((x, y), 32), model_state)
+
+Invariant: a factory checks its arguments when you call it, before any data are read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from jaxloop._core.interrupts import Interrupted
 from jaxloop._core.state import State
-from jaxloop._core.step_result import split_emission
 from jaxloop._core.types import PyTree
 from jaxloop._loop import Loop
-from jaxloop._supervised.models import adapt
+from jaxloop._supervised.loss_scale import LossScaleLike
+from jaxloop._supervised.models import ModelLike, adapt
 from jaxloop._supervised.steps import make_eval_step, make_train_step
-from jaxloop._supervised.task import Supervised
+from jaxloop._supervised.task import SupervisedTask
 from jaxloop.errors import ArgumentError, ArgumentTypeError
 from jaxloop.handlers.log import log_progress
+from jaxloop.losses import LossLike
 from jaxloop.metrics.declare import declare_batch_mean
+from jaxloop.optimizers import OptimizerLike
 
-InitFn = Callable[[PyTree, PyTree], PyTree]
+InitFn: TypeAlias = Callable[[PyTree, PyTree], PyTree]
+"""``(batch, init_state) -> step_state``."""
 
+StepState: TypeAlias = dict[str, PyTree]
+"""The step state of a supervised loop."""
 
-StepFn = Callable[[PyTree, PyTree], PyTree]
+StepFn: TypeAlias = Callable[[PyTree, PyTree], PyTree]
+"""``(batch, step_state) -> step_state``, or the result of `jaxloop.emit`."""
 
 
 def train_step(
-    model: Any,
-    loss: Any,
-    optimizer: Any,
+    model: ModelLike,
+    loss: LossLike,
+    optimizer: OptimizerLike,
     *,
-    loss_scale: Any = "identity",
+    loss_scale: LossScaleLike = "identity",
     seed: int = 0,
 ) -> tuple[InitFn, StepFn]:
-    """The bare ``(init_fn, step_fn)`` of supervised training.
+    """Makes the ``(init_fn, step_fn)`` of supervised training.
 
     Args:
-        model: A Flax Linen, Flax NNX or Equinox module, a `Model`, a pair, or a container of them.
-        loss: A name, a function ``(y_true, y_pred)``, one of Optax's, or a list of
+        model: A Flax Linen, Flax NNX or Equinox module, a `Model`, a pair ``(init, apply)``, or a
+            tuple, list or dict of models.
+        loss: A name, a function of ``(y_true, y_pred)``, a loss of Optax, or a list of
             ``(loss, weight)``.
         optimizer: An `optax.GradientTransformation` or a name.
         loss_scale: "identity", "static", "dynamic", or ``(init, scale, unscale)``.
-        seed: What parameters and dropout are drawn from.
+        seed: The seed of the initial parameters and of dropout.
 
     Returns:
-        ``init_fn(batch, init_state)`` and ``step_fn(batch, step_state)``; the step state is a dict
+        ``init_fn(batch, init_state)`` and ``step_fn(batch, step_state)``. The step state is a dict
         of ``model_state``, ``optimizer_state``, ``loss_scale_state`` and ``key``.
 
     Raises:
-        ModelError: The model is none of the known kinds.
+        ModelError: The model is of no known kind.
         UnknownNameError: The loss, the optimizer or the loss scale is unknown.
 
     Example:
@@ -65,13 +74,23 @@ def train_step(
     init_fn, step_fn = make_train_step(model, loss, optimizer, loss_scale=loss_scale, seed=seed)
 
     def init(batch: PyTree, init_state: PyTree = None) -> PyTree:
-        return split_emission(init_fn(batch, init_state))[0]
+        return init_fn(batch, init_state)
 
     return init, step_fn
 
 
-def eval_step(model: Any) -> tuple[InitFn, StepFn]:
-    """The bare ``(init_fn, step_fn)`` of supervised evaluation; reports ``y_true``, ``y_pred``.
+def eval_step(model: ModelLike) -> tuple[InitFn, StepFn]:
+    """Makes the ``(init_fn, step_fn)`` of supervised evaluation.
+
+    Args:
+        model: As for `train_step`.
+
+    Returns:
+        ``init_fn(batch, init_state)`` and ``step_fn(batch, step_state)``. The step reports
+        ``y_true``, ``y_pred`` and, if the batch has weights, ``sample_weight``.
+
+    Raises:
+        ModelError: The model is of no known kind.
 
     Example:
         >>> import jax.numpy as jnp
@@ -84,27 +103,32 @@ def eval_step(model: Any) -> tuple[InitFn, StepFn]:
 
 
 def trainer(
-    model: Any,
-    loss: Any,
-    optimizer: Any,
+    model: ModelLike,
+    loss: LossLike,
+    optimizer: OptimizerLike,
     *,
-    loss_scale: Any = "identity",
+    loss_scale: LossScaleLike = "identity",
     log: int = 50,
     seed: int = 0,
-) -> Loop:
-    """Supervised training; `Loop.run` returns what the model's user works with.
+) -> Loop[StepState, Any]:
+    """Makes a loop for supervised training.
 
     Args:
         model: As for `train_step`.
-        loss: As for `train_step`; its exact average over the epoch is the metric "loss".
+        loss: As for `train_step`. The metric "loss" is its exact average over the epoch.
         optimizer: As for `train_step`.
         loss_scale: As for `train_step`.
-        log: A line of progress each ``log`` iterations of an epoch and at its end, and one that
-            says where the time went at the end of the run; 0: none.
+        log: The number of iterations between two lines of progress. The loop also prints a line at
+            the end of each epoch, and one at the end of the run that says where the time went. 0
+            prints nothing.
         seed: As for `train_step`.
 
+    Returns:
+        A loop whose `Loop.run` returns the trained model in the form that its framework uses, such
+        as the variables of a Linen module or a new NNX module.
+
     Raises:
-        ModelError: The model is none of the known kinds.
+        ModelError: The model is of no known kind.
         UnknownNameError: The loss, the optimizer or the loss scale is unknown.
 
     Example:
@@ -116,29 +140,42 @@ def trainer(
         1.9
     """
     if isinstance(log, bool) or not isinstance(log, int):
-        raise ArgumentTypeError(f"trainer: log must be a whole number, and is {log!r}")
+        raise ArgumentTypeError(
+            f"trainer: log must be a whole number, got {log!r}",
+            fix="pass the number of iterations between two lines, or 0 for none",
+        )
     if log < 0:
-        raise ArgumentError(f"trainer: log must be at least 0, and is {log}")
+        raise ArgumentError(
+            f"trainer: log must be at least 0, got {log}",
+            fix="pass the number of iterations between two lines, or 0 for none",
+        )
     init_fn, step_fn = make_train_step(model, loss, optimizer, loss_scale=loss_scale, seed=seed)
-    adapted = adapt(model)
+    adapter = adapt(model)
 
-    def output(state: State) -> Any:
-        return adapted.export(state.step_state["model_state"])
+    def output(state: State[StepState]) -> Any:
+        return adapter.export(state.step_state["model_state"])
 
-    task = Supervised(model, loss, init_fn.prepare)
-    metrics = (declare_batch_mean("loss", "loss"),)
-    loop: Loop[Any, Any] = Loop(step_fn, init_fn.fn, output, metrics=metrics, task=task)
+    loop: Loop[StepState, Any] = Loop(
+        step_fn,
+        init_fn,
+        output,
+        metrics=(declare_batch_mean("loss", "loss"),),
+        task=SupervisedTask(model, loss),
+    )
     return log_progress(loop, log) if log else loop
 
 
-def evaluator(model: Any) -> Loop:
-    """Supervised evaluation; ``run(data, model_state)`` returns ``{name: value}``.
+def evaluator(model: ModelLike) -> Loop[StepState, dict[str, Any]]:
+    """Makes a loop for supervised evaluation.
 
     Args:
         model: As for `train_step`.
 
+    Returns:
+        A loop whose ``run(data, model_state)`` returns the metrics as ``{name: value}``.
+
     Raises:
-        ModelError: The model is none of the known kinds.
+        ModelError: The model is of no known kind.
 
     Example:
         >>> import jax.numpy as jnp
@@ -150,10 +187,10 @@ def evaluator(model: Any) -> Loop:
     """
     init_fn, step_fn = make_eval_step(model)
 
-    def output(state: State) -> dict[str, Any]:
+    def output(state: State[StepState]) -> dict[str, Any]:
         if state.status == "interrupted":
-            # Values of a part of the data would pass for those of all.
+            # Values over a part of the data would look like values over all of them.
             raise Interrupted(f"the evaluation was interrupted by {state.halted_by}")
         return dict(state.history[max(state.history)]) if state.history else dict(state.metrics)
 
-    return Loop(step_fn, init_fn.fn, output, task=Supervised(model, None, init_fn.prepare))
+    return Loop(step_fn, init_fn, output, task=SupervisedTask(model))

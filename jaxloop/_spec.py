@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from jaxloop._core.events import Event, StatusLike
 from jaxloop._core.filters import Filter
@@ -20,7 +20,7 @@ from jaxloop._core.state import Snapshot, State
 from jaxloop._core.types import BatchFn, OutputT, PyTree, S
 from jaxloop._program.cache import ProgramCache
 from jaxloop.errors import ArgumentError
-from jaxloop.metrics.declare import Declared
+from jaxloop.metrics.declare import MetricSpec
 
 HandlerResult: TypeAlias = tuple[StatusLike, State[Any]] | None
 """What a handler returns: None to change nothing, or ``(status, state)``."""
@@ -160,14 +160,27 @@ Acting: TypeAlias = Handler | CheckpointTrigger | Guard
 """Attachments that may change what a run does. They end the block in which they run."""
 
 
-class Task(Protocol):
-    """What a supervised loop knows beyond its step."""
+@runtime_checkable
+class PreparedInit(Protocol):
+    """An init function in three parts, of which only ``fn`` is compiled.
+
+    A loop takes any ``init_fn(batch, init_state)``. If it has these three parts, a run calls them
+    in this order: ``prepare``, ``fn``, ``check``.
+    """
+
+    @property
+    def fn(self) -> Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]:
+        """``(batch, prepared) -> (step_state, evidence)``, a pure function."""
 
     def prepare(self, init_state: Any) -> PyTree:
-        """Returns what the user passed to `run` as a pytree of arrays."""
+        """Returns what the user passed to `run` as arrays that can go through `jax.jit`."""
 
-    def check(self, outputs: dict[str, PyTree]) -> None:
-        """Raises if what the init function reported of the sample batch cannot be right."""
+    def check(self, evidence: PyTree) -> None:
+        """Raises if the evidence, which ``fn`` computed from the first batch, shows a mistake."""
+
+
+class Task(Protocol):
+    """What a supervised loop knows beyond its step."""
 
     def eval_steps(self, model: Any) -> tuple[BatchFn, BatchFn]:
         """Returns the init and step functions that evaluate ``model``, or the task's own model."""
@@ -198,7 +211,7 @@ class LoopSpec(Generic[S, OutputT]):
     init_fn: BatchFn | None = None
     output_transform: Callable[[State[S]], OutputT] | None = None
     attachments: tuple[Attachment, ...] = ()
-    metrics: tuple[Declared, ...] = ()
+    metrics: tuple[MetricSpec, ...] = ()
     start: State[S] | None = None
     resume_path: str | None = None
     best_from: str | None = None

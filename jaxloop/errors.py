@@ -1,9 +1,27 @@
-"""The errors of jaxloop: each says what, where, what came, and what to do.
+"""The errors that jaxloop raises.
 
-    raise DataError("the data set is empty: it gave no batch", fix="pass at least one batch")
+    raise DataError("run: data must have at least one batch, got none", fix="pass a batch")
 
-Every error derives from `JaxloopError` and from the nearest builtin, so that ``except ValueError``
-and ``except jl.JaxloopError`` both catch it.
+Every error derives from `JaxloopError` and from the nearest builtin, so both
+``except jl.JaxloopError`` and ``except ValueError`` catch it::
+
+    JaxloopError
+    ├── ArgumentError (ValueError)
+    │   └── UnknownNameError
+    ├── ArgumentTypeError (TypeError)
+    ├── DataError (ValueError)
+    ├── ShapeError (ValueError)
+    ├── StructureError (TypeError)
+    ├── ModelError (TypeError)
+    ├── HandlerReturnError (TypeError)
+    ├── HaltError (ValueError)
+    ├── MissingMetricError (KeyError)
+    ├── RecompilationError (RuntimeError)
+    ├── CheckpointError (OSError)
+    └── SerializationError (ValueError)
+
+The first line of a message says what must be true and what jaxloop got instead. The second line
+starts with "fix:" and says what to do.
 """
 
 from __future__ import annotations
@@ -13,63 +31,68 @@ from collections.abc import Iterable
 
 
 class JaxloopError(Exception):
-    """The base of every error that jaxloop raises itself.
+    """The base class of every error that jaxloop raises.
 
     Args:
-        message: What happened, where, and what came.
-        fix: What to do about it; printed on a line of its own.
+        message: What must be true, where, and what jaxloop got instead.
+        fix: What to do about it. The error prints it on its own line.
+
+    Example:
+        >>> print(JaxloopError("fuse must be at least 1, got 0", fix="pass fuse='auto'"))
+        fuse must be at least 1, got 0
+          fix: pass fuse='auto'
     """
 
     def __init__(self, message: str, *, fix: str | None = None) -> None:
         super().__init__(message if fix is None else f"{message}\n  fix: {fix}")
 
     def __str__(self) -> str:
-        # KeyError prints the repr of its argument; every error here prints its text.
+        # A KeyError would print the repr of its argument instead of the text.
         return str(self.args[0])
 
 
 class ArgumentError(JaxloopError, ValueError):
-    """An argument has the right type and a value that cannot be used."""
-
-
-class ArgumentTypeError(JaxloopError, TypeError):
-    """An argument is of a type that cannot be used."""
+    """An argument has the right type but an invalid value."""
 
 
 class UnknownNameError(ArgumentError):
-    """A name that is none of the known ones (event, filter, metric, loss, optimizer, mode ...)."""
+    """A name is not known, such as that of an event, filter, metric, loss, optimizer or mode."""
+
+
+class ArgumentTypeError(JaxloopError, TypeError):
+    """An argument has the wrong type."""
 
 
 class DataError(JaxloopError, ValueError):
-    """The data are empty, ran dry, or a batch is not what the step needs."""
+    """The data are empty or run out too early, or a batch is not what the step needs."""
 
 
 class ShapeError(JaxloopError, ValueError):
-    """An array has a shape that would give a wrong number."""
+    """An array has a shape that would give a wrong result."""
 
 
 class StructureError(JaxloopError, TypeError):
     """The step state changed its structure, a shape or a dtype."""
 
 
+class ModelError(JaxloopError, TypeError):
+    """A model is of an unknown kind, or its state does not fit it."""
+
+
 class HandlerReturnError(JaxloopError, TypeError):
-    """A handler returned something that is neither None nor (status, state)."""
+    """A handler returned something other than None or (status, state)."""
 
 
 class HaltError(JaxloopError, ValueError):
-    """A handler asked to halt an epoch where no epoch is running."""
+    """A handler asked to halt an epoch while no epoch was running."""
 
 
 class MissingMetricError(JaxloopError, KeyError):
-    """A metric that is not there was asked for."""
-
-
-class ModelError(JaxloopError, TypeError):
-    """A model is none of the known kinds, or its state does not fit it."""
+    """A handler reads a metric that does not exist."""
 
 
 class RecompilationError(JaxloopError, RuntimeError):
-    """Under ``strict=True``, something would have compiled again in mid-run."""
+    """With ``strict=True``, the step would have to be compiled again during the run."""
 
 
 class CheckpointError(JaxloopError, OSError):
@@ -77,11 +100,11 @@ class CheckpointError(JaxloopError, OSError):
 
 
 class SerializationError(JaxloopError, ValueError):
-    """Bytes are not a serialized state, are damaged, or do not fit ``like``."""
+    """The bytes are not a serialized state, are damaged, or do not fit ``like``."""
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
-    """The error for a name that is none of ``known``, with the nearest known name.
+    """Returns the error for an unknown name, which suggests the most similar known name.
 
     Example:
         >>> print(unknown_name("event", "epoch_complete", ["epoch_completed", "started"]))
@@ -94,22 +117,22 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameEr
     return UnknownNameError(f"unknown {kind} {name!r}{hint}", fix=f"use one of: {', '.join(names)}")
 
 
-def missing_metric(who: str, name: str, known: Iterable[str]) -> MissingMetricError:
-    """The error for a metric that is not there, listing those that are.
+def missing_metric(handler: str, name: str, known: Iterable[str]) -> MissingMetricError:
+    """Returns the error for a metric that does not exist, which lists the ones that do.
 
     Example:
         >>> print(missing_metric("early_stop", "los", ["loss"]))
-        early_stop looks at the metric 'los', which is not there; there are: loss
-          fix: attach the metric, or what adds it (such as validate), before
+        early_stop reads the metric 'los', which does not exist; the loop has: loss
+          fix: attach the metric, or the handler that adds it (such as validate), before early_stop
     """
     return MissingMetricError(
-        f"{who} looks at the metric {name!r}, which is not there; there are: "
+        f"{handler} reads the metric {name!r}, which does not exist; the loop has: "
         f"{', '.join(sorted(known)) or 'none'}",
-        fix="attach the metric, or what adds it (such as validate), before",
+        fix=f"attach the metric, or the handler that adds it (such as validate), before {handler}",
     )
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in short; its class where it says nothing."""
+    """Returns the first line of an error's message, or its class if it has no message."""
     lines = str(error).splitlines()
     return lines[0][:300] if lines else type(error).__name__

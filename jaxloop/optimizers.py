@@ -1,18 +1,37 @@
-"""Optimizers by name, and the scale that lets a handler change any optimizer's learning rate.
+"""Optimizers by name, and a scale with which a handler can change any optimizer's learning rate.
 
-optimizer = with_scale(get("adam"))
-optax.tree.set(state, learning_rate_scale=jnp.float32(0.1))
+    optimizer = with_scale(get("adam"))
+    state = optax.tree.set(optimizer.init(params), learning_rate_scale=jnp.float32(0.1))
+
+Invariant: a scale of 1 does not change a bit of the updates.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxloop._core.types import PyTree
 from jaxloop.errors import ArgumentTypeError, unknown_name
+
+
+class Optimizer(Protocol):
+    """Two pure functions, such as an `optax.GradientTransformation` or `optax.MultiSteps` has."""
+
+    def init(self, params: PyTree, /) -> PyTree:
+        """Makes the state."""
+
+    def update(
+        self, updates: PyTree, state: PyTree, params: PyTree = None, /
+    ) -> tuple[PyTree, PyTree]:
+        """Returns the updates and the next state."""
+
+
+OptimizerLike: TypeAlias = str | Optimizer
+"""A name of `DEFAULT_LEARNING_RATES`, or any optimizer of Optax."""
 
 DEFAULT_LEARNING_RATES: dict[str, float] = {
     "adabelief": 1e-3,
@@ -27,11 +46,11 @@ DEFAULT_LEARNING_RATES: dict[str, float] = {
     "sgd": 1e-2,
     "yogi": 1e-2,
 }
-"""The optimizers that have a name, with the learning rate that they get (Axon's defaults)."""
+"""The optimizers that have a name, and their learning rates, which are Axon's defaults."""
 
 
-def get(optimizer: str | optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The optimizer that a name or an Optax transformation means.
+def get(optimizer: OptimizerLike) -> optax.GradientTransformationExtraArgs:
+    """Returns the optimizer for a name or an Optax transformation.
 
     Args:
         optimizer: A name of `DEFAULT_LEARNING_RATES`, or any `optax.GradientTransformation`.
@@ -41,7 +60,7 @@ def get(optimizer: str | optax.GradientTransformation) -> optax.GradientTransfor
 
     Raises:
         UnknownNameError: The name is unknown.
-        ArgumentTypeError: It is neither a name nor a transformation.
+        ArgumentTypeError: ``optimizer`` is neither a name nor a transformation.
 
     Example:
         >>> get("adm")
@@ -52,15 +71,16 @@ def get(optimizer: str | optax.GradientTransformation) -> optax.GradientTransfor
         if optimizer not in DEFAULT_LEARNING_RATES:
             raise unknown_name("optimizer", optimizer, DEFAULT_LEARNING_RATES)
         rate = DEFAULT_LEARNING_RATES[optimizer]
-        # Optax warns where its noise has no key.
+        # Without a key for its noise, Optax warns.
         made = optax.noisy_sgd(rate, key=0) if optimizer == "noisy_sgd" else None
         made = made or getattr(optax, optimizer)(rate)
         return optax.with_extra_args_support(made)
-    # By its two functions, as `optax.MultiSteps` is no GradientTransformation.
+    # The two functions decide, because `optax.MultiSteps` is not a GradientTransformation.
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise ArgumentTypeError(
-            f"an optimizer cannot be made of a {type(optimizer).__name__} ({optimizer!r:.80})",
-            fix="pass an optax.GradientTransformation, such as optax.adam(1e-3), or a name",
+            "an optimizer must be a name or an optax.GradientTransformation, got a "
+            f"{type(optimizer).__name__} ({optimizer!r:.80})",
+            fix="pass for example optax.adam(1e-3) or 'adam'",
         )
     if not isinstance(optimizer, optax.GradientTransformation):
         optimizer = optax.GradientTransformation(optimizer.init, optimizer.update)
@@ -68,21 +88,26 @@ def get(optimizer: str | optax.GradientTransformation) -> optax.GradientTransfor
 
 
 class LearningRateScaleState(NamedTuple):
-    """What every update is multiplied by, a float32 scalar, at first 1."""
+    """The factor for every update, a float32 scalar that starts at 1."""
 
     learning_rate_scale: jax.Array
 
 
 def scale_by_learning_rate_scale() -> optax.GradientTransformation:
-    """Multiplies updates by a scale that lives in its state."""
+    """Makes a transformation that multiplies updates by a scale in its state.
 
-    def init(params: Any) -> LearningRateScaleState:
+    Example:
+        >>> scale_by_learning_rate_scale().init(None).learning_rate_scale
+        Array(1., dtype=float32)
+    """
+
+    def init(params: PyTree) -> LearningRateScaleState:
         del params
         return LearningRateScaleState(jnp.ones((), jnp.float32))
 
     def update(
-        updates: Any, state: LearningRateScaleState, params: Any = None
-    ) -> tuple[Any, LearningRateScaleState]:
+        updates: PyTree, state: LearningRateScaleState, params: PyTree = None
+    ) -> tuple[PyTree, LearningRateScaleState]:
         del params
         scale = state.learning_rate_scale
         return jax.tree.map(lambda u: u * scale.astype(u.dtype), updates), state
@@ -93,5 +118,11 @@ def scale_by_learning_rate_scale() -> optax.GradientTransformation:
 def with_scale(
     optimizer: optax.GradientTransformationExtraArgs,
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer, with its updates scaled last; multiplying by 1 changes no bit."""
+    """Returns the optimizer with its updates scaled at the end.
+
+    Example:
+        >>> state = with_scale(get("sgd")).init(jnp.zeros(2))
+        >>> float(optax.tree.get(state, "learning_rate_scale"))
+        1.0
+    """
     return optax.with_extra_args_support(optax.chain(optimizer, scale_by_learning_rate_scale()))

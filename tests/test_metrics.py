@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from jaxloop import errors, metrics
-from jaxloop.metrics import algebra
-from jaxloop.metrics.collection import Collection
+from jaxloop.metrics import exact_sum
+from jaxloop.metrics.binding import bind
 from jaxloop.metrics.declare import declare, declare_batch_mean, names
 
 laws = settings(max_examples=4, deadline=None)
@@ -117,7 +117,7 @@ def test_laws(metric, seed, cuts, mask):
 def test_sums_have_twice_the_precision(seed, n, scale):
     rng = np.random.default_rng(seed)
     x = (rng.standard_normal(n) * 2.0 ** rng.integers(-10, 10, n) * 2.0**scale).astype(np.float32)
-    pair = jax.jit(lambda v: algebra.sum_examples(v, None))(jnp.asarray(x))
+    pair = jax.jit(lambda v: exact_sum.sum_examples(v, None))(jnp.asarray(x))
     exact = math.fsum(x.astype(float))
     got = float(pair.hi) + float(pair.lo)
     assert abs(got - exact) <= 2.0**-36 * float(np.sum(np.abs(x.astype(float))))
@@ -125,7 +125,7 @@ def test_sums_have_twice_the_precision(seed, n, scale):
 
 
 def test_a_million_tenths():
-    m = algebra.mean(lambda x: x)
+    m = metrics.mean(lambda x: x)
     x = jnp.full(100, 0.1, jnp.float32)
 
     @jax.jit
@@ -148,11 +148,11 @@ def test_counts_beyond_float32():
     acc = count.update(acc, ones[:1], ones[:1])
     assert count.compute(acc).dtype == jnp.int32
     assert int(count.compute(acc)) == 2**24 + 3 * 1024 + 1
-    pair = algebra.pair_of_int(2**31 - 200)
+    pair = exact_sum.pair_of_int(2**31 - 200)
     for _ in range(3):
-        pair = algebra.add_pairs(pair, algebra.pair_of_int(1))
+        pair = exact_sum.add_pairs(pair, exact_sum.pair_of_int(1))
     assert float(pair.hi) + float(pair.lo) == 2**31 - 197
-    big = algebra.sum_examples(jnp.array([2**24 + 1, 2**30 + 3, -5], jnp.int32), None)
+    big = exact_sum.sum_examples(jnp.array([2**24 + 1, 2**30 + 3, -5], jnp.int32), None)
     assert float(big.hi) + float(big.lo) == 2**24 + 1 + 2**30 + 3 - 5
 
 
@@ -176,7 +176,7 @@ def test_binary_against_sklearn():
         outputs = {"y_true": jnp.asarray(y), "y_pred": jnp.asarray(p)[:, None]}
         if weight is not None:
             outputs["sample_weight"] = jnp.asarray(weight)
-        bound = Collection(tuple(map(declare, expected))).bind(outputs, {}, None)
+        bound = bind(tuple(map(declare, expected)), outputs, {}, None)
         got = bound.compute(bound.update(bound.init(), outputs, {}, None))
         for name, value in expected.items():
             np.testing.assert_allclose(got[name], value, rtol=1e-6, err_msg=name)
@@ -219,7 +219,7 @@ def test_top_k(k):
 
 def test_empty_and_zero_denominators():
     for name in ("precision", "recall", "specificity", "accuracy", "mean_squared_error"):
-        m = metrics.declare(name) and getattr(metrics, name)()
+        m = declare(name) and getattr(metrics, name)()
         assert np.isnan(m.compute(m.init())), name
         masked = m.update(m.init(), jnp.ones(2), jnp.ones(2), weight=jnp.zeros(2, jnp.bool_))
         assert np.isnan(m.compute(masked)), name
@@ -228,7 +228,7 @@ def test_empty_and_zero_denominators():
 
 
 def test_infinity_and_nan_are_honest():
-    m = algebra.mean(lambda x: x)
+    m = metrics.mean(lambda x: x)
 
     def value(*batches):
         acc = m.init()
@@ -246,7 +246,7 @@ def test_infinity_and_nan_are_honest():
     assert float(m.compute(masked)) == 2.0
 
 
-# --- the collection ------------------------------------------------------------------------------
+# --- binding -------------------------------------------------------------------------------------
 
 
 def batches(seed, sizes, weights):
@@ -273,8 +273,8 @@ def per_example(y_true, y_pred):
 def test_ragged_weighted_function(weights):
     parts = batches(0, (16, 16, 5), weights)
     hows = [None, "running_average", "running_sum", "running_min", "running_max", "last"]
-    collection = Collection(tuple(declare(per_example, str(how), how) for how in hows))
-    bound = collection.bind(parts[0], {}, None)
+    specs = tuple(declare(per_example, str(how), how) for how in hows)
+    bound = bind(specs, parts[0], {}, None)
     accs = bound.init()
     spec = jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), accs)
     step = jax.jit(lambda accs, o: bound.update(accs, o, {}, None))
@@ -319,24 +319,21 @@ def test_ragged_weighted_function(weights):
 def test_before_the_first_update():
     part = batches(0, (4,), None)[0]
     hows = [None, "running_sum", "running_min", "running_max", "last", lambda a, o, i: a]
-    collection = Collection(
-        (
-            *(declare(per_example, str(i), how) for i, how in enumerate(hows)),
-            declare("accuracy"),
-            declare("accuracy", "latest", "last"),
-            declare("true_positives", transform_or_fields=("y_true", "y_true")),
-            declare(clu.metrics.Accuracy, "clu"),
-        )
+    specs = (
+        *(declare(per_example, str(i), how) for i, how in enumerate(hows)),
+        declare("accuracy"),
+        declare("accuracy", "latest", "last"),
+        declare("true_positives", transform_or_fields=("y_true", "y_true")),
+        declare(clu.metrics.Accuracy, "clu"),
     )
-    bound = collection.bind(part, {}, None)
+    bound = bind(specs, part, {}, None)
     values = bound.compute(bound.init())
     for leaf in jax.tree.leaves(values):
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             assert bool(jnp.all(jnp.isnan(leaf)))
     assert int(values["true_positives"]) == 0
     a = bound.update(bound.init(), part, {}, None)
-    without = Collection(tuple(d for d in collection.declared if d.name != "5"))
-    bound = without.bind(part, {}, None)
+    bound = bind([spec for spec in specs if spec.name != "5"], part, {}, None)
     a = bound.update(bound.init(), part, {}, None)
     assert bits(bound.merge(bound.init(), a)) == bits(a)
     assert bits(bound.merge(a, bound.init())) == bits(a)
@@ -344,9 +341,12 @@ def test_before_the_first_update():
 
 def test_scan_and_fori_loop_are_carries():
     part = batches(0, (8,), "mask")[0]
-    bound = Collection(
-        tuple(map(declare, ("accuracy", "huber_loss", "top_k_categorical_accuracy")))
-    ).bind({**part, "y_true": jax.nn.one_hot(part["y_true"], 4)}, {}, None)
+    bound = bind(
+        tuple(map(declare, ("accuracy", "huber_loss", "top_k_categorical_accuracy"))),
+        {**part, "y_true": jax.nn.one_hot(part["y_true"], 4)},
+        {},
+        None,
+    )
     part = {**part, "y_true": jax.nn.one_hot(part["y_true"], 4)}
     stack = jax.tree.map(lambda x: jnp.stack([x] * 3), part)
     once = bound.update(bound.init(), part, {}, None)
@@ -376,7 +376,7 @@ def test_batch_mean():
             if weighted:
                 outputs["sample_weight"] = jnp.asarray(w, jnp.float32)
             if bound is None:
-                bound = Collection((declared,)).bind(outputs, {}, None)
+                bound = bind((declared,), outputs, {}, None)
                 accs = bound.init()
             accs = bound.update(accs, outputs, {}, None)
             total, norm = total + float(np.sum(values * w)), norm + float(np.sum(w))
@@ -395,7 +395,7 @@ def test_scalars():
         outputs = [{"x": jnp.full(n, float(n))} for n in (4, 2)]
         if weight is not None:
             outputs = [{**o, "sample_weight": jnp.ones(len(o["x"]))} for o in outputs]
-        bound = Collection((declare(norm, None, how, "x"),)).bind(outputs[0], {}, None)
+        bound = bind((declare(norm, None, how, "x"),), outputs[0], {}, None)
         accs = bound.init()
         for o in outputs:
             accs = bound.update(accs, o, {}, None)
@@ -421,10 +421,13 @@ def test_accumulate_of_names_takes_the_value_of_the_batch():
         "running_sum": sum(values),
         "running_average": (values[0] * 16 + values[1] * 5) / 21,
     }
-    bound = Collection(
+    bound = bind(
         tuple(declare("accuracy", how, how) for how in hows)
-        + tuple(declare(clu.metrics.Accuracy, "clu_" + how, how) for how in hows)
-    ).bind(parts[0], {}, None)
+        + tuple(declare(clu.metrics.Accuracy, "clu_" + how, how) for how in hows),
+        parts[0],
+        {},
+        None,
+    )
     accs = bound.init()
     for part in parts:
         accs = bound.update(accs, part, {}, None)
@@ -436,20 +439,21 @@ def test_accumulate_of_names_takes_the_value_of_the_batch():
 def test_fields_and_transforms():
     state = {"y_pred": jnp.array([1.0, 0.0]), "w": jnp.ones(3)}
     outputs = {"y_true": jnp.array([1, 1])}
-    bound = Collection(
+    bound = bind(
         (
             declare("accuracy"),
             declare(lambda w: jnp.sum(w), "w", transform_or_fields=lambda both: [both["w"] * 2.0]),
-        )
-    ).bind(outputs, state, jnp.zeros((2, 7)))
+        ),
+        outputs,
+        state,
+        jnp.zeros((2, 7)),
+    )
     values = bound.compute(bound.update(bound.init(), outputs, state, None))
     assert bound.names == ("accuracy", "w")
     assert float(values["accuracy"]) == 0.5
     assert float(values["w"]) == 6.0
     with pytest.raises(errors.UnknownNameError, match="y_tru'.*'y_true'[\\s\\S]*w, y_pred, y_true"):
-        Collection((declare("accuracy", transform_or_fields=("y_tru", "w")),)).bind(
-            outputs, state, None
-        )
+        bind((declare("accuracy", transform_or_fields=("y_tru", "w")),), outputs, state, None)
 
 
 def test_clu_and_metrax():
@@ -466,15 +470,18 @@ def test_clu_and_metrax():
             "loss": jnp.asarray(p[s]),
         }
 
-    bound = Collection(
+    bound = bind(
         (
             declare(clu.metrics.Accuracy),
             declare(clu.metrics.Average.from_output("loss"), "average"),
             declare(metrax.MSE, "mse", None, ("float", "y_pred")),
             declare(metrax.Precision, "precision"),
             declare(metrax.Recall, "recall"),
-        )
-    ).bind({**outs(parts[0]), "float": jnp.asarray(y_float[:8])}, {}, None)
+        ),
+        {**outs(parts[0]), "float": jnp.asarray(y_float[:8])},
+        {},
+        None,
+    )
     step = jax.jit(lambda accs, o: bound.update(accs, o, {}, None))
     accs = bound.init()
     for s in parts:
@@ -490,14 +497,14 @@ def test_clu_and_metrax():
 
 def test_clu_masks():
     part = batches(0, (9,), "mask")[0]
-    bound = Collection((declare(clu.metrics.Accuracy, "a"),)).bind(part, {}, None)
+    bound = bind((declare(clu.metrics.Accuracy, "a"),), part, {}, None)
     got = bound.compute(bound.update(bound.init(), part, {}, None))["a"]
     correct = np.asarray(part["y_pred"]).argmax(1) == np.asarray(part["y_true"])
     np.testing.assert_allclose(got, correct[np.asarray(part["sample_weight"])].mean(), rtol=1e-6)
     with pytest.raises(errors.ShapeError, match="takes none"):
-        Collection((declare(metrax.Precision, "p"),)).bind(part, {}, None)
+        bind((declare(metrax.Precision, "p"),), part, {}, None)
     with pytest.raises(errors.ArgumentError, match="needs logits"):
-        Collection((declare(clu.metrics.Accuracy, "a"),)).bind({"y_true": jnp.ones(3)}, {}, None)
+        bind((declare(clu.metrics.Accuracy, "a"),), {"y_true": jnp.ones(3)}, {}, None)
 
 
 def test_errors():
@@ -517,11 +524,11 @@ def test_errors():
         declare("accuracy", accumulate=3)
     outputs = {"y_true": jnp.ones((4, 1)), "y_pred": jnp.ones(4)}
     with pytest.raises(errors.ShapeError, match=r"\(4, 1\)"):
-        Collection((declare("mean_squared_error"),)).bind(outputs, {}, None)
+        bind((declare("mean_squared_error"),), outputs, {}, None)
     with pytest.raises(errors.ShapeError, match="'odd'.*shape \\(7,\\)"):
-        Collection((declare(lambda t, p: jnp.ones(7), "odd"),)).bind(outputs, {}, None)
+        bind((declare(lambda t, p: jnp.ones(7), "odd"),), outputs, {}, None)
     with pytest.raises(errors.ShapeError, match="sample_weight"):
-        Collection((declare("accuracy"),)).bind({**outputs, "sample_weight": jnp.ones(3)}, {}, None)
+        bind((declare("accuracy"),), {**outputs, "sample_weight": jnp.ones(3)}, {}, None)
     with pytest.raises(errors.ArgumentTypeError, match="weighted"):
         m = metrics.true_positives()
         m.update(m.init(), jnp.ones(2), jnp.ones(2), weight=jnp.ones(2))
@@ -531,16 +538,16 @@ def test_errors():
 
     bad = metrics.Metric(lambda: 0.0, grows, lambda a, b: a, lambda a: a)
     with pytest.raises(errors.ShapeError, match="'bad'"):
-        Collection((declare(bad, "bad", None, "y_pred"),)).bind(outputs, {}, None)
-    custom = Collection((declare("accuracy", accumulate=lambda a, o, i: a + o),))
-    bound = custom.bind({**outputs, "y_true": jnp.ones(4)}, {}, None)
+        bind((declare(bad, "bad", None, "y_pred"),), outputs, {}, None)
+    custom = declare("accuracy", accumulate=lambda a, o, i: a + o)
+    bound = bind([custom], {**outputs, "y_true": jnp.ones(4)}, {}, None)
     with pytest.raises(errors.ArgumentError, match="merged"):
         bound.merge(bound.init(), bound.init())
 
 
 def test_declared_are_keys():
     assert declare("accuracy") == declare("accuracy")
-    assert hash(Collection((declare("accuracy"),))) == hash(Collection((declare("accuracy"),)))
+    assert hash(declare("accuracy")) == hash(declare("accuracy"))
     assert "huber_loss" in names() and "poisson" in names() and "precision" in names()
     assert declare(metrics.top_k_categorical_accuracy(k=3)).name == "top_k_categorical_accuracy"
 
@@ -550,7 +557,7 @@ def test_weak_typed_metric_is_a_carry():
         lambda: 0.0, lambda acc, x, weight=None: acc + jnp.sum(x), jnp.add, lambda acc: acc
     )
     x = {"x": jnp.ones(3)}
-    bound = Collection((declare(m, "m", None, "x"),)).bind(x, {}, None)
+    bound = bind((declare(m, "m", None, "x"),), x, {}, None)
     acc = jax.lax.fori_loop(0, 4, lambda _, a: bound.update(a, x, {}, None), bound.init())
     assert float(bound.compute(acc)["m"]) == 12.0
 

@@ -34,7 +34,6 @@ from jaxloop._program.block import Program
 from jaxloop._program.metric_rows import MetricRow, MetricRows
 from jaxloop._spec import LoopSpec
 from jaxloop.errors import ArgumentError, RecompilationError
-from jaxloop.metrics.collection import Collection
 
 _IN_FLIGHT = 2
 """Blocks that the device may not have finished."""
@@ -102,7 +101,7 @@ class Blocks:
         self.sample = sample
         self.program = program = programs.specialize(
             self._spec.step_fn,
-            Collection(self._spec.metrics),
+            self._spec.metrics,
             sample,
             step_state,
             fuse=options.fuse,

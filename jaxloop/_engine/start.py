@@ -21,7 +21,7 @@ from jaxloop._data.position import FROM_COUNTERS
 from jaxloop._data.source import KEEPS_POSITION
 from jaxloop._engine.clock import now
 from jaxloop._engine.parts import Parts
-from jaxloop._spec import Handler, LoopSpec
+from jaxloop._spec import Handler, LoopSpec, PreparedInit
 from jaxloop.errors import DataError, missing_metric
 
 logger = logging.getLogger("jaxloop")
@@ -108,12 +108,15 @@ def _init(parts: Parts, sample: Batch, init_state: Any) -> PyTree:
     spec = parts.spec
     if spec.init_fn is None:
         return copy(as_state({} if init_state is None else init_state, "run(init_state=)"))
-    if spec.task is not None:
-        init_state = spec.task.prepare(init_state)
-    init = spec.programs.init(spec.init_fn, jit=parts.options.jit is not None)
-    state, outputs = split_emission(init(put(sample.value), put(init_state)))
-    if spec.task is not None:
-        spec.task.check(outputs)
+    jit, init_fn = parts.options.jit is not None, spec.init_fn
+    if isinstance(init_fn, PreparedInit):
+        init = spec.programs.init(init_fn.fn, jit=jit)
+        prepared = init_fn.prepare(init_state)
+        state, evidence = init(put(sample.value), put(prepared))
+        init_fn.check(evidence)
+    else:
+        init = spec.programs.init(init_fn, jit=jit)
+        state, _ = split_emission(init(put(sample.value), put(init_state)))
     return copy(as_state(state, "what init_fn returned"))
 
 

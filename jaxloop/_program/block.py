@@ -26,7 +26,7 @@ from jaxloop._core.arrays import abstract, put
 from jaxloop._core.types import PyTree
 from jaxloop._data.device_rows import Rows, Single, Stacked
 from jaxloop._program.step import Step
-from jaxloop.metrics.collection import Bound
+from jaxloop.metrics.binding import Metrics
 
 Carry: TypeAlias = tuple[PyTree, PyTree]
 """A step state, and the accumulators packed into one vector per dtype."""
@@ -50,7 +50,7 @@ class Program:
     """
 
     step: Step
-    metrics: Bound
+    metrics: Metrics
     capacity: int
     num_rows: int
     options: dict[str, Any] | None

@@ -1,7 +1,7 @@
 """A loop's memory of its programs, so that a second run compiles nothing.
 
     cache = ProgramCache()
-    program = cache.specialize(step_fn, metrics, batch, state, fuse="auto", options={})
+    program = cache.specialize(step_fn, specs, batch, state, fuse="auto", options={})
 
 The cache belongs to one step and one set of metrics. A loop that changes either gets a new cache.
 """
@@ -19,7 +19,8 @@ from jaxloop._core.types import Fuse, PyTree
 from jaxloop._program.block import Program
 from jaxloop._program.sizing import capacity_of, rows_of
 from jaxloop._program.step import Step
-from jaxloop.metrics.collection import Collection
+from jaxloop.metrics.binding import bind
+from jaxloop.metrics.declare import MetricSpec
 
 
 class ProgramCache:
@@ -40,7 +41,7 @@ class ProgramCache:
     def specialize(
         self,
         step_fn: Callable[[PyTree, PyTree], PyTree],
-        metrics: Collection,
+        specs: tuple[MetricSpec, ...],
         batch: Batch,
         state: PyTree,
         *,
@@ -51,7 +52,7 @@ class ProgramCache:
 
         Args:
             step_fn: The step.
-            metrics: The metrics as they were declared.
+            specs: The metrics as they were declared.
             batch: The first batch.
             state: The step state.
             fuse: As for `run`.
@@ -68,10 +69,10 @@ class ProgramCache:
         step = Step(step_fn, eager=eager)
         shapes = abstract(batch.value)
         jaxpr, (new, outputs) = step.trace(shapes, state)
-        bound = metrics.bind(outputs, new, shapes)
-        accumulators = jax.eval_shape(bound.init)
+        metrics = bind(specs, outputs, new, shapes)
+        accumulators = jax.eval_shape(metrics.init)
         capacity = 1 if eager else capacity_of(jaxpr, shapes, accumulators, fuse)
-        program = Program(step, bound, capacity, rows_of(capacity, shapes), options)
+        program = Program(step, metrics, capacity, rows_of(capacity, shapes), options)
         self._programs[key] = program
         return program
 

@@ -1,15 +1,17 @@
-"""Loss scaling for low-precision gradients: three functions on a small state.
+"""Loss scaling for gradients in low precision: three functions of a small state.
 
-scale = get("dynamic")
-state = scale.init()
-loss = scale.scale(loss, state)
-grads, state = scale.unscale(grads, state)
+    scale = get("dynamic")
+    state = scale.init()
+    scaled_loss = scale.scale(loss, state)
+    grads, state = scale.unscale(grads, state)
+
+Source: Micikevicius et al., Mixed Precision Training, 2018, section 3.2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +21,32 @@ from jaxloop.errors import ArgumentTypeError, unknown_name
 
 
 class LossScale(NamedTuple):
-    """``init() -> s``, ``scale(loss, s) -> loss``, ``unscale(grads, s) -> (grads, s)``."""
+    """Three pure functions of a state.
+
+    Attributes:
+        init: ``() -> state``.
+        scale: ``(loss, state) -> loss``.
+        unscale: ``(grads, state) -> (grads, state)``.
+    """
 
     init: Callable[[], PyTree]
-    scale: Callable[[Any, PyTree], Any]
+    scale: Callable[[jax.Array, PyTree], jax.Array]
     unscale: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 
 
+LossScaleLike: TypeAlias = (
+    Literal["identity", "static", "dynamic"]
+    | tuple[
+        Callable[[], PyTree],
+        Callable[[jax.Array, PyTree], jax.Array],
+        Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    ]
+)
+"""A name, or the functions ``(init, scale, unscale)`` of a `LossScale`."""
+
+
 def all_finite(tree: PyTree) -> jax.Array:
-    """Whether no leaf has a NaN or an infinity: a boolean scalar.
+    """Returns whether no leaf has a NaN or an infinity, a boolean scalar.
 
     Example:
         >>> bool(all_finite({"a": jnp.array([1.0, jnp.inf])}))
@@ -37,17 +56,17 @@ def all_finite(tree: PyTree) -> jax.Array:
     return jnp.all(jnp.stack(finite)) if finite else jnp.bool_(True)
 
 
-def _divide(grads: PyTree, scale: Any) -> PyTree:
+def _divide(grads: PyTree, scale: jax.Array) -> PyTree:
     return jax.tree.map(lambda g: g / scale.astype(g.dtype), grads)
 
 
 def identity() -> LossScale:
-    """No scaling."""
+    """Makes the loss scale that changes nothing."""
     return LossScale(lambda: {}, lambda loss, s: loss, lambda grads, s: (grads, s))
 
 
 def static(scale: float = 2.0**15) -> LossScale:
-    """A fixed scale."""
+    """Makes a fixed scale."""
     return LossScale(
         lambda: {"scale": jnp.float32(scale)},
         lambda loss, s: loss * s["scale"].astype(loss.dtype),
@@ -58,15 +77,13 @@ def static(scale: float = 2.0**15) -> LossScale:
 def dynamic(
     scale: float = 2.0**15, *, period: int = 2000, factor: float = 2.0, min_scale: float = 1.0
 ) -> LossScale:
-    """A scale that shrinks when gradients overflow and grows after ``period`` steps without.
-
-    Source: Micikevicius et al., Mixed Precision Training, 2018, section 3.2.
+    """Makes a scale that shrinks if gradients overflow, and grows after many steps if they do not.
 
     Args:
         scale: The first scale.
-        period: Finite steps after which it grows.
-        factor: What it grows and shrinks by.
-        min_scale: It goes no lower.
+        period: The number of steps without overflow after which the scale grows.
+        factor: The factor by which it grows and shrinks.
+        min_scale: The smallest scale.
     """
 
     def init() -> PyTree:
@@ -76,7 +93,7 @@ def dynamic(
         finite = all_finite(grads)
         count = s["count"] + 1
         grown = jnp.where(count >= period, s["scale"] * factor, s["scale"])
-        # Growth must not itself overflow float32.
+        # The scale itself must not overflow float32.
         grown = jnp.where(jnp.isfinite(grown), grown, s["scale"])
         shrunk = jnp.maximum(s["scale"] / factor, jnp.float32(min_scale))
         after = {
@@ -95,12 +112,12 @@ _BY_NAME: dict[str, Callable[[], LossScale]] = {
 }
 
 
-def get(loss_scale: Any) -> LossScale:
-    """The loss scale that a name or three functions mean.
+def get(loss_scale: LossScaleLike) -> LossScale:
+    """Returns the loss scale for a name or three functions.
 
     Raises:
         UnknownNameError: The name is unknown.
-        ArgumentTypeError: It is neither a name nor three functions.
+        ArgumentTypeError: ``loss_scale`` is neither a name nor three functions.
 
     Example:
         >>> float(get("static").init()["scale"])
@@ -113,6 +130,6 @@ def get(loss_scale: Any) -> LossScale:
     if isinstance(loss_scale, tuple) and len(loss_scale) == 3 and all(map(callable, loss_scale)):
         return LossScale(*loss_scale)
     raise ArgumentTypeError(
-        f"loss_scale must be a name or three functions, and is {loss_scale!r:.80}",
+        f"loss_scale must be a name or three functions, got {loss_scale!r:.80}",
         fix="use 'identity', 'static', 'dynamic', or (init, scale, unscale)",
     )

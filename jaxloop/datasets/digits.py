@@ -3,28 +3,30 @@
     (x_train, y_train), (x_test, y_test) = digits(test_fraction=0.2)
 
 Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
-Repository, 1998, https://doi.org/10.24432/C50P49, its test set; licensed under CC BY 4.0. The
-pixels, 0 to 16, are kept as they were; `digits` divides them by 16.
+Repository, 1998, https://doi.org/10.24432/C50P49, the test set, licensed under CC BY 4.0. The file
+holds the original pixels from 0 to 16. `digits` divides them by 16.
 """
 
 from __future__ import annotations
 
 from importlib import resources
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from jaxloop.errors import ArgumentError
 
-Split = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+Split: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]
+"""Images and labels."""
 
 
 def digits(*, test_fraction: float = 0.2, seed: int = 0) -> tuple[Split, Split]:
-    """The digits, shuffled and split.
+    """Loads the digits, shuffled and split into two parts.
 
     Args:
-        test_fraction: The part of the images in the second split, from 0 to below 1.
-        seed: What the order is drawn from.
+        test_fraction: The share of the images in the second part, at least 0 and below 1.
+        seed: The seed of the order.
 
     Returns:
         ``((x_train, y_train), (x_test, y_test))``: images of shape ``(n, 8, 8, 1)``, float32 from 0
@@ -39,7 +41,10 @@ def digits(*, test_fraction: float = 0.2, seed: int = 0) -> tuple[Split, Split]:
         ((1438, 8, 8, 1), (359, 8, 8, 1))
     """
     if not 0 <= test_fraction < 1:
-        raise ArgumentError(f"digits: test_fraction must be in [0, 1), and is {test_fraction}")
+        raise ArgumentError(
+            f"digits: test_fraction must be at least 0 and below 1, got {test_fraction}",
+            fix="pass for example test_fraction=0.2",
+        )
     with (
         resources.files("jaxloop.datasets").joinpath("digits.npz").open("rb") as file,
         np.load(file) as archive,

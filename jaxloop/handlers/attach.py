@@ -20,7 +20,7 @@ from jaxloop._core.filters import FilterLike, as_filter
 from jaxloop._core.state import State
 from jaxloop._spec import Handler, HandlerFn, Observer, ObserverFn, SpecT
 from jaxloop.errors import ArgumentError, ArgumentTypeError
-from jaxloop.metrics.declare import declare
+from jaxloop.metrics.declare import AccumulateLike, FieldsLike, MetricLike, declare
 
 
 def handle(
@@ -99,10 +99,10 @@ def observe(
 
 def metric(
     loop: SpecT,
-    metric: Any,
+    metric: MetricLike,
     name: str | None = None,
-    accumulate: Any = None,
-    transform_or_fields: Any = ("y_true", "y_pred"),
+    accumulate: AccumulateLike = None,
+    transform_or_fields: FieldsLike = ("y_true", "y_pred"),
 ) -> SpecT:
     """Accumulates a metric over each epoch, exactly, on the device.
 

@@ -26,8 +26,7 @@ from jaxloop._core.types import PyTree
 from jaxloop._spec import Guard, GuardAction, LoopSpec, SpecT
 from jaxloop.errors import ArgumentError, unknown_name
 from jaxloop.handlers.attach import metric
-from jaxloop.metrics import Metric
-from jaxloop.metrics.collection import SKIPPED
+from jaxloop.metrics import SKIPPED, Metric
 
 _ACTIONS = ("halt", "skip", "rewind")
 _MOST_LEAVES = 5

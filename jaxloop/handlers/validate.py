@@ -18,7 +18,7 @@ from jaxloop._core.state import State
 from jaxloop._engine.run import run
 from jaxloop._spec import Handler, LoopSpec, SpecT
 from jaxloop.errors import ArgumentError, ArgumentTypeError
-from jaxloop.metrics.collection import SKIPPED
+from jaxloop.metrics import SKIPPED
 
 
 def validate(
@@ -58,9 +58,9 @@ def validate(
                 fix="pass model=, or make the loop with jl.trainer",
             )
         # Imported here, because it brings Optax, which `import jaxloop` does not.
-        from jaxloop._supervised.task import Supervised
+        from jaxloop._supervised.task import SupervisedTask
 
-        task = Supervised(model)
+        task = SupervisedTask(model)
     metrics = tuple(one for one in loop.metrics if one.name != SKIPPED)
     if not metrics:
         raise ArgumentError(

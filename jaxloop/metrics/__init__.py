@@ -1,13 +1,17 @@
-"""Metrics: accumulators on the device, exact over the data set, whatever the batches.
+"""Metrics: accumulators on the device, exact over the data set for any split into batches.
 
-metric = metrics.accuracy()
-acc = metric.update(metric.init(), y_true, y_pred, weight=mask)
-value = metric.compute(acc)
+    metric = metrics.accuracy()
+    acc = metric.update(metric.init(), y_true, y_pred, weight=mask)
+    value = metric.compute(acc)
+
+A `Metric` is an accumulator with its functions. Inside the package, ``declare`` turns what a user
+passes to `Loop.metric` into a ``MetricSpec``, and ``bind`` turns the specs of a loop into its
+``Metrics``.
 """
 
 from __future__ import annotations
 
-from jaxloop.metrics.algebra import Metric, mean
+from jaxloop.metrics.binding import SKIPPED as SKIPPED
 from jaxloop.metrics.classification import (
     accuracy,
     false_negatives,
@@ -20,18 +24,12 @@ from jaxloop.metrics.classification import (
     true_negatives,
     true_positives,
 )
-from jaxloop.metrics.collection import Bound, Collection
-from jaxloop.metrics.declare import Declared, declare, declare_batch_mean
+from jaxloop.metrics.metric import Metric, mean
 from jaxloop.metrics.regression import mean_absolute_error, mean_squared_error, of_loss
 
 __all__ = [
-    "Bound",
-    "Collection",
-    "Declared",
     "Metric",
     "accuracy",
-    "declare",
-    "declare_batch_mean",
     "false_negatives",
     "false_positives",
     "mean",

@@ -1,46 +1,71 @@
-"""Metrics of classes with the CLU protocol (clu, metrax), as accumulators that begin empty.
+"""Metric classes with the CLU protocol (from clu or metrax), as metrics that can start empty.
 
     keywords = model_output(cls, outputs, args, weight, "name")
     instance = from_output(cls, keywords)
+    metric = clu_metric(cls, jax.eval_shape(from_output, cls, keywords), "name")
 
-Invariant: nothing of clu or metrax is imported; a class is asked what its ``from_model_output``
-takes, since metrax's methods accept no other keyword.
+Invariant: nothing of clu or metrax is imported. jaxloop reads the signature of
+``from_model_output`` and passes only the keywords that it declares, because metrax's methods accept
+no others.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxloop import errors
+from jaxloop._core.types import PyTree
+from jaxloop.metrics.accumulators import cast_like
+from jaxloop.metrics.metric import Metric
 
 _TRUE_NAMES = ("y_true", "labels", "targets")
 _PRED_NAMES = ("y_pred", "logits", "predictions")
 _WEIGHT_NAMES = ("mask", "sample_weight", "sample_weights", "weights")
 
 
+class CluMetric(Protocol):
+    """A metric class with the protocol of `clu.metrics.Metric`; its instances are pytrees."""
+
+    @classmethod
+    def from_model_output(cls, *args: Any, **kwargs: Any) -> Any:
+        """Makes the metric of one batch."""
+
+    def merge(self, other: Any) -> Any:
+        """Combines two metrics into one."""
+
+    def compute(self) -> Any:
+        """Returns the value."""
+
+
 def model_output(
-    cls: Any, outputs: Mapping[str, Any], args: tuple[Any, ...] | None, weight: Any, name: str
-) -> dict[str, Any]:
-    """The keywords that ``cls.from_model_output`` gets.
+    cls: type[CluMetric],
+    outputs: Mapping[str, PyTree],
+    args: tuple[PyTree, ...] | None,
+    weight: ArrayLike | None,
+    name: str,
+) -> dict[str, PyTree]:
+    """Collects the keywords for ``cls.from_model_output``.
 
     Args:
         cls: The class.
         outputs: What the step reported.
-        args: ``(y_true, y_pred)`` where fields were named, else None: taken from the outputs.
+        args: ``(y_true, y_pred)`` if the user named fields. If None, both come from ``outputs``.
         weight: ``(batch,)`` or None.
-        name: The metric's name, for messages.
+        name: The name of the metric, for the error message.
 
     Returns:
-        Keywords by name: outputs, then the other names of targets, predictions and weights.
+        The outputs by name, and the targets, predictions and weights under all their usual names,
+        as far as ``from_model_output`` takes them.
 
     Raises:
-        ArgumentError: A keyword is not there; the message lists those that are.
-        ShapeError: There are weights, and the class takes none.
+        ArgumentError: A keyword is missing. The message lists the ones that exist.
+        ShapeError: The batch has weights, and the class takes none.
     """
     known = dict(outputs)
     known.pop("sample_weight", None)
@@ -62,36 +87,92 @@ def model_output(
     missing = [p for p in required if p not in known]
     if missing:
         raise errors.ArgumentError(
-            f"metric {name!r}: {cls.__name__}.from_model_output needs {', '.join(missing)}; there "
-            f"are: {', '.join(sorted(known)) or 'none'}",
+            f"metric {name!r}: {cls.__name__}.from_model_output needs {', '.join(missing)}, got "
+            f"{', '.join(sorted(known)) or 'nothing'}",
             fix="report it from the step with jl.emit",
         )
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return known
     if weight is not None and not taken & set(_WEIGHT_NAMES):
-        # Left out, the padding of a batch would count as examples.
+        # Without the weights, the padding of a batch would count as examples.
         raise errors.ShapeError(
-            f"metric {name!r}: there are sample weights (or a mask), and "
-            f"{cls.__name__}.from_model_output takes none",
+            f"metric {name!r}: {cls.__name__}.from_model_output takes none of the arguments "
+            f"{', '.join(_WEIGHT_NAMES)}, got a batch with sample weights or a mask",
             fix="use a metric that takes a mask, or drop_remainder=True instead of pad=True",
         )
     return {key: value for key, value in known.items() if key in taken}
 
 
-def from_output(cls: Any, keywords: dict[str, Any]) -> Any:
-    """``cls.from_model_output(**keywords)``, its leaves arrays."""
-    # Written for JAX's standard promotion; what it does inside is its own affair.
+def from_output(cls: type[CluMetric], keywords: dict[str, PyTree]) -> PyTree:
+    """Returns ``cls.from_model_output(**keywords)`` with arrays as leaves."""
+    # These classes are written for JAX's standard promotion, even if the user forbids it elsewhere.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         return jax.tree.map(jnp.asarray, cls.from_model_output(**keywords))
 
 
-def merge(a: Any, b: Any) -> Any:
-    """``a.merge(b)``."""
+def merge(a: PyTree, b: PyTree) -> PyTree:
+    """Returns ``a.merge(b)``."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         return a.merge(b)
 
 
-def compute(instance: Any) -> Any:
-    """``instance.compute()``."""
+def compute(instance: PyTree) -> PyTree:
+    """Returns ``instance.compute()``."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         return instance.compute()
+
+
+def clu_metric(cls: type[CluMetric], shapes: PyTree, name: str) -> Metric:
+    """Makes a `Metric` from a class with the CLU protocol.
+
+    The protocol has no empty metric, so the accumulator records whether it has seen a batch.
+
+    Args:
+        cls: The class.
+        shapes: An instance with `jax.ShapeDtypeStruct` as leaves.
+        name: The name of the metric, for the error messages.
+
+    Returns:
+        A metric with ``update(acc, keywords, weight=present)``. ``keywords`` come from
+        `model_output`, and ``present`` says whether the batch has an example of nonzero weight.
+
+    Raises:
+        ShapeError: Merging two instances gives other shapes.
+    """
+    twice = jax.eval_shape(merge, shapes, shapes)
+    if jax.tree.map(lambda x: x.shape, shapes) != jax.tree.map(lambda x: x.shape, twice):
+        raise errors.ShapeError(
+            f"metric {name!r}: the state of {cls.__name__} must have a fixed shape, got one that "
+            "grows in merge and so cannot be carried through a compiled loop",
+            fix="use a metric whose state has a fixed shape",
+        )
+
+    def choose(condition: jax.Array, a: PyTree, b: PyTree) -> PyTree:
+        return jax.tree.map(lambda x, y: jnp.where(condition, x.astype(y.dtype), y), a, b)
+
+    def init() -> PyTree:
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return {"state": zeros, "seen": jnp.zeros((), jnp.bool_)}
+
+    def update(acc: PyTree, keywords: dict[str, PyTree], weight: jax.Array) -> PyTree:
+        state = cast_like(name, from_output(cls, keywords), acc["state"])
+        return merge_seen(acc, {"state": state, "seen": weight})
+
+    def merge_seen(a: PyTree, b: PyTree) -> PyTree:
+        both = cast_like(name, merge(a["state"], b["state"]), a["state"])
+        one = choose(a["seen"], a["state"], b["state"])
+        return {
+            "state": choose(a["seen"] & b["seen"], both, one),
+            "seen": a["seen"] | b["seen"],
+        }
+
+    def compute_seen(acc: PyTree) -> PyTree:
+        value = jax.tree.map(jnp.asarray, compute(acc["state"]))
+        return jax.tree.map(
+            lambda x: (
+                jnp.where(acc["seen"], x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x
+            ),
+            value,
+        )
+
+    return Metric(init, update, merge_seen, compute_seen, name)

@@ -1,26 +1,36 @@
-"""What a user says of a metric, checked as far as it can be without data.
+"""A metric as the user declares it, checked as far as possible without data.
 
-    declared = declare("accuracy")
-    declared = declare(my_fn, "norm", "running_max", ("gradients",))
+    spec = declare("accuracy")
+    spec = declare(my_fn, "norm", "running_max", ("gradients",))
 
-Invariant: a `Declared` is hashable, and equal declarations are equal, so that it can be the key of
-a compiled step.
+Invariant: a `MetricSpec` is hashable, and equal declarations are equal, so it can be part of the
+key of a compiled step.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 from jaxloop import errors, losses
-from jaxloop.metrics import accumulate as accumulate_lib
-from jaxloop.metrics import classification, regression
-from jaxloop.metrics.algebra import Metric
+from jaxloop._core.types import PyTree
+from jaxloop.metrics import classification, reductions, regression
+from jaxloop.metrics.clu_protocol import CluMetric
+from jaxloop.metrics.metric import Metric
+from jaxloop.metrics.reductions import AccumulateFn, AccumulateName
 
-Fields = tuple[str, ...] | Callable[[Any], Any]
-Accumulate = None | str | Callable[[Any, Any, Any], Any]
+MetricLike: TypeAlias = str | Metric | Callable[..., PyTree] | type[CluMetric]
+"""A built-in's name, a `Metric`, a function of the arguments, or a class with the CLU protocol."""
+
+AccumulateLike: TypeAlias = AccumulateName | AccumulateFn | None
+"""How the values of the batches become one; None for the metric's own way."""
+
+FieldsFn: TypeAlias = Callable[[dict[str, PyTree]], list[PyTree] | tuple[PyTree, ...]]
+
+FieldsLike: TypeAlias = str | Sequence[str] | FieldsFn
+"""Names of outputs or parts of the step state, or a function that returns the arguments."""
 
 DEFAULT_FIELDS = ("y_true", "y_pred")
 
@@ -41,31 +51,39 @@ _BUILT_INS: dict[str, Callable[[], Metric]] = {
 
 
 @dataclass(frozen=True)
-class Declared:
+class BatchMean:
+    """The metric of a field that is already the weighted mean of its batch, such as the loss."""
+
+
+@dataclass(frozen=True)
+class MetricSpec:
     """A metric as it was declared.
 
     Attributes:
         name: Its key in the results.
-        metric: A name, a `Metric`, a function or a class with the CLU protocol.
-        accumulate: None, one of ``accumulate.NAMES``, or ``(acc, obs, i) -> acc``.
-        fields: Names, or a function of outputs and step state merged.
-        batch_mean: Whether the field is a scalar that is its batch's weighted mean already.
+        metric: A name, a `Metric`, a function, a class with the CLU protocol, or `BatchMean`.
+        accumulate: None, one of `reductions.NAMES`, or ``(acc, obs, i) -> acc``.
+        fields: Names, or a function of outputs and step state, merged into one dict.
     """
 
     name: str
-    metric: Any
-    accumulate: Accumulate = None
-    fields: Fields = DEFAULT_FIELDS
-    batch_mean: bool = False
+    metric: MetricLike | BatchMean
+    accumulate: AccumulateLike = None
+    fields: tuple[str, ...] | FieldsFn = DEFAULT_FIELDS
+
+    @property
+    def title(self) -> str:
+        """What error messages call this metric."""
+        return f"metric {self.name!r}"
 
 
 def names() -> tuple[str, ...]:
-    """The names of all metrics, sorted."""
+    """Returns the names of all built-in metrics, sorted."""
     return tuple(sorted({*_BUILT_INS, *losses.names()}))
 
 
 def built_in(name: str) -> Metric:
-    """The metric of that name, with its defaults.
+    """Returns the built-in metric of that name, with its default arguments.
 
     Raises:
         UnknownNameError: No metric has this name.
@@ -78,29 +96,29 @@ def built_in(name: str) -> Metric:
 
 
 def declare(
-    metric: Any,
+    metric: MetricLike,
     name: str | None = None,
-    accumulate: Accumulate = None,
-    transform_or_fields: Any = DEFAULT_FIELDS,
-) -> Declared:
-    """A declared metric; every error that needs no data is raised here.
+    accumulate: AccumulateLike = None,
+    transform_or_fields: FieldsLike = DEFAULT_FIELDS,
+) -> MetricSpec:
+    """Declares a metric, and raises every error that needs no data.
 
     Args:
         metric: A built-in's name, a `Metric`, a function of the extracted values, or a class with
             ``from_model_output``, ``merge`` and ``compute``.
-        name: Its key in the results; by default the metric's own name.
-        accumulate: None (the metric's own; a function is averaged), ``"running_average"``,
-            ``"running_sum"``, ``"running_min"``, ``"running_max"``, ``"last"``, or
-            ``(acc, obs, i) -> acc``.
-        transform_or_fields: Names of outputs (else of the step state), or a function of both
-            merged that returns the list of arguments.
+        name: Its key in the results. The default is the metric's own name.
+        accumulate: None (the metric's own way; the values of a function are averaged),
+            ``"running_average"``, ``"running_sum"``, ``"running_min"``, ``"running_max"``,
+            ``"last"``, or ``(acc, obs, i) -> acc``.
+        transform_or_fields: Names of outputs or parts of the step state, or a function of both,
+            merged into one dict, that returns the list of arguments.
 
     Returns:
-        The declaration.
+        The declared metric.
 
     Raises:
-        UnknownNameError: ``metric`` or ``accumulate`` is a name that is none.
-        ArgumentTypeError: An argument is of the wrong type.
+        UnknownNameError: No metric or accumulator has this name.
+        ArgumentTypeError: An argument has the wrong type.
         ArgumentError: The metric has no usable name.
 
     Example:
@@ -113,21 +131,25 @@ def declare(
         missing = [m for m in ("from_model_output", "merge", "compute") if not hasattr(metric, m)]
         if missing:
             raise errors.ArgumentTypeError(
-                f"the metric class {metric.__name__} has no {', '.join(missing)}",
+                f"a metric class must have from_model_output, merge and compute, got "
+                f"{metric.__name__} without {', '.join(missing)}",
                 fix="pass a class with the CLU protocol: from_model_output, merge, compute",
             )
     elif not isinstance(metric, Metric) and not callable(metric):
         raise errors.ArgumentTypeError(
-            f"a metric must be a name, a Metric, a function or a CLU class; got {metric!r}",
+            f"a metric must be a name, a Metric, a function or a CLU class, got {metric!r}",
             fix="pass for example 'accuracy', or a function of (y_true, y_pred)",
         )
-    return Declared(
-        _name(metric, name), metric, _accumulate(accumulate), _fields(transform_or_fields)
+    return MetricSpec(
+        _checked_name(metric, name),
+        metric,
+        _checked_accumulate(accumulate),
+        _checked_fields(transform_or_fields),
     )
 
 
-def declare_batch_mean(name: str, field: str) -> Declared:
-    """The exact average over the data of a scalar that is each batch's weighted mean.
+def declare_batch_mean(name: str, field: str) -> MetricSpec:
+    """Declares the exact average over the data of a scalar that is the weighted mean of its batch.
 
     Args:
         name: Its key in the results.
@@ -135,16 +157,16 @@ def declare_batch_mean(name: str, field: str) -> Declared:
             its number of examples (the leading axis of ``y_true``).
 
     Returns:
-        The declaration; a batch of weight 0 adds nothing, even where its mean is NaN.
+        The declared metric. A batch of weight 0 adds nothing, even if its mean is NaN.
     """
-    return Declared(name, "mean_of_batches", "running_average", (field,), batch_mean=True)
+    return MetricSpec(name, BatchMean(), "running_average", (field,))
 
 
-def _name(metric: Any, name: str | None) -> str:
+def _checked_name(metric: MetricLike, name: object) -> str:
     if name is not None:
         if not isinstance(name, str) or not name:
             raise errors.ArgumentTypeError(
-                f"the name of a metric must be a string that is not empty, got {name!r}",
+                f"the name of a metric must be a nonempty string, got {name!r}",
                 fix="pass name='...'",
             )
         return name
@@ -153,33 +175,33 @@ def _name(metric: Any, name: str | None) -> str:
     own = metric.name if isinstance(metric, Metric) else getattr(metric, "__name__", "")
     if not own or own == "<lambda>":
         raise errors.ArgumentError(
-            f"the metric {metric!r} has no usable name",
+            f"a metric must have a name, got {metric!r}, which has none",
             fix="pass name='...'",
         )
     return str(own)
 
 
-def _accumulate(accumulate: Any) -> Accumulate:
+def _checked_accumulate(accumulate: AccumulateLike) -> AccumulateLike:
     if isinstance(accumulate, str):
-        if accumulate not in accumulate_lib.NAMES:
-            raise errors.unknown_name("accumulate", accumulate, accumulate_lib.NAMES)
+        if accumulate not in reductions.NAMES:
+            raise errors.unknown_name("accumulate", accumulate, reductions.NAMES)
         return accumulate
     if accumulate is None or callable(accumulate):
         return accumulate
     raise errors.ArgumentTypeError(
-        f"accumulate must be None, a name or a function (acc, obs, i) -> acc; got {accumulate!r}",
-        fix=f"use one of: {', '.join(accumulate_lib.NAMES)}",
+        f"accumulate must be None, a name or a function (acc, obs, i) -> acc, got {accumulate!r}",
+        fix=f"use one of: {', '.join(reductions.NAMES)}",
     )
 
 
-def _fields(fields: Any) -> Fields:
+def _checked_fields(fields: FieldsLike) -> tuple[str, ...] | FieldsFn:
     if isinstance(fields, str):
         return (fields,)
-    if isinstance(fields, (tuple, list)) and all(isinstance(f, str) for f in fields):
+    if isinstance(fields, tuple | list) and all(isinstance(f, str) for f in fields):
         return tuple(fields)
     if callable(fields):
         return fields
     raise errors.ArgumentTypeError(
-        f"transform_or_fields must be names of outputs, or a function; got {fields!r}",
+        f"transform_or_fields must be names of outputs or a function, got {fields!r}",
         fix="pass for example ('y_true', 'y_pred')",
     )

@@ -3,28 +3,36 @@
     metric = mean_squared_error()
     metric = of_loss("huber")
 
-Invariant: a metric has the name and the meaning of its loss.
+Invariant: such a metric has the name and the meaning of its loss.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+
+from jax.typing import ArrayLike
 
 from jaxloop import losses
-from jaxloop.metrics import algebra
-from jaxloop.metrics.algebra import Metric
+from jaxloop._core.types import PyTree
+from jaxloop.metrics.metric import Metric, mean
 
 
 @functools.cache
 def mean_absolute_error() -> Metric:
-    """The mean of ``|y_true - y_pred|`` over the data set."""
+    """Makes the metric of the mean of ``|y_true - y_pred|`` over the data set.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> m = mean_absolute_error()
+        >>> float(m.compute(m.update(m.init(), jnp.zeros(2), jnp.array([1.0, 3.0]))))
+        2.0
+    """
     return of_loss("mean_absolute_error")
 
 
 @functools.cache
 def mean_squared_error() -> Metric:
-    """The mean of ``(y_true - y_pred)**2`` over the data set.
+    """Makes the metric of the mean of ``(y_true - y_pred)**2`` over the data set.
 
     Example:
         >>> import jax.numpy as jnp
@@ -37,7 +45,7 @@ def mean_squared_error() -> Metric:
 
 @functools.cache
 def of_loss(name: str) -> Metric:
-    """The mean over the data set of the loss of that name.
+    """Makes the metric of the mean of a loss over the data set.
 
     Args:
         name: One of `losses.names`.
@@ -47,10 +55,14 @@ def of_loss(name: str) -> Metric:
 
     Raises:
         UnknownNameError: No loss has this name.
+
+    Example:
+        >>> of_loss("huber").name
+        'huber'
     """
     loss = losses.get(name)
 
-    def values(y_true: Any, y_pred: Any) -> Any:
+    def values(y_true: PyTree, y_pred: PyTree) -> ArrayLike:
         return loss.fn(y_true, y_pred)
 
-    return algebra.mean(values, name=name)
+    return mean(values, name=name)

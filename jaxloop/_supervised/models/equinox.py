@@ -1,6 +1,8 @@
-"""Equinox modules: applied to each example of a batch; the inexact arrays are trained.
+"""Equinox modules, whose model state is the pytree of their arrays.
 
-adapt_equinox(eqx.nn.MLP(8, 2, 16, 1, key=key))
+    adapter = adapt(eqx.nn.MLP(8, 2, 16, 1, key=key))
+
+Invariant: the module is applied to each example of a batch, and its inexact arrays are trained.
 """
 
 from __future__ import annotations
@@ -11,16 +13,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from jaxloop._supervised.models.adapted import Adapted, PyTree
+from jaxloop._core.types import PyTree
+from jaxloop._supervised.models.adapter import ModelAdapter
 
 
-def is_equinox(model: Any) -> bool:
-    """Whether ``model`` is an Equinox module."""
+def accepts(model: object) -> bool:
+    """Returns whether ``model`` is an Equinox module."""
     return isinstance(model, eqx.Module)
 
 
-def adapt_equinox(module: Any) -> Adapted:
-    """An Equinox module without `eqx.nn.State`; its state is the pytree of its arrays."""
+def adapt(module: Any) -> ModelAdapter:
+    """Adapts an Equinox module without `eqx.nn.State`."""
     arrays, static = eqx.partition(module, eqx.is_array)
     is_dropout = lambda node: isinstance(node, eqx.nn.Dropout)  # noqa: E731  a predicate
     draws = any(map(is_dropout, jax.tree.leaves(module, is_leaf=is_dropout)))
@@ -35,7 +38,7 @@ def adapt_equinox(module: Any) -> Adapted:
         keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
         return jax.vmap(lambda one, k: model(one, key=k))(x, keys), rest
 
-    return Adapted(
+    return ModelAdapter(
         init=lambda key, x: jax.tree.map(jnp.asarray, arrays),
         split=lambda state: eqx.partition(state, eqx.is_inexact_array),
         join=eqx.combine,

@@ -1,6 +1,8 @@
-"""Flax Linen modules: the model state is Linen's variables.
+"""Flax Linen modules, whose model state is Linen's variables.
 
-adapt_linen(nn.Dense(10))
+    adapter = adapt(nn.Dense(10))
+
+Invariant: the variables that `apply` returns have the collections that `init` made.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jaxloop._supervised.models.adapted import Adapted, PyTree
+from jaxloop._core.types import PyTree
+from jaxloop._supervised.models.adapter import ModelAdapter
 
 TRAIN_FLAGS = {
     "train": True,
@@ -19,27 +22,27 @@ TRAIN_FLAGS = {
     "deterministic": False,
     "use_running_average": False,
 }
-"""Arguments that a module's ``__call__`` may declare, and their value in training."""
+"""The train flags that a module's ``__call__`` may declare, and their values in training."""
 
 _NOT_CARRIED = ("intermediates",)
 
 
-def is_linen(model: Any) -> bool:
-    """Whether ``model`` is a Linen module."""
+def accepts(model: object) -> bool:
+    """Returns whether ``model`` is a Linen module."""
     return isinstance(model, nn.Module)
 
 
-def adapt_linen(module: nn.Module) -> Adapted:
-    """A Linen module; its train flag is set if its ``__call__`` declares one."""
+def adapt(module: nn.Module) -> ModelAdapter:
+    """Adapts a Linen module, and sets the train flag that its ``__call__`` declares."""
     declared = inspect.signature(type(module).__call__).parameters
     flags = [name for name in TRAIN_FLAGS if name in declared]
 
-    def arguments(train: bool) -> dict[str, Any]:
+    def flag_values(train: bool) -> dict[str, Any]:
         return {name: TRAIN_FLAGS[name] == train for name in flags}
 
     def init(key: jax.Array, x: PyTree) -> PyTree:
         keys = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
-        variables = module.init(keys, x, **arguments(train=False))
+        variables = module.init(keys, x, **flag_values(train=False))
         return {name: value for name, value in variables.items() if name not in _NOT_CARRIED}
 
     def split(state: PyTree) -> tuple[PyTree, PyTree]:
@@ -52,10 +55,10 @@ def adapt_linen(module: nn.Module) -> Adapted:
         variables = {"params": params, **rest}
         rngs = None if key is None else {"dropout": key}
         if not (train and rest):
-            return module.apply(variables, x, rngs=rngs, **arguments(train)), rest
+            return module.apply(variables, x, rngs=rngs, **flag_values(train)), rest
         prediction, changed = module.apply(
-            variables, x, rngs=rngs, mutable=list(rest), **arguments(train)
+            variables, x, rngs=rngs, mutable=list(rest), **flag_values(train)
         )
         return prediction, {**rest, **changed}
 
-    return Adapted(init, split, lambda params, rest: {"params": params, **rest}, apply)
+    return ModelAdapter(init, split, lambda params, rest: {"params": params, **rest}, apply)

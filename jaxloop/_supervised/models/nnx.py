@@ -1,6 +1,9 @@
-"""Flax NNX modules: split once; the compiled step sees pure pytrees and never runs `nnx.jit`.
+"""Flax NNX modules, whose model state is an `nnx.State`.
 
-adapt_nnx(module)      # the module itself is not changed
+    adapter = adapt(module)
+
+Invariant: the module is split once and never changed. The compiled step works on pure pytrees and
+never runs `nnx.jit`.
 """
 
 from __future__ import annotations
@@ -11,18 +14,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxloop._supervised.models.adapted import Adapted, PyTree
+from jaxloop._core.types import PyTree
+from jaxloop._supervised.models.adapter import ModelAdapter
 
 
-def is_nnx(model: Any) -> bool:
-    """Whether ``model`` is an NNX module."""
+def accepts(model: object) -> bool:
+    """Returns whether ``model`` is an NNX module."""
     return isinstance(model, nnx.Module)
 
 
-def adapt_nnx(module: nnx.Module) -> Adapted:
-    """An NNX module; its state is an `nnx.State` of all its variables, `nnx.Param` is trained."""
+def adapt(module: nnx.Module) -> ModelAdapter:
+    """Adapts an NNX module; its state holds all variables, and each `nnx.Param` is trained."""
     graph, start = nnx.split(nnx.clone(module))
-    # Training and evaluation differ in static attributes, and so in their graphs.
+    # Training and evaluation differ in static attributes of the module, which are in its graph.
     graphs = {}
     for train in (True, False):
         one = nnx.clone(module)
@@ -30,14 +34,14 @@ def adapt_nnx(module: nnx.Module) -> Adapted:
         graphs[train] = nnx.split(one)[0]
 
     def init(key: jax.Array, x: PyTree) -> PyTree:
-        del key, x  # the module came initialised
+        del key, x  # the module is initialized already
         return jax.tree.map(jnp.asarray, start)
 
     def apply(
         params: PyTree, rest: PyTree, x: PyTree, *, train: bool, key: jax.Array | None
     ) -> tuple[PyTree, PyTree]:
-        del key  # its streams are variables of the module's own
-        # A copy: variables of the outer trace cannot be changed inside a gradient.
+        del key  # the random streams are variables of the module
+        # A copy, because variables of the outer trace cannot be changed inside a gradient.
         merged = nnx.merge(graphs[train], params, rest, copy=True)
         prediction = merged(x)
         return prediction, nnx.state(merged, nnx.Not(nnx.Param)) if train else rest
@@ -49,7 +53,7 @@ def adapt_nnx(module: nnx.Module) -> Adapted:
     def load(given: Any) -> PyTree:
         return nnx.state(given) if isinstance(given, nnx.Module) else given
 
-    return Adapted(
+    return ModelAdapter(
         init=init,
         split=split,
         join=lambda params, rest: nnx.merge_state(params, rest),

@@ -1,0 +1,123 @@
+"""The functions that a step needs of a model, and the state that a user passes in.
+
+    adapter = ModelAdapter(init, split, join, apply)
+    model_state = merge_state(adapter.init(key, x), adapter.load(init_state))
+    params, rest = adapter.split(model_state)
+    prediction, rest = adapter.apply(params, rest, x, train=True, key=key)
+    trained = adapter.export(adapter.join(params, rest))
+
+Invariant: a model state has the form that the user of the model knows, as a pytree of arrays, such
+as Linen's variables, an `nnx.State`, ``(params, state)`` for a `Model` and ``params`` for a pair.
+Adapters know nothing of the loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxloop._core.types import PyTree
+from jaxloop.errors import ModelError
+
+
+class ApplyFn(Protocol):
+    """The forward pass of a model."""
+
+    def __call__(
+        self, params: PyTree, rest: PyTree, x: PyTree, /, *, train: bool, key: jax.Array | None
+    ) -> tuple[PyTree, PyTree]:
+        """Returns the prediction, and the rest of the state after the pass."""
+
+
+def _unchanged(value: PyTree) -> PyTree:
+    return value
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelAdapter:
+    """A model of any kind, as the functions that a step needs.
+
+    Attributes:
+        init: ``(key, x) -> model_state``.
+        split: ``model_state -> (params, rest)``.
+        join: ``(params, rest) -> model_state``.
+        apply: ``(params, rest, x, *, train, key) -> (prediction, rest)``.
+        export: ``model_state -> result``, where the result is what the user of the model works
+            with, such as an NNX module.
+        load: ``given -> model_state``, where ``given`` is what the user passes as a first state,
+            and may be a part of it or None.
+    """
+
+    init: Callable[[jax.Array, PyTree], PyTree]
+    split: Callable[[PyTree], tuple[PyTree, PyTree]]
+    join: Callable[[PyTree, PyTree], PyTree]
+    apply: ApplyFn
+    export: Callable[[PyTree], Any] = _unchanged
+    load: Callable[[Any], PyTree] = _unchanged
+
+
+def merge_state(initialized: PyTree, given: PyTree, path: str = "init_state") -> PyTree:
+    """Returns the initialized model state with the given values in place of its own.
+
+    Args:
+        initialized: A model state.
+        given: A model state or a part of one, in which dicts may lack names. None gives nothing.
+        path: The place in ``given``, for the error messages.
+
+    Raises:
+        ModelError: The model does not have a given name, or a leaf has another shape.
+
+    Example:
+        >>> merge_state({"a": jnp.zeros(2), "b": jnp.zeros(1)}, {"a": jnp.ones(2)})["a"]
+        Array([1., 1.], dtype=float32)
+    """
+    if given is None:
+        return initialized
+    if isinstance(initialized, Mapping) and isinstance(given, Mapping):
+        unknown = [name for name in given if name not in initialized]
+        if unknown:
+            raise ModelError(
+                f"{path} must have only the names of the model's state "
+                f"({', '.join(map(repr, initialized)) or 'none'}), got {unknown[0]!r}",
+                fix="pass the state of this model, or a part of it",
+            )
+        merged = {
+            name: merge_state(value, given[name], f"{path}[{name!r}]") if name in given else value
+            for name, value in initialized.items()
+        }
+        return merged if isinstance(initialized, dict) else type(initialized)(merged)  # type: ignore[call-arg]  # nnx.State takes a mapping
+    if (
+        type(initialized) in (tuple, list)
+        and isinstance(given, tuple | list)
+        and len(given) == len(initialized)
+    ):
+        parts = enumerate(zip(initialized, given, strict=True))
+        return type(initialized)([merge_state(a, b, f"{path}[{i}]") for i, (a, b) in parts])
+    return _replace_leaves(initialized, given, path)
+
+
+def _replace_leaves(initialized: PyTree, given: PyTree, path: str) -> PyTree:
+    """Returns the leaves of ``given`` as arrays, in the dtypes of ``initialized``."""
+    expected: object = jax.tree.structure(initialized)
+    found: object = jax.tree.structure(given)
+    if expected != found:
+        raise ModelError(
+            f"{path} must have the structure of the model's state, {expected}, got {found}",
+            fix="pass the state of this model, or a part of it",
+        )
+
+    def one(where: tuple[Any, ...], old: jax.Array, new: Any) -> jax.Array:
+        new = jnp.asarray(new) if not isinstance(new, jax.Array) else new
+        if new.shape != old.shape:
+            raise ModelError(
+                f"{path}{jax.tree_util.keystr(where)} must have shape {old.shape}, got {new.shape}",
+                fix="pass the state of a model with layers of the same sizes",
+            )
+        # The dtype may differ, for example in a checkpoint in bfloat16.
+        return new if new.dtype == old.dtype else new.astype(old.dtype)
+
+    return jax.tree_util.tree_map_with_path(one, initialized, given)

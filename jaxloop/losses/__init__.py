@@ -1,0 +1,53 @@
+"""Losses: per-example functions of ``(y_true, y_pred)``, and one way to look up any loss.
+
+    loss = losses.get("mean_squared_error")          # or optax.l2_loss, or [(loss, weight), ...]
+    value = losses.reduce(loss.fn(y_true, y_pred), sample_weight, num_examples)
+
+Invariant: a loss of this package returns one value per example, ``(batch,)``, in the dtype of the
+predictions, and never broadcasts targets against predictions.
+"""
+
+from __future__ import annotations
+
+from jaxloop.losses._averages import per_example, reduce
+from jaxloop.losses._functions import (
+    binary_cross_entropy,
+    categorical_cross_entropy,
+    categorical_hinge,
+    connectionist_temporal_classification,
+    cosine_similarity,
+    hinge,
+    huber,
+    kl_divergence,
+    log_cosh,
+    margin_ranking,
+    mean_absolute_error,
+    mean_squared_error,
+    poisson,
+    soft_margin,
+)
+from jaxloop.losses._lookup import Loss, LossFn, LossLike, get, names
+
+__all__ = [
+    "Loss",
+    "LossFn",
+    "LossLike",
+    "binary_cross_entropy",
+    "categorical_cross_entropy",
+    "categorical_hinge",
+    "connectionist_temporal_classification",
+    "cosine_similarity",
+    "get",
+    "hinge",
+    "huber",
+    "kl_divergence",
+    "log_cosh",
+    "margin_ranking",
+    "mean_absolute_error",
+    "mean_squared_error",
+    "names",
+    "per_example",
+    "poisson",
+    "reduce",
+    "soft_margin",
+]

@@ -1,0 +1,359 @@
+"""The losses by name, with the meaning that they have in Axon.
+
+    value = mean_squared_error(y_true, y_pred)
+
+Invariant: every loss returns one value per example, ``(batch,)``, in the dtype of the predictions,
+and never broadcasts targets against predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxloop import errors
+from jaxloop.losses._shapes import as_float, same_shape, trailing_mean
+
+_EPS = 1e-7
+
+
+def binary_cross_entropy(
+    y_true: ArrayLike, y_pred: ArrayLike, *, from_logits: bool = False
+) -> jax.Array:
+    """Returns the mean of ``-(y log p + (1 - y) log(1 - p))`` for each example.
+
+    Args:
+        y_true: ``(batch, *rest)`` of 0 and 1.
+        y_pred: ``(batch, *rest)``, probabilities, or logits if ``from_logits``.
+        from_logits: Whether ``y_pred`` holds logits, to which no sigmoid was applied.
+
+    Returns:
+        ``(batch,)``.
+
+    Source: `Axon.Losses.binary_cross_entropy`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round(float(binary_cross_entropy(jnp.array([1]), jnp.array([0.5]))[0]), 4)
+        0.6931
+    """
+    y_true, y_pred = same_shape("binary_cross_entropy", y_true, y_pred)
+    if from_logits:
+        # The log sigmoid is accurate where a clipped probability is not.
+        log_p, log_not_p = jax.nn.log_sigmoid(y_pred), jax.nn.log_sigmoid(-y_pred)
+    else:
+        # Clipped and shifted, as in Axon. In half precision 1 - eps is 1, and without the shift
+        # log(1 - p) would be infinite.
+        y_pred = jnp.clip(y_pred, _EPS, 1 - _EPS)
+        log_p, log_not_p = jnp.log(y_pred + _EPS), jnp.log(1 - y_pred + _EPS)
+    return trailing_mean(-(y_true * log_p + (1 - y_true) * log_not_p))
+
+
+def categorical_cross_entropy(
+    y_true: ArrayLike, y_pred: ArrayLike, *, from_logits: bool = False, sparse: bool = False
+) -> jax.Array:
+    """Returns ``-sum(y log p)`` over the classes, the last axis, for each example.
+
+    Args:
+        y_true: ``(batch, *rest, classes)``, or class numbers ``(batch, *rest)`` if ``sparse``.
+        y_pred: ``(batch, *rest, classes)``, probabilities, or logits if ``from_logits``.
+        from_logits: Whether ``y_pred`` holds logits, to which no softmax was applied.
+        sparse: Whether ``y_true`` holds class numbers.
+
+    Returns:
+        ``(batch,)``, the mean over the axes between the first and the last.
+
+    Raises:
+        ShapeError: The shapes do not fit, or ``y_true`` holds class numbers without ``sparse``.
+
+    Source: `Axon.Losses.categorical_cross_entropy`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> p = jnp.array([[0.5, 0.5]])
+        >>> round(float(categorical_cross_entropy(jnp.array([1]), p, sparse=True)[0]), 4)
+        0.6931
+    """
+    name = "categorical_cross_entropy"
+    y_pred = as_float(y_pred)
+    y_true = jnp.asarray(y_true)
+    if sparse:
+        if y_true.shape == (*y_pred.shape[:-1], 1):
+            y_true = y_true[..., 0]
+        if y_true.shape != y_pred.shape[:-1] or y_pred.ndim == 0:
+            raise errors.ShapeError(
+                f"{name}: with sparse=True, y_true must have the shape of y_pred without its last "
+                f"axis, got y_true {y_true.shape} and y_pred {y_pred.shape}",
+                fix="pass one class number per example",
+            )
+        if not jnp.issubdtype(y_true.dtype, jnp.integer):
+            raise errors.ShapeError(
+                f"{name}: with sparse=True, y_true must be integer class numbers, got "
+                f"{y_true.dtype}",
+                fix="cast the labels to int32",
+            )
+    elif y_true.ndim == y_pred.ndim - 1 and y_true.shape == y_pred.shape[:-1]:
+        raise errors.ShapeError(
+            f"{name}: y_true must have the shape of y_pred, got y_true {y_true.shape} (class "
+            f"numbers?) and y_pred {y_pred.shape}",
+            fix="pass sparse=True, one-hot encode the labels, or use "
+            "optax.softmax_cross_entropy_with_integer_labels (which takes logits)",
+        )
+    else:
+        y_true, y_pred = same_shape(name, y_true, y_pred)
+    log_p = jax.nn.log_softmax(y_pred) if from_logits else jnp.log(jnp.clip(y_pred, _EPS, 1))
+    if sparse:
+        return trailing_mean(-jnp.take_along_axis(log_p, y_true[..., None], axis=-1)[..., 0])
+    return trailing_mean(-jnp.sum(y_true * log_p, axis=-1))
+
+
+def categorical_hinge(y_true: ArrayLike, y_pred: ArrayLike) -> jax.Array:
+    """Returns ``max(0, 1 + max((1 - y) p) - sum(y p))`` over the classes for each example.
+
+    Args:
+        y_true: ``(batch, *rest)``, one-hot along the last axis.
+        y_pred: ``(batch, *rest)``.
+
+    Returns:
+        ``(batch,)``.
+
+    Source: `Axon.Losses.categorical_hinge`.
+    """
+    y_true, y_pred = same_shape("categorical_hinge", y_true, y_pred)
+    negative = jnp.max((1 - y_true) * y_pred, axis=-1)
+    positive = jnp.sum(y_true * y_pred, axis=-1)
+    return trailing_mean(jnp.maximum(negative - positive + 1, 0))
+
+
+def hinge(y_true: ArrayLike, y_pred: ArrayLike) -> jax.Array:
+    """Returns the mean of ``max(0, 1 - y p)`` for each example.
+
+    Args:
+        y_true: ``(batch, *rest)`` of -1 and 1.
+        y_pred: ``(batch, *rest)``.
+
+    Returns:
+        ``(batch,)``.
+
+    Source: `Axon.Losses.hinge`.
+    """
+    y_true, y_pred = same_shape("hinge", y_true, y_pred)
+    return trailing_mean(jnp.maximum(1 - y_true * y_pred, 0))
+
+
+def kl_divergence(y_true: ArrayLike, y_pred: ArrayLike) -> jax.Array:
+    """Returns ``sum(y log(y / p))`` over the last axis for each example.
+
+    Both are clipped to ``[1e-7, 1]``.
+
+    Args:
+        y_true: ``(batch, *rest)``, probabilities along the last axis.
+        y_pred: ``(batch, *rest)``.
+
+    Returns:
+        ``(batch,)``.
+
+    Source: `Axon.Losses.kl_divergence`.
+    """
+    y_true, y_pred = same_shape("kl_divergence", y_true, y_pred)
+    y_true, y_pred = jnp.clip(y_true, _EPS, 1), jnp.clip(y_pred, _EPS, 1)
+    return trailing_mean(jnp.sum(y_true * jnp.log(y_true / y_pred), axis=-1))
+
+
+def log_cosh(y_true: ArrayLike, y_pred: ArrayLike) -> jax.Array:
+    """Returns the mean of ``log(cosh(p - y))`` for each example.
+
+    Args:
+        y_true: ``(batch, *rest)``.
+        y_pred: ``(batch, *rest)``.
+
+    Returns:
+        ``(batch,)``.
+
+    Source: `Axon.Losses.log_cosh`, in a form that does not overflow.
+    """
+    y_true, y_pred = same_shape("log_cosh", y_true, y_pred)
+    # cosh is even, and exp(-2|x|) cannot overflow.
+    x = jnp.abs(y_pred - y_true)
+    return trailing_mean(x + jnp.log1p(jnp.exp(-2 * x)) - jnp.log(jnp.asarray(2, x.dtype)))
+
+
+def mean_absolute_error(y_true: ArrayLike, y_pred: ArrayLike) -> jax.Array:
+    """Returns the mean of ``|y - p|`` for each example.
+
+    Args:
+        y_true: ``(batch, *rest)``.
+        y_pred: ``(batch, *rest)``.
+
+    Returns:
+        ``(batch,)``.
+
+    Source: `Axon.Losses.mean_absolute_error`.
+    """
+    y_true, y_pred = same_shape("mean_absolute_error", y_true, y_pred)
+    return trailing_mean(jnp.abs(y_true - y_pred))
+
+
+def mean_squared_error(y_true: ArrayLike, y_pred: ArrayLike) -> jax.Array:
+    """Returns the mean of ``(y - p)**2`` for each example.
+
+    Args:
+        y_true: ``(batch, *rest)``.
+        y_pred: ``(batch, *rest)``.
+
+    Returns:
+        ``(batch,)``.
+
+    Source: `Axon.Losses.mean_squared_error`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> mean_squared_error(jnp.zeros((1, 2)), jnp.array([[1.0, 3.0]])).tolist()
+        [5.0]
+    """
+    y_true, y_pred = same_shape("mean_squared_error", y_true, y_pred)
+    return trailing_mean(jnp.square(y_true - y_pred))
+
+
+def poisson(y_true: ArrayLike, y_pred: ArrayLike) -> jax.Array:
+    """Returns the mean of ``p - y log(p + 1e-7)`` for each example.
+
+    Args:
+        y_true: ``(batch, *rest)``.
+        y_pred: ``(batch, *rest)``.
+
+    Returns:
+        ``(batch,)``.
+
+    Source: `Axon.Losses.poisson`.
+    """
+    y_true, y_pred = same_shape("poisson", y_true, y_pred)
+    return trailing_mean(y_pred - y_true * jnp.log(y_pred + _EPS))
+
+
+def soft_margin(y_true: ArrayLike, y_pred: ArrayLike) -> jax.Array:
+    """Returns the mean of ``log(1 + exp(-y p))`` for each example.
+
+    Args:
+        y_true: ``(batch, *rest)`` of -1 and 1.
+        y_pred: ``(batch, *rest)``.
+
+    Returns:
+        ``(batch,)``.
+
+    Source: `Axon.Losses.soft_margin`. Axon sums over the batch axis. This function takes the mean
+    of each example, so that weights and masks apply.
+    """
+    y_true, y_pred = same_shape("soft_margin", y_true, y_pred)
+    return trailing_mean(jax.nn.softplus(-y_true * y_pred))
+
+
+def huber(y_true: ArrayLike, y_pred: ArrayLike, *, delta: float = 1.0) -> jax.Array:
+    """Returns the mean Huber loss for each example.
+
+    It is ``d**2 / 2`` where ``d = |p - y| <= delta``, and ``delta (d - delta / 2)`` elsewhere.
+
+    Args:
+        y_true: ``(batch, *rest)``.
+        y_pred: ``(batch, *rest)``.
+        delta: The distance at which the square becomes a line.
+
+    Returns:
+        ``(batch,)``.
+
+    Source: `Axon.Losses.huber`.
+    """
+    y_true, y_pred = same_shape("huber", y_true, y_pred)
+    distance = jnp.abs(y_pred - y_true)
+    # This form never squares a large distance, whose overflow would make the gradient NaN.
+    near = jnp.minimum(distance, delta)
+    return trailing_mean(near * (distance - 0.5 * near))
+
+
+def cosine_similarity(y_true: ArrayLike, y_pred: ArrayLike) -> jax.Array:
+    """Returns the cosine of the angle between the last axes for each example.
+
+    It grows with agreement, up to 1, so negate it to minimize it.
+
+    Args:
+        y_true: ``(batch, *rest)``.
+        y_pred: ``(batch, *rest)``.
+
+    Returns:
+        ``(batch,)``.
+
+    Source: `Axon.Losses.cosine_similarity`.
+    """
+    y_true, y_pred = same_shape("cosine_similarity", y_true, y_pred)
+    dot = jnp.sum(y_true * y_pred, axis=-1)
+    # The maximum is inside the root, because the gradient of sqrt at 0 is infinite.
+    squares = jnp.sum(jnp.square(y_true), axis=-1) * jnp.sum(jnp.square(y_pred), axis=-1)
+    return trailing_mean(dot / jnp.sqrt(jnp.maximum(squares, 1e-12)))
+
+
+def margin_ranking(
+    y_true: ArrayLike, y_pred: Sequence[ArrayLike], *, margin: float = 0.0
+) -> jax.Array:
+    """Returns the mean of ``max(0, margin - y (p1 - p2))`` for each example.
+
+    Args:
+        y_true: ``(batch, *rest)``, 1 where the first should rank higher, and -1 where the second
+            should.
+        y_pred: A pair of arrays ``(batch, *rest)``.
+        margin: The difference by which it should rank higher.
+
+    Returns:
+        ``(batch,)``.
+
+    Source: `Axon.Losses.margin_ranking`.
+    """
+    if not isinstance(y_pred, tuple | list) or len(y_pred) != 2:
+        raise errors.ShapeError(
+            f"margin_ranking: y_pred must be a pair of arrays, got {type(y_pred).__name__}",
+            fix="let the model return (scores_1, scores_2)",
+        )
+    order, first = same_shape("margin_ranking", y_true, y_pred[0])
+    _, second = same_shape("margin_ranking", y_true, y_pred[1])
+    return trailing_mean(jnp.maximum(margin - order * (first - second.astype(first.dtype)), 0))
+
+
+def connectionist_temporal_classification(
+    y_true: Sequence[ArrayLike], y_pred: ArrayLike, *, blank: int = 0
+) -> jax.Array:
+    """Returns the negative log-likelihood of each target sequence over all alignments.
+
+    Args:
+        y_true: A pair ``(lengths (batch,), labels (batch, longest))`` of integers.
+        y_pred: ``(batch, time, classes)``, log-probabilities or logits, which give the same value.
+        blank: The class that means no label.
+
+    Returns:
+        ``(batch,)``.
+
+    Source: `Axon.Losses.connectionist_temporal_classification`. `optax.ctc_loss` computes it.
+    """
+    # Imported here, so that `import jaxloop` does not import Optax.
+    import optax
+
+    if not isinstance(y_true, tuple | list) or len(y_true) != 2:
+        raise errors.ShapeError(
+            "connectionist_temporal_classification: y_true must be a pair (lengths, labels), got "
+            f"{type(y_true).__name__}",
+            fix="pass the number of labels of each sequence, then the padded labels",
+        )
+    y_pred = as_float(y_pred)
+    lengths, labels = jnp.asarray(y_true[0]), jnp.asarray(y_true[1])
+    if y_pred.ndim != 3 or lengths.shape != y_pred.shape[:1] or labels.shape[:1] != lengths.shape:
+        raise errors.ShapeError(
+            "connectionist_temporal_classification: the batch axes must be equal, got lengths "
+            f"{lengths.shape}, labels {labels.shape} and y_pred {y_pred.shape}",
+            fix="pass lengths (batch,), labels (batch, longest), y_pred (batch, time, classes)",
+        )
+    padding = (jnp.arange(labels.shape[1])[None, :] >= lengths[:, None]).astype(y_pred.dtype)
+    no_padding = jnp.zeros(y_pred.shape[:2], y_pred.dtype)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        value = optax.ctc_loss(y_pred, no_padding, labels, padding, blank_id=blank)
+    return jnp.asarray(value)

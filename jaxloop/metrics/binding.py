@@ -1,0 +1,256 @@
+"""The metrics of a loop, bound to the names and shapes of its step.
+
+    metrics = bind([declare("accuracy")], outputs, step_state, batch)    # reads shapes only
+    accs = metrics.update(metrics.init(), outputs, step_state, batch)    # a batch of any size
+    values = metrics.compute(accs)
+
+Invariant: `bind` fixes the structure, shapes and dtypes of the accumulators, so that a compiled
+loop can carry them. `bind` also raises every error about names and shapes, before the first step.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxloop import errors
+from jaxloop._core.types import PyTree
+from jaxloop.metrics import clu_protocol
+from jaxloop.metrics.accumulators import cast_like, strongly_typed, structures_differ
+from jaxloop.metrics.clu_protocol import CluMetric
+from jaxloop.metrics.declare import BatchMean, MetricSpec, built_in
+from jaxloop.metrics.inputs import Inputs
+from jaxloop.metrics.metric import Metric
+from jaxloop.metrics.observations import (
+    Observe,
+    clu_keywords,
+    observe_batch_mean,
+    observe_clu,
+    observe_function,
+    observe_metric,
+)
+from jaxloop.metrics.reductions import reduction_of
+from jaxloop.metrics.weights import batch_weights, is_float_weight
+
+SKIPPED = "skipped_steps"
+"""The output, 0 or 1, of a step that may leave its state unchanged, and the metric that counts it.
+"""
+
+Accumulators = dict[str, PyTree]
+"""One accumulator for each metric, by name."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """One metric that is bound to its inputs."""
+
+    name: str
+    init: Callable[[], PyTree]
+    update: Callable[[PyTree, Inputs], PyTree]
+    merge: Callable[[PyTree, PyTree], PyTree]
+    compute: Callable[[PyTree], PyTree]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Metrics that are bound to the names and shapes of one loop; see `bind`."""
+
+    slots: tuple[_Slot, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the metrics, in the order in which they were declared."""
+        return tuple(slot.name for slot in self.slots)
+
+    def init(self) -> Accumulators:
+        """Returns empty accumulators."""
+        return {slot.name: strongly_typed(slot.init()) for slot in self.slots}
+
+    def update(
+        self, accs: Mapping[str, PyTree], outputs: PyTree, step_state: PyTree, batch: PyTree
+    ) -> Accumulators:
+        """Adds a batch of any size to the accumulators.
+
+        If the step reports `SKIPPED` as 1, only the metric of that name changes.
+
+        Args:
+            accs: The accumulators.
+            outputs: What the step reports.
+            step_state: What it carries.
+            batch: The batch, of which only the number of examples is read.
+
+        Raises:
+            ShapeError: A metric returned another structure, shape or dtype than in `bind`.
+        """
+        inputs = Inputs.of(outputs, step_state, batch)
+        new = {
+            slot.name: cast_like(slot.name, slot.update(accs[slot.name], inputs), accs[slot.name])
+            for slot in self.slots
+        }
+        skipped = inputs.reported.get(SKIPPED)
+        if skipped is None:
+            return new
+        chosen = jax.tree.map(lambda a, b: jnp.where(skipped, a, b), dict(accs), new)
+        return {name: new[name] if name == SKIPPED else chosen[name] for name in new}
+
+    def merge(self, a: Mapping[str, PyTree], b: Mapping[str, PyTree]) -> Accumulators:
+        """Combines two sets of accumulators, of which ``b`` is the later one."""
+        return {
+            slot.name: cast_like(slot.name, slot.merge(a[slot.name], b[slot.name]), a[slot.name])
+            for slot in self.slots
+        }
+
+    def compute(self, accs: Mapping[str, PyTree]) -> dict[str, PyTree]:
+        """Returns the value of each metric by name."""
+        return {slot.name: slot.compute(accs[slot.name]) for slot in self.slots}
+
+
+def bind(
+    specs: Iterable[MetricSpec], outputs: PyTree, step_state: PyTree, batch: PyTree
+) -> Metrics:
+    """Binds metrics to a step that reports and carries values of these names and shapes.
+
+    Args:
+        specs: The metrics. If two have the same name, the last one counts.
+        outputs: What the step reports: a mapping of arrays or `jax.ShapeDtypeStruct`.
+        step_state: What it carries.
+        batch: A batch, of which only the number of examples is read.
+
+    Returns:
+        The bound metrics.
+
+    Raises:
+        UnknownNameError: A field is neither reported nor carried.
+        ShapeError: Shapes do not fit, or a metric returns a scalar for a batch with weights.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxloop.metrics.declare import declare
+        >>> outputs = {"y_true": jnp.array([0, 1]), "y_pred": jnp.array([0.2, 0.3])}
+        >>> metrics = bind([declare("accuracy")], outputs, {}, None)
+        >>> accs = metrics.update(metrics.init(), outputs, {}, None)
+        >>> float(metrics.compute(accs)["accuracy"])
+        0.5
+    """
+    last = {spec.name: spec for spec in specs}
+    inputs = Inputs.of(outputs, step_state, batch).abstract()
+    slots = []
+    for spec in last.values():
+        slot = _bind_one(spec, inputs)
+        # One abstract update here raises its errors before the first step.
+        _eval_shape(functools.partial(_once, slot), inputs)
+        slots.append(slot)
+    return Metrics(tuple(slots))
+
+
+def _bind_one(spec: MetricSpec, inputs: Inputs) -> _Slot:
+    metric = spec.metric
+    if isinstance(metric, BatchMean):
+        return _bind_observations(spec, observe_batch_mean(spec), inputs)
+    if isinstance(metric, type):
+        if spec.accumulate is None:
+            return _bind_clu(spec, metric, inputs)
+        return _bind_observations(spec, observe_clu(spec, metric), inputs)
+    if isinstance(metric, str):
+        metric = built_in(metric)
+    if isinstance(metric, Metric):
+        if metric.weighted is not None and is_float_weight(inputs.weight):
+            metric = metric.weighted
+        if spec.accumulate is None:
+            return _bind_metric(spec, metric)
+        return _bind_observations(spec, observe_metric(spec, metric), inputs)
+    return _bind_observations(spec, observe_function(spec, metric), inputs)
+
+
+def _bind_metric(spec: MetricSpec, metric: Metric) -> _Slot:
+    def update(acc: PyTree, inputs: Inputs) -> PyTree:
+        return metric.update(acc, *inputs.arguments(spec), weight=inputs.weight)
+
+    return _Slot(spec.name, metric.init, update, metric.merge, metric.compute)
+
+
+def _bind_clu(spec: MetricSpec, cls: type[CluMetric], inputs: Inputs) -> _Slot:
+    shapes = _eval_shape(
+        lambda inputs: clu_protocol.from_output(cls, clu_keywords(spec, cls, inputs)[0]), inputs
+    )
+    metric = clu_protocol.clu_metric(cls, shapes, spec.name)
+
+    def update(acc: PyTree, inputs: Inputs) -> PyTree:
+        keywords, num_examples = clu_keywords(spec, cls, inputs)
+        weights = batch_weights(inputs.weight, num_examples, spec.title)
+        return metric.update(acc, keywords, weight=weights.present)
+
+    return _Slot(spec.name, metric.init, update, metric.merge, metric.compute)
+
+
+def _bind_observations(spec: MetricSpec, observe: Observe, inputs: Inputs) -> _Slot:
+    """Binds a metric that observes each batch, and reduces the observations leaf by leaf."""
+    reduction = reduction_of(spec.accumulate or "running_average")
+    per_example: tuple[bool, ...] = ()
+
+    def value_of(inputs: Inputs) -> PyTree:
+        nonlocal per_example
+        observation = observe(inputs)
+        per_example = tuple(observation.per_example)
+        return observation.value
+
+    shapes, structure = jax.tree.flatten(_eval_shape(value_of, inputs))
+    kinds = per_example
+    float_weights = is_float_weight(inputs.weight)
+
+    def init() -> list[PyTree]:
+        return [
+            reduction.init(shape, kind, float_weights)
+            for shape, kind in zip(shapes, kinds, strict=True)
+        ]
+
+    def update(acc: list[PyTree], inputs: Inputs) -> list[PyTree]:
+        value, found, weights = observe(inputs)
+        leaves, found_structure = jax.tree.flatten(value)
+        if structures_differ(found_structure, structure):
+            raise errors.ShapeError(
+                f"{spec.title} must return {structure} for every batch, got {found_structure}",
+                fix="return the same structure for every batch",
+            )
+        # A leading axis that fits by chance in one batch, and not in another, is an error. A batch
+        # of one example has the kinds of the batch that was bound.
+        if tuple(found) != kinds and not callable(spec.accumulate):
+            raise errors.ShapeError(
+                f"{spec.title} must return one value per example for all batches or for none, got "
+                "both",
+                fix="always return one value per example, or always return a scalar",
+            )
+        return [
+            reduction.update(old, leaf, kind, weights)
+            for old, leaf, kind in zip(acc, leaves, kinds, strict=True)
+        ]
+
+    def merge(a: list[PyTree], b: list[PyTree]) -> list[PyTree]:
+        return [reduction.merge(x, y) for x, y in zip(a, b, strict=True)]
+
+    def compute(acc: list[PyTree]) -> PyTree:
+        return jax.tree.unflatten(structure, [reduction.compute(leaf) for leaf in acc])
+
+    return _Slot(spec.name, init, update, merge, compute)
+
+
+def _eval_shape(fn: Callable[[Inputs], _T], inputs: Inputs) -> _T:
+    """Returns the shapes of ``fn(inputs)``. The batch is not traced, as only its axis is read."""
+
+    def of_values(reported: dict[str, PyTree], named: dict[str, PyTree]) -> _T:
+        return fn(Inputs(reported, named, inputs.batch))
+
+    return jax.eval_shape(of_values, inputs.reported, inputs.named)
+
+
+def _once(slot: _Slot, inputs: Inputs) -> PyTree:
+    """Updates an empty accumulator once, and computes the value."""
+    acc = strongly_typed(slot.init())
+    return slot.compute(cast_like(slot.name, slot.update(acc, inputs), acc))

@@ -1,0 +1,114 @@
+"""What a metric is: an accumulator and four pure functions.
+
+    metric = mean(lambda y_true, y_pred: (y_true - y_pred) ** 2)
+    acc = metric.update(metric.init(), y_true, y_pred, weight=mask)
+    value = metric.compute(metric.merge(acc, other_acc))
+
+Invariant: ``merge(init(), a) == a``, ``merge`` is associative, and the value does not depend on how
+the data are split into batches: counts are exact, and sums are equal up to rounding. The structure,
+shapes and dtypes of an accumulator never depend on the batch. Examples of weight 0 add nothing,
+even if their value is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxloop._core.types import PyTree
+from jaxloop.metrics.exact_sum import (
+    Pair,
+    add_pairs,
+    divide_pairs,
+    merge_pairs,
+    sum_examples,
+    sum_weights,
+    zero_pair,
+)
+from jaxloop.metrics.weights import check_weight, leading_axis, scalar_with_weights
+
+
+@dataclass(frozen=True)
+class Metric:
+    """An accumulator pytree with the four pure functions that work on it.
+
+    Attributes:
+        init: ``() -> acc``.
+        update: ``(acc, *values, weight=None) -> acc``, with ``weight`` of shape ``(batch,)``.
+        merge: ``(acc, acc) -> acc``.
+        compute: ``acc -> value``, a pytree.
+        name: The name of the metric if you give no other.
+        weighted: The metric to use with float weights, if it is a different one. A count, for
+            example, is int32 without weights and float32 with them.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> largest = Metric(
+        ...     init=lambda: jnp.float32(-jnp.inf),
+        ...     update=lambda acc, x, weight=None: jnp.maximum(acc, jnp.max(x)),
+        ...     merge=jnp.maximum,
+        ...     compute=lambda acc: acc,
+        ... )
+        >>> float(largest.compute(largest.update(largest.init(), jnp.array([1.0, 3.0]))))
+        3.0
+    """
+
+    init: Callable[[], PyTree]
+    update: Callable[..., PyTree]
+    merge: Callable[[PyTree, PyTree], PyTree]
+    compute: Callable[[PyTree], PyTree]
+    name: str = ""
+    weighted: Metric | None = None
+
+
+def mean(values_fn: Callable[..., ArrayLike], *, name: str = "") -> Metric:
+    """Makes the metric that averages, over all examples, what a function returns for each.
+
+    Args:
+        values_fn: ``(*values) -> (batch,)`` or ``(batch, *rest)``. The mean runs over all axes. A
+            scalar is the mean of its batch, and raises an error if the batch has weights.
+        name: The name of the metric.
+
+    Returns:
+        A metric whose value is a float32 scalar, and NaN before the first update.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> m = mean(lambda x: x)
+        >>> float(m.compute(m.update(m.init(), jnp.array([1.0, 3.0]))))
+        2.0
+    """
+
+    def init() -> dict[str, Pair]:
+        return {"sum": zero_pair(), "weight": zero_pair()}
+
+    def update(
+        acc: dict[str, Pair], *values: PyTree, weight: ArrayLike | None = None
+    ) -> dict[str, Pair]:
+        result = jnp.asarray(values_fn(*values))
+        if result.ndim == 0:
+            num = leading_axis(values) or 1
+            if weight is not None:
+                raise scalar_with_weights(name or "mean")
+            result = result[None]
+            checked: jax.Array | None = jnp.full((1,), num, jnp.int32)
+        else:
+            checked = check_weight(weight, result.shape[0], name or "mean")
+        if result.ndim > 1:
+            result = jnp.mean(
+                result.astype(jnp.float64 if result.dtype == jnp.float64 else jnp.float32),
+                axis=tuple(range(1, result.ndim)),
+            )
+        return {
+            "sum": add_pairs(acc["sum"], sum_examples(result, checked)),
+            "weight": add_pairs(acc["weight"], sum_weights(checked, result.shape[0])),
+        }
+
+    def compute(acc: dict[str, Pair]) -> jax.Array:
+        return divide_pairs(acc["sum"], acc["weight"], jnp.nan)
+
+    return Metric(init, update, merge_pairs, compute, name)
