@@ -1,9 +1,11 @@
-"""Two distributions in one folder: the import fails and says why."""
+"""What is installed: the versions that CI tests, and files of another distribution."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,15 @@ def test_a_replaced_init_is_refused_by_the_modules_that_need_the_core(copied, mo
 def test_the_package_has_no_file_that_the_check_refuses():
     check_no_foreign_files(PACKAGE)
     assert not {path.name for path in PACKAGE.iterdir()} & set(FOREIGN_FILES)
+
+
+def test_ci_tests_the_lower_bounds():
+    root = Path(__file__).parent.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    bounds = dict(
+        re.match(r"([\w-]+)>=([\d.]+)", line).groups() for line in project["dependencies"]
+    )
+    pinned = re.findall(
+        r"^([\w-]+)==([\d.]+)$", (root / ".ci/oldest.txt").read_text(), re.MULTILINE
+    )
+    assert bounds == dict(pinned)
