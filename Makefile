@@ -1,15 +1,18 @@
-# `make demo` and `make test` set up all that they need; nothing else has to be done first.
+# `make demo` and `make test` install what they need into .venv. Nothing else is needed first.
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: demo test dev clean
-demo: $(VENV)/.demo
+.PHONY: demo test dev check clean
+demo: $(VENV)/.demo  # trains on handwritten digits and plots the learning curves
 	$(VENV)/bin/python -m jaxloop
 
-test: $(VENV)/.test
+test: $(VENV)/.test  # runs the tests
 	$(VENV)/bin/python -m pytest
 
-dev: $(VENV)/.dev
+dev: $(VENV)/.dev  # installs everything that contributors need
+
+check:  # the quick checks of CI: a minute or two
+	PYTHON=$(PYTHON) bash .ci/run lint types docs doctests
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "jaxloop needs Python 3.11 or newer"'
@@ -20,4 +23,4 @@ $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info .coverage

@@ -28,6 +28,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
+
+from jaxloop._installation import check_no_foreign_files
+
+# Every other module imports this one. `jaxloop/__init__.py` may be the other distribution's.
+check_no_foreign_files(Path(__file__).parent)
 
 
 class JaxloopError(Exception):

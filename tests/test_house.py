@@ -14,6 +14,7 @@ ROOT = Path(jl.__file__).parent
 
 # From low to high. A module may import modules of its own room and of lower floors.
 FLOORS = [
+    ["_installation"],
     ["errors"],
     ["_core"],
     ["losses", "optimizers", "datasets"],

@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxloop._core.types import PyTree
 
-PRIVATE_FROM, PRIVATE_BEFORE = (0, 11, 0), (0, 13, 0)
+PRIVATE_FROM, PRIVATE_BEFORE = (0, 12, 5), (0, 13, 0)
 """The versions of Orbax whose private functions are used; in others jaxloop does without them."""
 
 _ONE_SAVE = threading.Lock()
