@@ -1,4 +1,4 @@
-"""What two runs must have in common, bit for bit: everything but the times."""
+"""Hashes of everything that two runs must have in common, bit for bit: all but the times."""
 
 from __future__ import annotations
 
@@ -7,19 +7,30 @@ import hashlib
 import jax
 import numpy as np
 
-from jaxloop._core.events import PER_RUN
+# `run` counts these events anew, so a run that was resumed has other counts.
+PER_RUN = ("started", "completed", "halted")
 
 
 def raw(leaf):
+    """A leaf as plain bytes, with its dtype and shape."""
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     array = np.asarray(leaf)
     return (str(array.dtype), array.shape, array.tobytes())
 
 
+def hash_tree(tree):
+    """The SHA-256 of a pytree's paths, dtypes, shapes and bytes."""
+    leaves = [
+        (jax.tree_util.keystr(path), leaf if isinstance(leaf, str) else raw(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    return hashlib.sha256(repr(leaves).encode()).hexdigest()
+
+
 def digest(state, output=None):
-    """``{what: hash}`` of a `State` and of what `run` returned."""
-    counts = {e.value: n for e, n in state.event_counts.items() if e not in PER_RUN}
+    """``{what: hash}`` of a `State` and of the output of `run`."""
+    counts = {e.value: n for e, n in state.event_counts.items() if e.value not in PER_RUN}
     parts = {
         "step_state": state.step_state,
         "history": dict(state.history),
@@ -30,14 +41,4 @@ def digest(state, output=None):
         "ending": (state.status, state.halted_by),
         "output": output,
     }
-    return {
-        name: hashlib.sha256(
-            repr(
-                [
-                    (jax.tree_util.keystr(path), leaf if isinstance(leaf, str) else raw(leaf))
-                    for path, leaf in jax.tree_util.tree_leaves_with_path(part)
-                ]
-            ).encode()
-        ).hexdigest()
-        for name, part in parts.items()
-    }
+    return {name: hash_tree(part) for name, part in parts.items()}

@@ -339,7 +339,8 @@ def test_observers_cost_no_handler_calls_and_no_more_blocks():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Program, "run", counted)
-        data = [1.0] * 20
+        # Of data on the device, no block is short because a batch came late.
+        data = jl.batches(np.ones(20, np.float32), 1, device=True)
         MEAN.run(data, fuse=8)  # finds out how long a step takes
         blocks.clear()
         MEAN.run(data, fuse=8)

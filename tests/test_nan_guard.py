@@ -56,11 +56,13 @@ def test_skip_costs_no_wait_and_no_block():
         blocks.append(int(bound))
         return run(self, carry, source, start, bound)
 
-    loop = MEAN.nan_guard("skip")
-    loop.run(BAD, start(), fuse=4)
+    # Of data on the device, no block is short because a batch came late.
+    data = jl.batches(np.array(BAD), 1, device=True)
+    loop = jl.loop(lambda batch, state: step(batch[0], state)).nan_guard("skip")
+    loop.run(data, start(), fuse=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Program, "run", counted)
-        loop.run(BAD, start(), fuse=4)
+        loop.run(data, start(), fuse=4)
     assert blocks == [4, 4, 4]
 
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +17,8 @@ from tests.digest import digest
 
 X = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
 Y = (np.arange(40) % 3).astype(np.int32)
+SAFETY_S = 300
+"""No wait ends by this; it is there so that a fault cannot hang the suite."""
 MODEL = (lambda key, x: jnp.ones((4, 3)), lambda w, x: x @ w)
 
 
@@ -30,18 +31,25 @@ DATA = jl.batches(np.arange(28, dtype=np.float32), 4, shuffle=True)
 
 
 def send(number=signal.SIGTERM):
-    os.kill(os.getpid(), number)
+    """Sends a signal to the main thread; it has arrived when this returns there."""
+    signal.pthread_kill(threading.main_thread().ident, number)
 
 
 @pytest.fixture(autouse=True)
-def handlers_are_as_they_were():
-    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
-    yield
-    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
-    until = time.monotonic() + 5
-    while any(t.name.startswith("jaxloop") for t in threading.enumerate()):
-        assert time.monotonic() < until
-        time.sleep(0.01)
+def dispositions():
+    """Python's own handlers, whatever this process inherited; a run leaves them as they are."""
+    chosen = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    inherited = {number: signal.signal(number, handler) for number, handler in chosen.items()}
+    try:
+        yield
+        assert {number: signal.getsignal(number) for number in chosen} == chosen
+        for thread in threading.enumerate():
+            if thread.name.startswith("jaxloop"):
+                thread.join(SAFETY_S)
+                assert not thread.is_alive()
+    finally:
+        for number, handler in inherited.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -131,30 +139,36 @@ def test_an_interrupted_evaluation_gives_no_number():
 
 
 class Waiting:
-    """Data that stop coming after three batches, until somebody sets the event."""
+    """Data that stop coming after three batches, until they may go on."""
 
     def __init__(self):
-        self.go_on = threading.Event()
+        self.waits, self.go_on = threading.Event(), threading.Event()
 
     def __iter__(self):
         for i in range(9):
             if i == 3:
-                self.go_on.wait(20)
+                self.waits.set()
+                assert self.go_on.wait(SAFETY_S)
             yield np.full(2, i, np.float32)
 
 
 @pytest.mark.parametrize("fuse", [1, 2, "auto"])
 def test_a_signal_is_seen_while_waiting_for_data(fuse, tmp_path):
     data = Waiting()
-    timer = threading.Timer(0.5, send)
-    timer.start()
-    began = time.monotonic()
+
+    def interrupt():
+        assert data.waits.wait(SAFETY_S)
+        send()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    # It returns while the data still wait.
     stopped = MEAN.checkpoint(tmp_path).run(data, 0.0, fuse=fuse)
-    assert time.monotonic() - began < 5
+    assert not data.go_on.is_set()
     # Batches that were read, but are not part of a block yet, are not consumed.
     assert stopped.status == "interrupted" and stopped.step <= 3
     data.go_on.set()
-    timer.join()
+    thread.join()
     undisturbed = MEAN.run(data, 0.0)
     assert digest(MEAN.resume(tmp_path).run(data, 0.0)) == digest(undisturbed)
 
@@ -200,7 +214,6 @@ def test_a_stream_leaves_the_signals_of_its_caller_alone():
     next(stream)
     with pytest.raises(KeyboardInterrupt):
         send(signal.SIGINT)
-        time.sleep(1)
     assert next(stream).epoch == 1
     stream.close()
 
@@ -217,6 +230,7 @@ def test_a_signal_during_the_last_epoch_end_still_completes(caplog):
 
 
 SCRIPT = """
+import itertools
 import sys
 import numpy as np
 import jaxloop as jl
@@ -225,8 +239,9 @@ def step(batch, total):
     return jl.emit(total + batch.sum(), x=batch)
 
 def data(epoch):
-    for i in range(100_000):
-        if i == 5000 and epoch == 1:
+    # The second epoch has no end: only a signal ends the run.
+    for i in range(5000) if epoch == 0 else itertools.count():
+        if i == 5000:
             print("running", flush=True)
         yield np.full(2, i % 7, np.float32)
 
@@ -246,7 +261,7 @@ def test_a_script_that_gets_a_signal_goes_on_after_the_loop(number, tmp_path):
     )
     assert process.stdout.readline() == "running\n"
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=SAFETY_S)
     assert process.returncode == 0, err
     assert out == f"interrupted {signal.Signals(number).name}\n"
     assert "the run ends here with the status 'interrupted'" in err
@@ -261,7 +276,7 @@ def test_a_notebooks_interrupt_ends_the_run(tmp_path):
     cell = nbformat.v4.new_code_cell
     source = SCRIPT.replace("sys.argv[1]", repr(str(tmp_path)))
     notebook = nbformat.v4.new_notebook(cells=[cell(source), cell("print(state.step > 0)")])
-    client = nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3")
+    client = nbclient.NotebookClient(notebook, timeout=SAFETY_S, kernel_name="python3")
     stop = threading.Event()
 
     def interrupt():

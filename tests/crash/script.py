@@ -1,16 +1,23 @@
-"""A script that may be killed at any moment: it trains the digits, and goes on where it was.
+"""A script that trains the digits, kills itself at a given moment, and resumes when run again.
 
-    python -m tests.crash.script <folder>               # once
-    python -m tests.crash.script <folder> --serve       # a life for each line of input
+    python -m tests.crash.script <folder> <patience>              # one run; prints its digest
+    python -m tests.crash.script <folder> <patience> --serve      # a process for each line of input
 
-Its last line is what two runs of it must have in common.
+A greater patience makes a longer run.
+
+A line of input is ``<result> <kind> <n> <delay in s>``: the process kills itself at the n-th moment
+of a kind, or so many seconds later, and writes its digest to the file ``<result>`` if it gets to
+its end. The kinds are "event" (an event of the loop) and "write" (a file operation of a save).
+Moments are counted and not timed, so a slow machine is killed in the same places as a fast one.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 
 import flax.linen as nn
 import jax
@@ -30,7 +37,41 @@ class Model(nn.Module):
         return nn.Dense(10)(nn.Dropout(0.5, deterministic=not train)(x))
 
 
-def main(folder: str) -> dict[str, str]:
+WRITES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate"}
+
+
+class Killer:
+    """Kills this process at the n-th moment of a kind."""
+
+    def __init__(self, folder: str, kind: str, n: int, delay_s: float) -> None:
+        self._kind, self._left, self._delay_s = kind, n, delay_s
+        self._lock = threading.Lock()
+        if kind == "write":
+            prefix = os.path.abspath(folder)
+
+            def audit(event: str, arguments: tuple[object, ...]) -> None:
+                if event in WRITES and str(arguments[0]).startswith(prefix):
+                    self.moment("write")
+
+            sys.addaudithook(audit)
+
+    def moment(self, kind: str) -> None:
+        """Counts a moment."""
+        if kind != self._kind:
+            return
+        with self._lock:
+            self._left -= 1
+            now = self._left == 0
+        if now and not self._delay_s:
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif now:
+            # The run continues in the meantime.
+            later = threading.Timer(self._delay_s, os.kill, (os.getpid(), signal.SIGKILL))
+            later.daemon = True
+            later.start()
+
+
+def main(folder: str, patience: int, killer: Killer | None = None) -> dict[str, str]:
     """Trains to the end; returns the digest."""
     train, validation = jl.datasets.digits()
     look = {"event": "iteration_completed", "filter": jl.every(37)}
@@ -40,10 +81,12 @@ def main(folder: str) -> dict[str, str]:
         .metric("accuracy")
         .validate(jl.batches(validation, 128), **look)
         .reduce_lr_on_plateau("validation_loss", patience=1, cooldown=1, factor=0.7, **look)
-        .early_stop("validation_loss", patience=5, restore_best=True, **look)
+        .early_stop("validation_loss", patience=patience, restore_best=True, **look)
         .checkpoint(folder, event="iteration_completed", filter=jl.every(11))
         .resume(folder)
     )
+    if killer is not None:
+        loop = loop.observe("all", lambda snapshot: killer.moment("event"))
     data = jl.batches(train, 32, shuffle=True, pad=True)
     output = []
 
@@ -57,26 +100,27 @@ def main(folder: str) -> dict[str, str]:
     return {**digest(last, output[-1]), "step": str(last.step), "halted_by": str(last.halted_by)}
 
 
-def serve(folder: str) -> None:
-    """A process for each line that comes; what they share was imported before, and no more."""
+def serve(folder: str, patience: int) -> None:
+    """Forks a process for each line; all of them share what was imported before."""
     for line in sys.stdin:
-        life = os.fork()
-        if not life:
+        result, kind, n, delay_s = line.split()
+        child = os.fork()
+        if not child:
             os.setsid()
-            with open(line.strip(), "w") as file:
-                file.write(json.dumps(main(folder)))
+            killer = None if kind == "never" else Killer(folder, kind, int(n), float(delay_s))
+            with open(result, "w") as file:
+                file.write(json.dumps(main(folder, patience, killer)))
             os._exit(0)
-        print(life, flush=True)
-        os.waitpid(life, 0)
-        print("dead", flush=True)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
 
 
 if __name__ == "__main__":
-    # What one life has compiled need not be compiled by the next.
+    # A process loads what an earlier one has compiled.
     jax.config.update("jax_compilation_cache_dir", os.environ.get("CRASH_CACHE"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if "--serve" in sys.argv:
-        serve(sys.argv[1])
+        serve(sys.argv[1], int(sys.argv[2]))
     else:
-        print(json.dumps(main(sys.argv[1])))
+        print(json.dumps(main(sys.argv[1], int(sys.argv[2]))))

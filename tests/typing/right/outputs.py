@@ -1,0 +1,43 @@
+"""What `run` returns has the type that the output transform gives it."""
+
+from typing import Any, assert_type
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxloop as jl
+
+
+def step(batch: jax.Array, total: jax.Array) -> jax.Array:
+    return total + jnp.sum(batch)
+
+
+def num_steps(state: jl.State[jax.Array]) -> int:
+    return state.step
+
+
+def weights(key: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.ones((x.shape[-1], 1))
+
+
+def predict(w: jax.Array, x: jax.Array) -> jax.Array:
+    return x @ w
+
+
+assert_type(jl.loop(step, None, num_steps).run([1.0], jnp.zeros(())), int)
+assert_type(jl.loop(step).run([1.0], jnp.zeros(()), output_transform=num_steps), int)
+
+x = np.ones((4, 2), np.float32)
+data = jl.batches((x, x[:, :1]), 2)
+values = jl.evaluator((weights, predict)).metric("mean_squared_error").run(data, jnp.ones((2, 1)))
+assert_type(values, dict[str, Any])
+
+trainer = jl.trainer((weights, predict), "mean_squared_error", "adam", log=0)
+trainer.metric("mean_absolute_error").validate(data).run(data, epochs=2)
+
+state = jl.loop(step).run([1.0], jnp.zeros(()))
+saved = jl.serialize_state(state, compress=True)
+assert_type(saved, bytes)
+back = jl.deserialize_state(saved, like=state)
+print(back.step, jl.restore("checkpoints", "best", like=state).epoch)
