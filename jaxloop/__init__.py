@@ -15,7 +15,7 @@ from jaxloop import errors, handlers
 from jaxloop._core.events import Event, Status
 from jaxloop._core.filters import after, before, every, every_seconds, once, only
 from jaxloop._core.state import Snapshot, State
-from jaxloop._core.step_result import emit
+from jaxloop._core.step_result import Emission, emit
 from jaxloop._data.in_memory import batches
 from jaxloop._loop import Loop, loop
 from jaxloop.errors import JaxloopError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Emission",
     "Event",
     "JaxloopError",
     "Loop",
@@ -77,12 +78,14 @@ _LAZY_NAMES = {
 _LAZY_MODULES = ("datasets", "losses", "metrics", "optimizers")
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY_NAMES:
-        return getattr(importlib.import_module(_LAZY_NAMES[name]), name)
-    if name in _LAZY_MODULES:
-        return importlib.import_module(f"jaxloop.{name}")
-    raise AttributeError(f"module 'jaxloop' has no attribute {name!r}")
+if not TYPE_CHECKING:  # to type checkers, a name that does not exist is an error
+
+    def __getattr__(name: str) -> Any:
+        if name in _LAZY_NAMES:
+            return getattr(importlib.import_module(_LAZY_NAMES[name]), name)
+        if name in _LAZY_MODULES:
+            return importlib.import_module(f"jaxloop.{name}")
+        raise AttributeError(f"module 'jaxloop' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

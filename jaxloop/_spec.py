@@ -22,10 +22,10 @@ from jaxloop._program.cache import ProgramCache
 from jaxloop.errors import ArgumentError
 from jaxloop.metrics.declare import MetricSpec
 
-HandlerResult: TypeAlias = tuple[StatusLike, State[Any]] | None
+HandlerResult: TypeAlias = tuple[StatusLike, State[S]] | None
 """What a handler returns: None to change nothing, or ``(status, state)``."""
 
-HandlerFn: TypeAlias = Callable[[State[Any]], HandlerResult]
+HandlerFn: TypeAlias = Callable[[State[Any]], HandlerResult[Any]]
 """A function that may read and change the state, and halt the loop."""
 
 ObserverFn: TypeAlias = Callable[[Snapshot], object]

@@ -7,7 +7,7 @@ Nothing here imports from jaxloop, so any module may import it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 # S is the type of a loop's step state, OutputT that of what `run` returns, and ResultT that of what
@@ -31,6 +31,9 @@ PyTree: TypeAlias = Any
 
 BatchFn: TypeAlias = Callable[[PyTree, PyTree], PyTree]
 """A function of a batch and a step state, such as a step or an init function."""
+
+DataLike: TypeAlias = Iterable[PyTree] | Callable[[int], Iterable[PyTree]] | None
+"""An iterable of batches, a function ``epoch -> iterable``, or None for steps without data."""
 
 Mode: TypeAlias = Literal["min", "max"] | Callable[[float, float], bool]
 """Which of two values is better: the smaller, the larger, or what ``mode(new, best)`` says."""

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, overload
 
 from jaxloop._core.checks import check_callable
 from jaxloop._core.state import State
-from jaxloop._core.types import Fuse, JitOptions, OutputT, ResultT, S
+from jaxloop._core.types import DataLike, Fuse, JitOptions, OutputT, ResultT, S
 from jaxloop._engine.firing import Firing
 from jaxloop._engine.options import RunOptions
 from jaxloop._engine.parts import Parts
@@ -31,7 +31,7 @@ Transform: TypeAlias = Callable[[State[S]], ResultT]
 @overload
 def run(
     loop: LoopSpec[S, OutputT],
-    data: Any,
+    data: DataLike,
     init_state: Any = None,
     *,
     epochs: int = 1,
@@ -47,7 +47,7 @@ def run(
 @overload
 def run(
     loop: LoopSpec[S, Any],
-    data: Any,
+    data: DataLike,
     init_state: Any = None,
     *,
     epochs: int = 1,
@@ -62,7 +62,7 @@ def run(
 
 def run(
     loop: LoopSpec[S, Any],
-    data: Any,
+    data: DataLike,
     init_state: Any = None,
     *,
     epochs: int = 1,
@@ -110,7 +110,7 @@ def run(
 @overload
 def stream(
     loop: LoopSpec[S, Any],
-    data: Any,
+    data: DataLike,
     init_state: Any = None,
     *,
     epochs: int = 1,
@@ -126,7 +126,7 @@ def stream(
 @overload
 def stream(
     loop: LoopSpec[S, Any],
-    data: Any,
+    data: DataLike,
     init_state: Any = None,
     *,
     epochs: int = 1,
@@ -141,7 +141,7 @@ def stream(
 
 def stream(
     loop: LoopSpec[S, Any],
-    data: Any,
+    data: DataLike,
     init_state: Any = None,
     *,
     epochs: int = 1,
@@ -172,7 +172,7 @@ def stream(
 
 def check(
     loop: LoopSpec[S, Any],
-    data: Any,
+    data: DataLike,
     init_state: Any = None,
     *,
     epochs: int = 1,
@@ -204,7 +204,7 @@ class _Run:
     def __init__(
         self,
         spec: LoopSpec,
-        data: Any,
+        data: DataLike,
         init_state: Any,
         options: RunOptions,
         output_transform: Callable[[State], Any] | None,

@@ -15,6 +15,7 @@ from jaxloop._core.events import EventLike, Status, StatusLike, as_events
 from jaxloop._core.filters import FilterLike, as_filter
 from jaxloop._core.interrupts import Interrupted
 from jaxloop._core.state import State
+from jaxloop._core.types import DataLike
 from jaxloop._engine.run import run
 from jaxloop._spec import Handler, LoopSpec, SpecT
 from jaxloop.errors import ArgumentError, ArgumentTypeError
@@ -23,7 +24,7 @@ from jaxloop.metrics import SKIPPED
 
 def validate(
     loop: SpecT,
-    data: Any,
+    data: DataLike,
     *,
     model: Any = None,
     event: EventLike = "epoch_completed",

@@ -24,7 +24,7 @@ def by_name(state: jl.State[jax.Array]) -> tuple[Literal["halt_epoch"], jl.State
     return "halt_epoch", state
 
 
-def changes(state: jl.State[jax.Array]) -> jl.HandlerResult[jax.Array]:
+def changes(state: jl.State[jax.Array]) -> jl.handlers.HandlerResult[jax.Array]:
     return "continue", state.replace(metrics={**state.metrics, "a": 1})
 
 

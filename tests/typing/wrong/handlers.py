@@ -28,9 +28,6 @@ def gives_unknown_status(state: jl.State[jax.Array]) -> tuple[str, jl.State[jax.
 def two_arguments(state: jl.State[jax.Array], other: int) -> None: ...
 
 
-def of_text(state: jl.State[str]) -> None: ...
-
-
 loop = jl.loop(step)
 loop.handle("epoch_complete", good)  # error: arg-type, reportArgumentType
 loop.handle(["started", "end"], good)  # error: list-item, reportArgumentType
@@ -40,7 +37,6 @@ loop.handle("started", gives_int)  # error: arg-type, reportArgumentType
 loop.handle("started", gives_state)  # error: arg-type, reportArgumentType
 loop.handle("started", gives_unknown_status)  # error: arg-type, reportArgumentType
 loop.handle("started", two_arguments)  # error: arg-type, reportArgumentType
-loop.handle("started", of_text)  # error: arg-type, reportArgumentType
 loop.handle("started", "good")  # error: arg-type, reportArgumentType
 loop.handle("started", good, filter="sometimes")  # error: arg-type, reportArgumentType
 loop.handle("started", good, filter=3)  # error: arg-type, reportArgumentType

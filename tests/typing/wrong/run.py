@@ -20,15 +20,15 @@ def one(batch: jax.Array) -> jax.Array:
 
 ZERO = jnp.zeros(())
 loop = jl.loop(step)
-jl.loop(three)  # error: arg-type, reportArgumentType
-jl.loop(one)  # error: arg-type, reportArgumentType
-jl.loop(lambda batch, state, extra: state)  # error: arg-type misc, reportArgumentType
-jl.loop(3)  # error: arg-type, reportArgumentType
-loop.run([1.0], ZERO, fuse="always")  # error: arg-type, reportArgumentType
-loop.run([1.0], ZERO, epochs="3")  # error: arg-type, reportArgumentType
-loop.run([1.0], ZERO, iterations=2.5)  # error: arg-type, reportArgumentType
-loop.run([1.0], ZERO, jit="yes")  # error: arg-type, reportArgumentType
-loop.run([1.0], ZERO, epoch=3)  # error: call-arg, reportCallIssue
-loop.run(3, ZERO)  # error: arg-type, reportArgumentType
-loop.stream([1.0], ZERO, fuse="always")  # error: arg-type, reportArgumentType
+jl.loop(three)  # error: arg-type, reportArgumentType reportCallIssue
+jl.loop(one)  # error: arg-type, reportArgumentType reportCallIssue
+jl.loop(lambda b, s, extra: s)  # error: arg-type misc, reportArgumentType reportCallIssue
+jl.loop(3)  # error: call-overload, reportArgumentType reportCallIssue
+loop.run([1.0], ZERO, fuse="always")  # error: call-overload, reportArgumentType
+loop.run([1.0], ZERO, epochs="3")  # error: call-overload, reportArgumentType
+loop.run([1.0], ZERO, iterations=2.5)  # error: call-overload, reportArgumentType
+loop.run([1.0], ZERO, jit="yes")  # error: call-overload, reportArgumentType
+loop.run([1.0], ZERO, epoch=3)  # error: call-overload, reportCallIssue
+loop.run(3, ZERO)  # error: call-overload, reportArgumentType
+loop.stream([1.0], ZERO, fuse="always")  # error: call-overload, reportArgumentType
 loop.check([1.0], ZERO, fuse="always")  # error: arg-type, reportArgumentType

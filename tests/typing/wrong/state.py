@@ -14,7 +14,6 @@ state = jl.loop(step).run([1.0], jnp.zeros(()))
 text: str = state.step_state  # error: assignment, reportAssignmentType
 epoch: str = state.epoch  # error: assignment, reportAssignmentType
 other: jl.State[str] = state  # error: assignment, reportAssignmentType
-state.epoch = 3  # error: misc, reportAttributeAccessIssue
 state.epoc  # error: attr-defined, reportAttributeAccessIssue
 state.step_state.total  # error: attr-defined, reportAttributeAccessIssue
 jl.serialize_state(3)  # error: arg-type, reportArgumentType
