@@ -1,8 +1,9 @@
-"""The main job on real data: trains a Flax model on handwritten digits, and draws its curves.
+"""The command line of jaxloop. Its demo trains a Flax model on handwritten digits.
 
-    python -m jaxloop.demo --out runs/digits
+    python -m jaxloop demo --out runs/digits
 
-Killed and run again, it goes on where it was; run again when it has ended, it reports the same.
+The demo draws the curves of loss and accuracy. If it is killed, run it again and it resumes. If it
+has ended, run it again and it reports the same.
 """
 
 from __future__ import annotations
@@ -15,30 +16,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flax import linen as nn
+
 import jaxloop as jl
 
 
-def make_model() -> Any:
-    """A small Linen network with dropout."""
-    from flax import linen as nn
+class Network(nn.Module):
+    """A small network with dropout."""
 
-    class Network(nn.Module):
-        @nn.compact
-        def __call__(self, x: Any, train: bool) -> Any:
-            x = x.reshape(x.shape[0], -1)
-            for size in (256, 128):
-                x = nn.relu(nn.Dense(size)(x))
-                x = nn.Dropout(0.2, deterministic=not train)(x)
-            return nn.Dense(10)(x)
-
-    return Network()
+    @nn.compact
+    def __call__(self, x: Any, train: bool) -> Any:
+        """Returns the logits, of shape ``(batch, 10)``, of images of shape ``(batch, 8, 8, 1)``."""
+        x = x.reshape(x.shape[0], -1)
+        for size in (256, 128):
+            x = nn.relu(nn.Dense(size)(x))
+            x = nn.Dropout(0.2, deterministic=not train)(x)
+        return nn.Dense(10)(x)
 
 
 def make_loop(out: Path, validation: Any) -> jl.Loop:
-    """Training with validation, checkpoints and early stopping."""
+    """Returns a loop with validation, checkpoints and early stopping."""
     loss = "softmax_cross_entropy_with_integer_labels"
     return (
-        jl.trainer(make_model(), loss, "adam", log=0)
+        jl.trainer(Network(), loss, "adam", log=0)
         .metric("accuracy")
         .validate(validation)
         .checkpoint(str(out / "checkpoints"), criteria="validation_accuracy", mode="max")
@@ -49,7 +49,7 @@ def make_loop(out: Path, validation: Any) -> jl.Loop:
 
 
 def progress(snapshot: jl.Snapshot) -> str:
-    """One epoch as a line."""
+    """Returns one epoch as a line."""
     m = snapshot.metrics
     return (
         f"epoch {snapshot.epoch + 1:2d}/{snapshot.max_epoch}  "
@@ -59,7 +59,7 @@ def progress(snapshot: jl.Snapshot) -> str:
 
 
 def write_csv(path: Path, history: Mapping[int, Mapping[str, Any]]) -> None:
-    """The history, a row an epoch."""
+    """Writes the history, one row an epoch."""
     names = list(next(iter(history.values())))
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -69,10 +69,12 @@ def write_csv(path: Path, history: Mapping[int, Mapping[str, Any]]) -> None:
 
 
 def draw(path: Path, history: Mapping[int, Mapping[str, Any]]) -> None:
-    """Loss and accuracy over the epochs, as a picture."""
+    """Draws loss and accuracy over the epochs."""
+    # Imported here, because matplotlib is an extra that only the picture needs.
     import matplotlib
 
     matplotlib.use("Agg")
+    # Imported after the backend is chosen.
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -89,10 +91,11 @@ def draw(path: Path, history: Mapping[int, Mapping[str, Any]]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the demo; returns an exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Runs a command, and returns an exit status."""
+    parser = argparse.ArgumentParser(prog="python -m jaxloop", description="The demo of jaxloop.")
+    parser.add_argument("command", nargs="?", choices=["demo"], default="demo")
     parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="where to write")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=40, help="the total of epochs")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     train, validation = jl.datasets.digits()

@@ -259,7 +259,7 @@ def test_a_run_that_starts_anew_where_checkpoints_are_says_so(tmp_path, caplog):
     assert not caplog.records
     loop.run([np.float32(1)], 0.0)
     (record,) = caplog.records
-    assert f"{tmp_path} holds 2 checkpoints of an earlier run (2 ...)" in record.getMessage()
+    assert f"{tmp_path} has 2 checkpoints of an earlier run (2 ...)" in record.getMessage()
 
 
 def test_restore_says_what_is_there(tmp_path):
@@ -742,7 +742,9 @@ def test_a_folder_that_vanishes_or_cannot_be_written_is_a_clear_error(tmp_path):
         folder.rename(tmp_path / "b")
 
     loop = MEAN.checkpoint(folder, keep=None).handle("epoch_started", vanish, jl.only(3))
-    with pytest.raises(CheckpointError, match=r"has vanished\n  fix: see that the folder") as info:
+    with pytest.raises(
+        CheckpointError, match=r"has vanished\n  fix: make sure that the folder"
+    ) as info:
         loop.run([np.float32(1)], 0.0, epochs=4)
     assert names(tmp_path / "b") == [1, 2] and info.value.loop_state.step == 3
     assert not folder.exists()
@@ -819,3 +821,71 @@ def test_checkpoints_leave_nothing_in_memory(epochs, tmp_path):
     assert after["objects"] - before["objects"] < 10 * epochs
     assert after["threads"] <= before["threads"] and after["files"] <= before["files"] + 2
     assert len(os.listdir(tmp_path)) == 2
+
+
+def test_the_private_functions_of_orbax_are_there():
+    """What is patched exists in the installed version, or that version is not patched."""
+    import orbax.checkpoint
+
+    from jaxloop._checkpoint.orbax_io import may_use_private
+
+    version = orbax.checkpoint.__version__
+    if not may_use_private(version):
+        pytest.skip(f"Orbax {version} is outside of the range in which private functions are used")
+    from orbax.checkpoint._src.futures import future, synchronization
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    assert callable(tensorstore_utils.get_tensorstore_raw_bytes)
+    assert callable(synchronization.OperationIdGenerator.get_current_operation_id)
+    assert callable(future.set_signals) and callable(future._SignalingThread.cancel)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"runs", ""])
+@pytest.mark.parametrize("method", ["resume", "checkpoint"])
+def test_a_path_is_a_path(method, path):
+    loop = jl.loop(lambda b, s: s + b)
+    with pytest.raises(jl.JaxloopError, match=f"{method}: path must"):
+        getattr(loop, method)(path)
+
+
+def scores(values):
+    """A loop whose metric ``score`` is the epoch's value."""
+    step = lambda batch, state: jl.emit(state, score=batch)  # noqa: E731  a step
+    loop = jl.loop(step).metric(lambda score: score, "score", None, ["score"])
+    return loop, lambda epoch: [np.float32(values[epoch])]
+
+
+def test_the_best_survives_a_folder_that_moves(tmp_path):
+    loop, data = scores([1.0, 5.0, 2.0, 4.0])
+    best = {"criteria": "score", "mode": "max"}
+    loop.checkpoint(tmp_path / "a", **best).run(data, epochs=3)
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = loop.checkpoint(tmp_path / "b", **best).resume(tmp_path / "b")
+    state = moved.run(data, epochs=4)
+    assert float(state.handler_state["checkpoint_score"]["best"]) == 5.0
+    assert jl.restore(tmp_path / "b", "best").epoch == 1
+
+
+def test_a_memory_that_was_named_by_its_path_is_found(tmp_path):
+    loop, data = scores([3.0, 2.0])
+    old = f"checkpoint_{tmp_path}"
+    best = {"criteria": "score", "mode": "max"}
+
+    def as_before(state):
+        memory = {old: {"best": np.float64(9.0), "step": 1}}
+        return "continue", state.replace(handler_state=memory)
+
+    loop = loop.handle("started", as_before).checkpoint(tmp_path, **best)
+    assert loop.run(data, epochs=2).handler_state == {old: {"best": 9.0, "step": 1}}
+
+
+def test_name_chooses_the_memory_and_two_of_one_name_are_an_error(tmp_path):
+    loop, data = scores([1.0])
+    loop = loop.checkpoint(tmp_path / "a", criteria="score", name="best_score")
+    assert "best_score" in loop.run(data).handler_state
+    with pytest.raises(ValueError, match="'best_score' and would share a memory"):
+        loop.checkpoint(tmp_path / "b", criteria="score", name="best_score")
+    with pytest.raises(ValueError, match="have the folder"):
+        loop.checkpoint(tmp_path / "a")
+    # Without criteria there is no memory, and so no conflict.
+    loop.checkpoint(tmp_path / "b").checkpoint(tmp_path / "c")

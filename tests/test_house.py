@@ -155,9 +155,16 @@ def test_an_import_inside_a_function_says_why():
         lines = path.read_text().splitlines()
         tree = parse(path)
         skipped = typing_only(tree)
-        top = {id(node) for node in tree.body}
+        inside = {
+            id(node)
+            for function in ast.walk(tree)
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            for node in ast.walk(function)
+        }
         for node in ast.walk(tree):
-            if not isinstance(node, ast.Import | ast.ImportFrom) or id(node) in top | skipped:
+            if not isinstance(node, ast.Import | ast.ImportFrom) or id(node) in skipped:
+                continue
+            if id(node) not in inside:
                 continue
             before = node.lineno - 2
             while lines[before].strip().startswith(("import ", "from ")):

@@ -351,3 +351,99 @@ def test_observers_cost_no_handler_calls_and_no_more_blocks():
         blocks.clear()
         MEAN.handle("iteration_completed", lambda s: None, jl.every(5)).run(data, fuse=8)
         assert blocks == [5, 5, 5, 5]
+
+
+class Closing:
+    """An observer with a `close`, as a writer of metrics is."""
+
+    def __init__(self, fails_at=None):
+        self.steps, self.closed, self.fails_at = [], 0, fails_at
+
+    def __call__(self, snapshot):
+        assert not self.closed
+        self.steps.append(snapshot.step)
+        if snapshot.step == self.fails_at:
+            raise ZeroDivisionError("in the observer")
+
+    def close(self):
+        self.closed += 1
+
+
+def test_observers_are_closed_once_however_the_run_ends():
+    def run(observer, **changes):
+        loop = jl.loop(lambda b, s: s + b).observe("iteration_completed", observer)
+        for name, arguments in changes.items():
+            loop = getattr(loop, name)(*arguments)
+        return loop.run([1, 2, 3], 0, epochs=2)
+
+    completed = Closing()
+    run(completed)
+    assert completed.closed == 1 and completed.steps == [1, 2, 3, 4, 5, 6]
+    halted = Closing()
+    run(halted, handle=("epoch_completed", lambda s: ("halt_loop", s)))
+    assert halted.closed == 1 and halted.steps == [1, 2, 3]
+    failed = Closing(fails_at=2)
+    with pytest.raises(ZeroDivisionError):
+        run(failed)
+    assert failed.closed == 1
+    abandoned = Closing()
+    stream = jl.loop(lambda b, s: s + b).observe("all", abandoned).stream([1, 2], 0, epochs=3)
+    next(stream)
+    stream.close()
+    assert abandoned.closed == 1
+
+
+def test_a_close_that_fails_raises_and_hides_no_error():
+    class Failing(Closing):
+        def close(self):
+            super().close()
+            raise OSError("no room")
+
+    last = Closing()
+    loop = jl.loop(lambda b, s: s + b).observe("started", Failing()).observe("started", last)
+    with pytest.raises(OSError, match="no room"):
+        loop.run([1], 0)
+    assert last.closed == 1
+
+    def fail(state):
+        raise ValueError("the handler's")
+
+    with pytest.raises(ValueError, match="the handler's") as caught:
+        loop.handle("started", fail).run([1], 0)
+    assert any("no room" in note for note in caught.value.__notes__)
+
+
+def test_an_output_transform_is_checked_before_the_first_step():
+    loop = jl.loop(lambda b, s: s + b)
+    for method in (loop.run, loop.check, loop.stream):
+        with pytest.raises(TypeError, match="output_transform must be a function, got 3"):
+            method([1], 0, output_transform=3)
+
+    def last_total(state):
+        return state.step_state
+
+    report = loop.check([1], 0, output_transform=last_total)
+    assert report.output == "last_total" and "output: last_total" in str(report)
+
+
+def test_a_state_and_a_snapshot_are_values():
+    state = jl.loop(lambda b, s: s + b).run([1], 0)
+    for name in ("step", "epoch", "lazy_metrics", "news"):
+        with pytest.raises(AttributeError, match=f"cannot assign to '{name}'"):
+            setattr(state, name, 3)
+    with pytest.raises(AttributeError, match="cannot delete 'step'"):
+        del state.step
+    with pytest.raises(ValueError, match="lazy_metrics"):
+        state.replace(lazy_metrics=3)
+    shown = [name for name in dir(state) if not name.startswith("_")]
+    assert "step_state" in shown and "loan" not in shown
+
+
+def test_methods_and_functions_are_the_same():
+    step = lambda b, s: jl.emit(s, x=b)  # noqa: E731  a step
+    loop = jl.loop(step).metric(lambda x: x, "x", None, ["x"])
+    by_method = loop.early_stop("x", patience=2)
+    by_function = jl.handlers.early_stop(loop, "x", patience=2)
+    assert type(by_function) is jl.Loop
+    assert by_method.attachments == by_function.attachments
+    assert by_function.run([1.0], epochs=9).halted_by == "early_stop_x"

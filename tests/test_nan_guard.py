@@ -183,5 +183,5 @@ def test_a_run_that_is_stopped_after_going_back_repeats_it(tmp_path):
 def test_actions_are_checked_at_once():
     with pytest.raises(ValueError, match="did you mean 'rewind'"):
         MEAN.nan_guard("rewnd")
-    with pytest.raises(ValueError, match="before"):
+    with pytest.raises(ValueError, match="attached already"):
         MEAN.nan_guard("skip").nan_guard("skip")

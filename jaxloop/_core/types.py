@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 # S is the type of a loop's step state, OutputT that of what `run` returns, and ResultT that of what
 # an output transform passed to `run` returns.
-if TYPE_CHECKING:
-    # With a default, `State` alone means `State[Any]`. Type checkers bring this module.
+if TYPE_CHECKING:  # with a default, `State` alone means `State[Any]`
+    # Type checkers bring this module.
     from typing_extensions import TypeVar
 
     S = TypeVar("S", default=Any)

@@ -12,7 +12,7 @@ A handler is a function from loop to loop. `Loop` has the built-in ones as metho
 from __future__ import annotations
 
 from jaxloop._core.events import as_events
-from jaxloop._core.filters import as_filter
+from jaxloop._core.filters import Filter, as_filter
 from jaxloop._spec import (
     Attachment,
     CheckpointTrigger,
@@ -39,6 +39,7 @@ from jaxloop.handlers.validate import validate
 __all__ = [
     "Attachment",
     "CheckpointTrigger",
+    "Filter",
     "FolderStore",
     "Guard",
     "GuardAction",

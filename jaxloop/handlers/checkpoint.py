@@ -205,9 +205,11 @@ class _Criterion:
         best = float("nan") if memory is None else float(memory["best"])
         if not is_better(value, best, self.mode, 0.0):
             return None
-        kept = {name: one for name, one in state.handler_state.items() if name != key}
-        memory = {"best": np.float64(value), "step": state.step}
-        return state.replace(handler_state={**kept, self.name: memory})
+        memories = dict(state.handler_state)
+        if key != self.name:
+            del memories[key]
+        memories[self.name] = {"best": np.float64(value), "step": state.step}
+        return state.replace(handler_state=memories)
 
     def value(self, state: State[Any]) -> float | None:
         """Returns the value by which the state is the best, or None."""
