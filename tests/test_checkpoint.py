@@ -86,7 +86,8 @@ TRAINERS = {
 }
 
 
-@pytest.mark.parametrize("kind", TRAINERS)
+# "scaled" holds all that "linen" does.
+@pytest.mark.parametrize("kind", [pytest.param("linen", marks=pytest.mark.slow), "nnx", "scaled"])
 def test_everything_is_in_the_checkpoint(kind, tmp_path):
     loop = (
         TRAINERS[kind]()
@@ -554,7 +555,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("iterations", [None, 4])
+@pytest.mark.parametrize("iterations", [None, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fuse", ["auto", 1])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_goes_on_where_it_was_in_its_data(kind, fuse, iterations, tmp_path):

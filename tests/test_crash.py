@@ -17,9 +17,9 @@ NEVER = ("never", 0, 0.0)
 class Server:
     """Runs the script again and again, in processes that share their imports."""
 
-    def __init__(self, folder, patience, cache):
+    def __init__(self, folder, epochs, cache):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.crash.script", str(folder), str(patience), "--serve"],
+            [sys.executable, "-m", "tests.crash.script", str(folder), str(epochs), "--serve"],
             cwd=ROOT,
             env={**os.environ, "CRASH_CACHE": str(cache)},
             stdin=subprocess.PIPE,
@@ -41,39 +41,40 @@ class Server:
         self.process.stdout.close()
 
 
-def moments(seed):
+def moments(seed, epochs):
     """Random moments: events of the loop, file operations of a save, and shortly after either."""
     chosen = random.Random(seed)
     while True:
         kind = chosen.choice(["event", "write"])
-        n = chosen.randint(1, 400 if kind == "event" else 150)
+        n = chosen.randint(1, min(400, 40 * epochs) if kind == "event" else min(150, 15 * epochs))
         yield kind, n, chosen.choice([0.0, 0.0, chosen.uniform(0, 0.05)])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
 @pytest.mark.parametrize(
-    "num_kills, seed, patience",
+    "num_kills, seed, epochs",
     [
-        (8, 2, 1),
-        pytest.param(50, 0, 5, marks=pytest.mark.slow),
-        pytest.param(500, 1, 5, marks=pytest.mark.endurance),
+        (8, 2, 4),
+        pytest.param(50, 0, 40, marks=pytest.mark.slow),
+        pytest.param(500, 1, 40, marks=pytest.mark.endurance),
     ],
 )
-def test_killed_at_any_moment_it_ends_with_the_same_bits(num_kills, seed, patience, tmp_path):
+def test_killed_at_any_moment_it_ends_with_the_same_bits(num_kills, seed, epochs, tmp_path):
     cache = tmp_path / "cache"
-    undisturbed = Server(tmp_path / "undisturbed", patience, cache)
+    undisturbed = Server(tmp_path / "undisturbed", epochs, cache)
     try:
         assert not undisturbed.run(tmp_path / "expected", NEVER)
     finally:
         undisturbed.close()
     expected = json.loads((tmp_path / "expected").read_text())
-    assert expected["halted_by"] == "early_stop_validation_loss"
+    stops = "early_stop_validation_loss" if epochs == 40 else "None"
+    assert expected["halted_by"] == stops
 
-    at = moments(seed)
+    at = moments(seed, epochs)
     kills = in_saves = finished = 0
     while kills < num_kills:
         folder = tmp_path / f"killed-{finished}"
-        server = Server(folder, patience, cache)
+        server = Server(folder, epochs, cache)
         try:
             while kills < num_kills:
                 if not server.run(tmp_path / "result", next(at)):

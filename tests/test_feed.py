@@ -196,6 +196,7 @@ def test_slow_data_do_not_fill_a_block():
         nonlocal slept_s
         began = time.monotonic()
         for i in range(12):
+            time.sleep(0.03)  # longer than a block waits for its batches
             if i == 8:
                 # The first is seen while the eighth is waited for.
                 assert first_seen.wait(SAFETY_S)

@@ -93,11 +93,11 @@ def test_pair_and_model_are_the_hand_written_loop():
 
 
 def test_linen_state_and_dropout_are_handled():
-    variables = trained(Stateful())
+    loop = jl.trainer(Stateful(), LOSS, optax.adam(1e-2), log=0)
+    variables = loop.run(DATA, epochs=3)
     assert set(variables) == {"params", "batch_stats"}
     assert np.abs(variables["batch_stats"]["BatchNorm_0"]["mean"]).max() > 0
-    again = trained(Stateful())
-    close(variables, again)
+    close(variables, loop.run(DATA, epochs=3))
 
 
 def test_nnx_module_is_not_changed_and_a_new_one_comes_back():
@@ -133,17 +133,24 @@ def test_a_container_of_models_has_several_outputs():
     assert set(out) == {"a", "b"} and set(out["a"]) == {"params"}
 
 
-@pytest.mark.parametrize("size", [7, 16, 50])
-@pytest.mark.parametrize("pad", [False, True])
-def test_every_number_is_the_data_sets(size, pad):
+@pytest.fixture(scope="module")
+def plain():
+    """The plain model, its variables and predictions, and loops that share what they compile."""
     model = Plain()
     variables = model.init(jax.random.key(3), X[:1])
-    logits = model.apply(variables, X)
+    evaluator = jl.evaluator(model).metric("accuracy")
+    trainer = jl.trainer(model, LOSS, optax.sgd(0.0), log=0).metric("accuracy")
+    return variables, np.asarray(model.apply(variables, X)), evaluator, trainer
+
+
+@pytest.mark.parametrize("size", [7, 16, 50])
+@pytest.mark.parametrize("pad", [False, True])
+def test_every_number_is_the_data_sets(size, pad, plain):
+    variables, logits, evaluator, trainer = plain
     data = jl.batches((X, Y), size, pad=pad)
-    out = jl.evaluator(model).metric("accuracy").run(data, variables)
+    out = evaluator.run(data, variables)
     assert float(out["accuracy"]) == pytest.approx(float((logits.argmax(-1) == Y).mean()), abs=1e-7)
-    loop = jl.trainer(model, LOSS, optax.sgd(0.0), log=0).metric("accuracy").validate(data)
-    state = loop.run(data, variables, output_transform=lambda s: s)
+    state = trainer.validate(data).run(data, variables, output_transform=lambda s: s)
     expected = float(LOSS(logits, Y).mean())
     for name in ("loss", "validation_loss"):
         assert float(state.history[0][name]) == pytest.approx(expected, rel=1e-6)

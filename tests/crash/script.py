@@ -1,9 +1,7 @@
 """A script that trains the digits, kills itself at a given moment, and resumes when run again.
 
-    python -m tests.crash.script <folder> <patience>              # one run; prints its digest
-    python -m tests.crash.script <folder> <patience> --serve      # a process for each line of input
-
-A greater patience makes a longer run.
+    python -m tests.crash.script <folder> <epochs>              # one run; prints its digest
+    python -m tests.crash.script <folder> <epochs> --serve      # a process for each line of input
 
 A line of input is ``<result> <kind> <n> <delay in s>``: the process kills itself at the n-th moment
 of a kind, or so many seconds later, and writes its digest to the file ``<result>`` if it gets to
@@ -22,12 +20,10 @@ import threading
 import flax.linen as nn
 import jax
 import optax
-import orbax.checkpoint  # noqa: F401  here, so that a life does not have to
+import orbax.checkpoint  # noqa: F401  imported once, before the forks
 
 import jaxloop as jl
 from tests.digest import digest
-
-EPOCHS = 40
 
 
 class Model(nn.Module):
@@ -71,7 +67,7 @@ class Killer:
             later.start()
 
 
-def main(folder: str, patience: int, killer: Killer | None = None) -> dict[str, str]:
+def main(folder: str, epochs: int, killer: Killer | None = None) -> dict[str, str]:
     """Trains to the end; returns the digest."""
     train, validation = jl.datasets.digits()
     look = {"event": "iteration_completed", "filter": jl.every(37)}
@@ -81,7 +77,7 @@ def main(folder: str, patience: int, killer: Killer | None = None) -> dict[str, 
         .metric("accuracy")
         .validate(jl.batches(validation, 128), **look)
         .reduce_lr_on_plateau("validation_loss", patience=1, cooldown=1, factor=0.7, **look)
-        .early_stop("validation_loss", patience=patience, restore_best=True, **look)
+        .early_stop("validation_loss", patience=5, restore_best=True, **look)
         .checkpoint(folder, event="iteration_completed", filter=jl.every(11))
         .resume(folder)
     )
@@ -95,12 +91,12 @@ def main(folder: str, patience: int, killer: Killer | None = None) -> dict[str, 
         return state
 
     # What `run` returns is made from the best state; the state that is saved is the last.
-    best = loop.run(data, epochs=EPOCHS, output_transform=both)
+    best = loop.run(data, epochs=epochs, output_transform=both)
     last = jl.restore(folder, like=best)
     return {**digest(last, output[-1]), "step": str(last.step), "halted_by": str(last.halted_by)}
 
 
-def serve(folder: str, patience: int) -> None:
+def serve(folder: str, epochs: int) -> None:
     """Forks a process for each line; all of them share what was imported before."""
     for line in sys.stdin:
         result, kind, n, delay_s = line.split()
@@ -109,7 +105,7 @@ def serve(folder: str, patience: int) -> None:
             os.setsid()
             killer = None if kind == "never" else Killer(folder, kind, int(n), float(delay_s))
             with open(result, "w") as file:
-                file.write(json.dumps(main(folder, patience, killer)))
+                file.write(json.dumps(main(folder, epochs, killer)))
             os._exit(0)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)

@@ -1,8 +1,8 @@
 """Saves while writes fail, one after the other; see `tests.test_faults`.
 
-    LD_PRELOAD=faults.so python -m tests.faults.script faults.so <folder>
+    LD_PRELOAD=faults.so python -m tests.faults.script faults.so <folder> <stride>
 
-Its last line counts what happened.
+A stride of 1 lets every write fail, one of n every n-th. Its last line counts what happened.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def attempt(faults, good, mode, n, loop, true):
     return outcome
 
 
-def main(library, folder):
-    folder = Path(folder).resolve()
+def main(library, folder, every):
+    every, folder = int(every), Path(folder).resolve()
     faults = Faults(library)
     true = {s.step: numbers(s) for s in LOOP.stream(DATA, START, epochs=3)}
     saving = {
@@ -107,8 +107,8 @@ def main(library, folder):
                 num_calls = attempt_count(faults, good, loop)
             else:
                 num_calls = attempt(faults, good, COUNT, 0, loop, true)
-            # A full disk, and failures that were had before, are looked at more sparsely.
-            stride = 1 if (kind, mode) in (("replaced", FAIL), ("named", TRUNCATE)) else 5
+            # A full disk, and failures that the other kind has had, are tried more sparsely.
+            stride = every * (1 if (kind, mode) in (("replaced", FAIL), ("named", TRUNCATE)) else 5)
             outcomes = collections.Counter(
                 attempt(faults, good, mode, n, loop, true) for n in range(1, num_calls + 1, stride)
             )
