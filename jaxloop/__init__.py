@@ -9,24 +9,27 @@ model_state = loop.run(train_data, epochs=20)
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxloop import errors, handlers
-from jaxloop._core.events import Event, Status
-from jaxloop._core.filters import after, before, every, every_seconds, once, only
-from jaxloop._core.state import Snapshot, State
-from jaxloop._core.step_result import Emission, emit
-from jaxloop._data.in_memory import batches
-from jaxloop._loop import Loop, loop
-from jaxloop.errors import JaxloopError
-from jaxloop.metrics import Metric
+from jaxloop._installation import check_no_foreign_files
 
 if TYPE_CHECKING:
-    from jaxloop import datasets, losses, metrics, optimizers
+    from jaxloop import datasets, errors, handlers, losses, metrics, optimizers
     from jaxloop._checkpoint.bytes import deserialize_state, serialize_state
     from jaxloop._checkpoint.reader import restore
+    from jaxloop._core.events import Event, Status
+    from jaxloop._core.filters import after, before, every, every_seconds, once, only
+    from jaxloop._core.state import Snapshot, State
+    from jaxloop._core.step_result import Emission, emit
+    from jaxloop._data.in_memory import batches
     from jaxloop._factories import eval_step, evaluator, train_step, trainer
+    from jaxloop._loop import Loop, loop
     from jaxloop._supervised.models import Model
+    from jaxloop.errors import JaxloopError
+    from jaxloop.metrics import Metric
+
+check_no_foreign_files(Path(__file__).parent)
 
 __version__ = "0.1.0"
 
@@ -64,26 +67,34 @@ __all__ = [
     "trainer",
 ]
 
-# Imported when they are first named, because they bring Optax or Orbax, or are seldom used.
-_LAZY_NAMES = {
-    "Model": "jaxloop._supervised.models",
-    "eval_step": "jaxloop._factories",
-    "evaluator": "jaxloop._factories",
-    "train_step": "jaxloop._factories",
-    "trainer": "jaxloop._factories",
-    "restore": "jaxloop._checkpoint.reader",
-    "serialize_state": "jaxloop._checkpoint.bytes",
-    "deserialize_state": "jaxloop._checkpoint.bytes",
+# Where each name lives. A module is imported when one of its names is first used, so that
+# `import jaxloop` costs nothing, and Optax and Orbax are imported only by who needs them.
+_HOMES = {
+    "_checkpoint.bytes": ("deserialize_state", "serialize_state"),
+    "_checkpoint.reader": ("restore",),
+    "_core.events": ("Event", "Status"),
+    "_core.filters": ("after", "before", "every", "every_seconds", "once", "only"),
+    "_core.state": ("Snapshot", "State"),
+    "_core.step_result": ("Emission", "emit"),
+    "_data.in_memory": ("batches",),
+    "_factories": ("eval_step", "evaluator", "train_step", "trainer"),
+    "_loop": ("Loop", "loop"),
+    "_supervised.models": ("Model",),
+    "errors": ("JaxloopError",),
+    "metrics": ("Metric",),
 }
-_LAZY_MODULES = ("datasets", "losses", "metrics", "optimizers")
+_MODULES = ("datasets", "errors", "handlers", "losses", "metrics", "optimizers")
 
 
 if not TYPE_CHECKING:  # to type checkers, a name that does not exist is an error
 
     def __getattr__(name: str) -> Any:
-        if name in _LAZY_NAMES:
-            return getattr(importlib.import_module(_LAZY_NAMES[name]), name)
-        if name in _LAZY_MODULES:
+        for home, names in _HOMES.items():
+            if name in names:
+                value = getattr(importlib.import_module(f"jaxloop.{home}"), name)
+                globals()[name] = value  # found at once the next time
+                return value
+        if name in _MODULES:
             return importlib.import_module(f"jaxloop.{name}")
         raise AttributeError(f"module 'jaxloop' has no attribute {name!r}")
 

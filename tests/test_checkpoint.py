@@ -887,6 +887,6 @@ def test_name_chooses_the_memory_and_two_of_one_name_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="'best_score' and would share a memory"):
         loop.checkpoint(tmp_path / "b", criteria="score", name="best_score")
     with pytest.raises(ValueError, match="have the folder"):
-        loop.checkpoint(tmp_path / "a")
+        loop.checkpoint(f"{tmp_path}/b/../a/")
     # Without criteria there is no memory, and so no conflict.
     loop.checkpoint(tmp_path / "b").checkpoint(tmp_path / "c")

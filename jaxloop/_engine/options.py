@@ -16,7 +16,7 @@ from jaxloop.errors import ArgumentError, ArgumentTypeError, unknown_name
 _JIT_OPTIONS = ("compiler_options", "donate_argnums", "keep_unused", "inline")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class RunOptions:
     """What `run`, `stream` and `check` were asked for.
 

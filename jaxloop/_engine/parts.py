@@ -26,7 +26,7 @@ from jaxloop._engine.saving import Savers
 from jaxloop._spec import LoopSpec
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Parts:
     """The parts of a run.
 

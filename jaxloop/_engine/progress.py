@@ -140,7 +140,7 @@ class Progress(State[Any]):
         for name, value in vars(state).items():
             if name not in _OF_THE_RUN:
                 setattr(self, name, value)
-        self.firings = {**state.event_counts, **dict.fromkeys(PER_RUN, (0, 0))}
+        self.firings = {**NO_COUNTS, **state.event_counts, **dict.fromkeys(PER_RUN, (0, 0))}
         self.handler_state = ReadOnlyDict(state.handler_state)
 
     def adopt(self, old: State[Any], new: State[Any], who: str, declared: tuple[str, ...]) -> None:

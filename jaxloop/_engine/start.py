@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from jaxloop._checkpoint.reader import load_latest
 from jaxloop._core.arrays import as_state, copy, put
 from jaxloop._core.batch import Batch
 from jaxloop._core.events import IN_EPOCH, ROWS, Place
@@ -40,6 +39,9 @@ def begin(parts: Parts, init_state: Any) -> State | None:
         sample = _read_sample(parts)
         step_state = _init(parts, sample, init_state)
         if spec.resume_path is not None:
+            # Imported here, because most loops never read a checkpoint.
+            from jaxloop._checkpoint.reader import load_latest
+
             state = load_latest(spec.resume_path, step_state)
         if state is None:
             parts.carry.set(step_state, {})

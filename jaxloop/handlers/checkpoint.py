@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxloop._checkpoint.reader import check_folder, load_latest
-from jaxloop._checkpoint.writer import Writer
 from jaxloop._core.checks import check_count, check_mode
 from jaxloop._core.events import EventLike, as_events
 from jaxloop._core.filters import FilterLike, as_filter
@@ -101,11 +99,15 @@ def checkpoint(
 def _check_folder_is_free(loop: LoopSpec, folder: FolderStore) -> None:
     for trigger in loop.triggers():
         other = trigger.open_store
-        if isinstance(other, FolderStore) and other.path == folder.path:
+        if isinstance(other, FolderStore) and _absolute(other) == _absolute(folder):
             raise ArgumentError(
                 f"two checkpoints of one loop have the folder {folder.path!r}",
                 fix="give each a folder of its own",
             )
+
+
+def _absolute(folder: FolderStore) -> str:
+    return os.path.abspath(folder.path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +140,9 @@ class FolderStore:
 
     def check(self, loop: LoopSpec) -> None:
         """Checks the folder before the first step."""
+        # Imported here, as in `_OpenFolder`, because only a run with a checkpoint needs it.
+        from jaxloop._checkpoint.reader import check_folder
+
         check_folder(self.path, loop.start is None and loop.resume_path is None)
 
     def __call__(self) -> Store:
@@ -150,6 +155,11 @@ class _OpenFolder:
     def __init__(self, folder: FolderStore) -> None:
         self._file_pattern = folder.file_pattern
         self.on_exception = folder.on_exception
+        # Imported here, because only a run with a checkpoint needs them.
+        from jaxloop._checkpoint.reader import load_latest
+        from jaxloop._checkpoint.writer import Writer
+
+        self._load_latest = load_latest
         self._writer = Writer(
             folder.path,
             keep=folder.keep,
@@ -169,7 +179,7 @@ class _OpenFolder:
 
     def newest(self, like: PyTree) -> State[Any] | None:
         self._writer.wait()
-        return load_latest(self._writer.path, like)
+        return self._load_latest(self._writer.path, like)
 
     def close(self) -> None:
         self._writer.close()

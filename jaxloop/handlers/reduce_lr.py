@@ -5,7 +5,6 @@ loop = reduce_lr_on_plateau(loop, "validation_loss", factor=0.5, patience=2)
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -57,26 +56,21 @@ def reduce_lr_on_plateau(
     if not 0 < factor < 1:
         raise ArgumentError(f"reduce_lr_on_plateau: factor must be between 0 and 1, got {factor}")
     check_count("cooldown", cooldown, at_least=0, where="reduce_lr_on_plateau")
+
+    def reduce(state: State[Any]) -> tuple[StatusLike, State[Any]]:
+        step_state = scale_learning_rate(state.step_state, factor, min_scale)
+        return Status.CONTINUE, state.replace(step_state=step_state)
+
     watcher = Watcher(
         name or f"reduce_lr_on_plateau_{metric}",
         metric,
-        _Reduce(factor, min_scale),
+        reduce,
         mode,
         patience,
         min_delta,
         cooldown,
     )
     return watch(loop, watcher, event, filter)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Reduce:
-    factor: float
-    min_scale: float
-
-    def __call__(self, state: State[Any]) -> tuple[StatusLike, State[Any]]:
-        step_state = scale_learning_rate(state.step_state, self.factor, self.min_scale)
-        return Status.CONTINUE, state.replace(step_state=step_state)
 
 
 def scale_learning_rate(step_state: PyTree, factor: float, min_scale: float) -> PyTree:

@@ -81,7 +81,7 @@ def validate(
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class _Validate:
     evaluation: LoopSpec
     data: Any
