@@ -1,4 +1,4 @@
-"""Measures the cost of checkpoints: how long a save holds up the loop, and how long resuming takes.
+"""Measures checkpoints: how long a save holds up the loop, and how long resuming takes.
 
     python -m benchmarks.checkpoints            # a state of 100 MB, with few and with many leaves
     python -m benchmarks.checkpoints --smoke    # a small state, to check that the benchmark runs
@@ -140,13 +140,13 @@ def main(arguments=None):
     epochs = 20 if options.smoke else 1000
     # First: what large states leave to the allocator would hide it.
     figures = {"growth_mb": growth(epochs)}
-    print(f"{epochs} checkpoints: {figures['growth_mb']:.1f} MB from a tenth of them on")
+    print(f"{epochs} checkpoints: {figures['growth_mb']:.1f} MB of growth after the first tenth")
     for name, shape in shapes.items():
         figures[name] = found = measure(*shape, repeats, iterations, every)
         bar = 1e3 * max(HELD_UP_SHARE * found["sync"] / 1e3, HELD_UP_S)
         ratio = found["resume"] / found["Orbax"]
         print(
-            f"{name}: a save holds the loop up for {found['held up']:.1f} ms (bar {bar:.1f}, sync "
+            f"{name}: a save holds up the loop for {found['held up']:.1f} ms (bar {bar:.1f}, sync "
             f"{found['sync']:.0f}) and makes it {found['slower']:.1f} ms slower; resume "
             f"{found['resume']:.0f} ms, {ratio:.2f} of Orbax's {found['Orbax']:.0f} (bar "
             f"{RESUME_RATIO}); jl.restore {found['jl.restore']:.0f} ms"

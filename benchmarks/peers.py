@@ -3,8 +3,9 @@
     train = PEERS["keras"](work)        # None if this workload is not written for the library
     loss = train()
 
-Each case follows the documentation of its library. The model, the data, the batch size and Adam are
-those of the workload. Each library draws its own initial parameters, so losses differ slightly.
+Each case follows the documentation of its library. The model, the data, the batch size and Adam
+are those of the workload. Each library draws its initial parameters itself, so losses differ
+slightly.
 """
 
 import logging
@@ -165,7 +166,7 @@ def _keras(work, steps_per_execution):
     return train
 
 
-# --- PyTorch and libraries on top of it -----------------------------------------------------------
+# --- PyTorch and libraries on top of it ----------------------------------------------------------
 
 
 def _torch_model(work):

@@ -5,9 +5,9 @@
     python -m benchmarks.run --workload "MLP 64-64-10" --case hand,scan,jaxloop --repeats 31
     python -m benchmarks.run --each-alone --json out.json --plot out.png
 
-The cases take turns. The table shows the median of each, in microseconds per step, and its ratio to
-the hand-written loop. A measurement is a whole training run, including the work that a library does
-at its start and end. `first` is the time from creating a case to the end of its first measurement,
+The cases take turns. The table shows the median of each, in microseconds per step, and its ratio
+to the hand-written loop. A measurement is a whole training run, including the work that a library
+does at its start and end. `first` is the time from creating a case to the end of its first measurement,
 including compilation. `peak` is the peak memory of a process that runs only this case.
 """
 
