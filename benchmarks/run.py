@@ -7,8 +7,8 @@
 
 The cases take turns. The table shows the median of each, in microseconds per step, and its ratio
 to the hand-written loop. A measurement is a whole training run, including the work that a library
-does at its start and end. `first` is the time from creating a case to the end of its first measurement,
-including compilation. `peak` is the peak memory of a process that runs only this case.
+does at its start and end. `first` is the time from creating a case to the end of its first
+measurement, including compilation. `peak` is the peak memory of a process that runs only the case.
 """
 
 import argparse
