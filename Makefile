@@ -11,7 +11,7 @@ test: $(VENV)/.test  # runs the tests
 
 dev: $(VENV)/.dev  # installs everything that contributors need
 
-check:  # the quick checks of CI: a minute or two
+check:  # the quick checks of CI: a few minutes
 	PYTHON=$(PYTHON) bash .ci/run lint types docs doctests
 
 $(VENV)/bin/python:

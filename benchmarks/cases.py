@@ -1,9 +1,9 @@
-"""The ways to train that are compared: by hand, one scan, and jaxloop.
+"""The ways of training that the benchmark compares: hand-written loops, one scan, and jaxloop.
 
     train = CASES["hand"](work)
-    loss = train()          # `work.epochs` epochs; the mean loss of the last
+    loss = train()          # trains `work.epochs` epochs; returns the mean loss of the last epoch
 
-Making a case may compile and place data; what is timed is the call.
+Creating a case may compile programs and place data. The benchmark times only the call.
 """
 
 from functools import partial
@@ -30,7 +30,7 @@ def _hand_step(work):
 
 
 def hand(work):
-    """One donated call of `jax.jit` a step, the loss accumulated in the carry."""
+    """Calls a jitted, donating step for each batch, and accumulates the loss in the carry."""
     by_hand, batches, first = _hand_step(work), work.batches, work.init()
 
     def train():
@@ -46,7 +46,7 @@ def hand(work):
 
 
 def hand_float(work):
-    """As by hand, looking at the loss each step."""
+    """Does the same as `hand`, and reads the loss after each step."""
     step, batches, first = jax.jit(work.step, donate_argnums=1), work.batches, work.init()
 
     def train():
@@ -62,7 +62,7 @@ def hand_float(work):
 
 
 def hand_shuffled(work):
-    """As by hand, each epoch in an order of its own."""
+    """Does the same as `hand`, and shuffles the data in each epoch."""
     by_hand, first, x, y, size = _hand_step(work), work.init(), work.x, work.y, work.batch_size
 
     def train():
@@ -80,7 +80,7 @@ def hand_shuffled(work):
 
 
 def scan(work):
-    """One `lax.scan` an epoch, over data that is on the device: the limit."""
+    """Runs one `lax.scan` per epoch over data on the device. This is the lower limit."""
     stacked = jax.device_put(jax.tree.map(lambda *b: np.stack(b), *work.batches))
     first = work.init()
 
@@ -121,7 +121,7 @@ def _train(work, loop, data):
 
 
 def jaxloop(work):
-    """`jl.loop`, with the loss as its metric, on a list of batches."""
+    """Runs `jl.loop` on a list of batches, with the loss as its metric."""
     return _train(work, _loop(work), work.batches)
 
 
@@ -131,17 +131,17 @@ def _shuffled(work, device):
 
 
 def jaxloop_shuffled(work):
-    """The same on `jl.batches`, shuffled."""
+    """Does the same as `jaxloop` on shuffled `jl.batches`."""
     return _train(work, _loop(work), _shuffled(work, False))
 
 
 def jaxloop_device(work):
-    """The same with ``device=True``."""
+    """Does the same as `jaxloop_shuffled` with ``device=True``."""
     return _train(work, _loop(work), _shuffled(work, True))
 
 
 def jaxloop_handlers(work):
-    """With ten handlers that do not fire."""
+    """Does the same as `jaxloop` with ten handlers that do not fire."""
     loop = _loop(work)
     for index in range(10):
         loop = loop.handle("iteration_completed", print, jl.only(10**9 + index), name=f"h{index}")
@@ -149,7 +149,7 @@ def jaxloop_handlers(work):
 
 
 def jaxloop_observer(work):
-    """With an observer at every iteration that reads the loss."""
+    """Does the same as `jaxloop` with an observer that reads the loss in every iteration."""
     seen = []
     loop = _loop(work).observe("iteration_completed", lambda s: seen.append(s.metrics["loss"]))
     train = _train(work, loop, work.batches)
@@ -162,7 +162,7 @@ def jaxloop_observer(work):
 
 
 def jaxloop_five_metrics(work):
-    """With five metrics in place of one."""
+    """Does the same as `jaxloop_one_metric` with five metrics."""
 
     def step(batch, state):
         state, loss = work.step(batch, state)
@@ -178,7 +178,7 @@ def jaxloop_five_metrics(work):
 
 
 def jaxloop_one_metric(work):
-    """What `jaxloop_five_metrics` is compared with: the same step, one metric."""
+    """Runs a step that reports predictions, with one metric. Compare `jaxloop_five_metrics`."""
 
     def step(batch, state):
         state, loss = work.step(batch, state)

@@ -1,12 +1,15 @@
-"""What checkpoints cost: how long a save holds the loop up, and how long going on takes.
+"""Measures checkpoints: how long a save holds up the loop, and how long resuming takes.
 
-    python -m benchmarks.checkpoints            # a state of 100 MB, in few leaves and in many
-    python -m benchmarks.checkpoints --smoke    # a small one, to see that it runs
+    python -m benchmarks.checkpoints            # a state of 100 MB, with few and with many leaves
+    python -m benchmarks.checkpoints --smoke    # a small state, to check that the benchmark runs
 
-`held up` is the time from the firing that saves to the next block, in the driver; `slower` what an
-epoch with saves takes longer than one without, by save: in it is also what the writing takes of the
-cores that the step would have. `sync` is the same save by Orbax alone, waited for, and
-`Orbax` a bare restore of the same arrays. All in milliseconds, medians of interleaved repeats.
+The figures are milliseconds, medians of interleaved repeats:
+
+- `held up` is the time in the driver from the firing that saves to the next block.
+- `slower` is how much longer an epoch with saves takes than one without, divided by the number of
+  saves. It includes the time that writing takes from the cores that also run the step.
+- `sync` is the same save by Orbax alone, including the wait for it.
+- `Orbax` is a bare restore of the same arrays.
 """
 
 import argparse
@@ -32,28 +35,28 @@ HELD_UP_SHARE, HELD_UP_S, RESUME_RATIO = 0.1, 0.005, 1.5
 
 
 def make_state(num_leaves, size):
-    """Float32 arrays of random numbers, and what the step works on."""
+    """Returns float32 arrays of random numbers, and a matrix that the step multiplies."""
     rng = np.random.default_rng(0)
     leaves = {f"l{i:03d}": rng.normal(size=size).astype(np.float32) for i in range(num_leaves)}
     return {"leaves": leaves, "work": np.eye(256, dtype=np.float32)}
 
 
 def step(batch, state):
-    """A few milliseconds of work, and a change of every array."""
+    """Works for a few milliseconds and changes every array."""
     work = jax.lax.fori_loop(0, 8, lambda _, w: jnp.tanh(w @ state["work"]), state["work"])
     leaves = jax.tree.map(lambda x: x.at[0].add(batch), state["leaves"])
     return {"leaves": leaves, "work": work}
 
 
 def second_epoch(loop, path, data, state):
-    """Where its seconds went; the first compiles, and the end waits for the last save."""
+    """Returns the times of the second epoch: the first compiles, and the end waits for a save."""
     done = loop.run(data, state, epochs=2)
     shutil.rmtree(path, ignore_errors=True)
     return done.times[1]
 
 
 def measure(num_leaves, size, repeats, iterations, every):
-    """``{what: milliseconds}`` for one shape of state."""
+    """Returns ``{name: milliseconds}`` for one shape of state."""
     folder = Path(tempfile.mkdtemp())
     state, data = make_state(num_leaves, size), [np.float32(1)] * iterations
     saves = iterations // every
@@ -105,7 +108,7 @@ def measure(num_leaves, size, repeats, iterations, every):
         "held up": 1e3 * statistics.median(held),
         "slower": 1e3 * statistics.median(slower),
         "sync": 1e3 * sync,
-        # Without what every run does before its first step.
+        # Subtract the work that every run does before its first step.
         "resume": 1e3 * (times["resume"] - times["fresh"]),
         "jl.restore": 1e3 * times["jl.restore"],
         "Orbax": 1e3 * times["Orbax"],
@@ -113,7 +116,7 @@ def measure(num_leaves, size, repeats, iterations, every):
 
 
 def growth(epochs):
-    """Megabytes that a process grows by, after a tenth of so many checkpoints."""
+    """Returns the megabytes that a process grows by after the first tenth of the checkpoints."""
     folder = tempfile.mkdtemp()
     loop = jl.loop(lambda batch, total: total + batch).checkpoint(folder, keep=2)
     sizes = []
@@ -126,9 +129,9 @@ def growth(epochs):
 
 
 def main(arguments=None):
-    """Runs the benchmark; returns an exit status."""
+    """Runs the benchmark and returns an exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="small, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="use a small state")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args(arguments)
@@ -137,13 +140,13 @@ def main(arguments=None):
     epochs = 20 if options.smoke else 1000
     # First: what large states leave to the allocator would hide it.
     figures = {"growth_mb": growth(epochs)}
-    print(f"{epochs} checkpoints: {figures['growth_mb']:.1f} MB from a tenth of them on")
+    print(f"{epochs} checkpoints: {figures['growth_mb']:.1f} MB of growth after the first tenth")
     for name, shape in shapes.items():
         figures[name] = found = measure(*shape, repeats, iterations, every)
         bar = 1e3 * max(HELD_UP_SHARE * found["sync"] / 1e3, HELD_UP_S)
         ratio = found["resume"] / found["Orbax"]
         print(
-            f"{name}: a save holds the loop up for {found['held up']:.1f} ms (bar {bar:.1f}, sync "
+            f"{name}: a save holds up the loop for {found['held up']:.1f} ms (bar {bar:.1f}, sync "
             f"{found['sync']:.0f}) and makes it {found['slower']:.1f} ms slower; resume "
             f"{found['resume']:.0f} ms, {ratio:.2f} of Orbax's {found['Orbax']:.0f} (bar "
             f"{RESUME_RATIO}); jl.restore {found['jl.restore']:.0f} ms"

@@ -1,10 +1,11 @@
-"""The same training in other libraries; each is left out, with a line, where it is not installed.
+"""The same training in other libraries. The benchmark skips libraries that are not installed.
 
-    train = PEERS["keras"](work)        # None: this workload is not written for it
+    train = PEERS["keras"](work)        # None if this workload is not written for the library
     loss = train()
 
-Each is written as its own documentation shows it. The model, the data, the batch size and Adam are
-those of the workload; initial parameters are the library's own, so losses differ a little.
+Each case follows the documentation of its library. The model, the data, the batch size and Adam
+are those of the workload. Each library draws its initial parameters itself, so losses differ
+slightly.
 """
 
 import logging
@@ -72,12 +73,12 @@ def _nnx_model(work):
 
 
 def nnx(work):
-    """`nnx.jit` on model, optimizer and metrics, as in the tutorial."""
+    """Uses `nnx.jit` on the model, the optimizer and the metrics, as in the tutorial."""
     return _nnx(work, cached=False)
 
 
 def nnx_cached(work):
-    """The same through `nnx.cached_partial`, as in the performance guide."""
+    """Does the same with `nnx.cached_partial`, as in the performance guide."""
     return _nnx(work, cached=True)
 
 
@@ -120,12 +121,12 @@ def _nnx(work, cached):
 
 
 def keras(work):
-    """`model.fit`."""
+    """Calls `model.fit`."""
     return _keras(work, 1)
 
 
 def keras_50(work):
-    """`model.fit` with ``steps_per_execution=50``."""
+    """Calls `model.fit` with ``steps_per_execution=50``."""
     return _keras(work, 50)
 
 
@@ -165,7 +166,7 @@ def _keras(work, steps_per_execution):
     return train
 
 
-# --- PyTorch and what stands on it ---------------------------------------------------------------
+# --- PyTorch and libraries on top of it ----------------------------------------------------------
 
 
 def _torch_model(work):
@@ -214,7 +215,7 @@ def _torch_batches(work):
 
 
 def torch(work):
-    """The eager loop of the tutorial, the loss summed on the device."""
+    """Runs the eager loop of the tutorial, and sums the loss on the device."""
     import torch as t
 
     model, batches = _torch_model(work), _torch_batches(work)
@@ -235,7 +236,7 @@ def torch(work):
 
 
 def ignite(work):
-    """`create_supervised_trainer`, with a running average of the loss."""
+    """Uses `create_supervised_trainer`, with a running average of the loss."""
     import torch as t
     from ignite.engine import create_supervised_trainer
     from ignite.metrics import Average
@@ -252,7 +253,7 @@ def ignite(work):
 
 
 def lightning(work):
-    """`Trainer(barebones=True)`, which switches off whatever costs time."""
+    """Uses `Trainer(barebones=True)`, which disables everything that costs time."""
     import lightning as L
     import torch as t
 

@@ -1,14 +1,14 @@
-"""Times jaxloop against loops by hand, a bare scan and other libraries, in one process.
+"""Compares jaxloop with hand-written loops, a bare scan and other libraries, in one process.
 
-    python -m benchmarks.run                    # everything; peers that are installed
-    python -m benchmarks.run --smoke            # a few steps of each, to see that it runs
+    python -m benchmarks.run                    # all cases, and the libraries that are installed
+    python -m benchmarks.run --smoke            # a few steps of each, to check that it runs
     python -m benchmarks.run --workload "MLP 64-64-10" --case hand,scan,jaxloop --repeats 31
     python -m benchmarks.run --each-alone --json out.json --plot out.png
 
-The cases take turns; what is shown is the median of each, in microseconds a step, and its ratio to
-the hand-written loop. A measurement is a whole training run: what a library does to begin and to
-end is in it. `first` is the time from nothing to the end of the first measurement, compilation
-included, and `peak` the memory of a process that does this case alone.
+The cases take turns. The table shows the median of each, in microseconds per step, and its ratio
+to the hand-written loop. A measurement is a whole training run, including the work that a library
+does at its start and end. `first` is the time from creating a case to the end of its first
+measurement, including compilation. `peak` is the peak memory of a process that runs only the case.
 """
 
 import argparse
@@ -32,20 +32,20 @@ from benchmarks.peers import PEERS
 from benchmarks.workloads import WORKLOADS
 
 PAUSE_S = 0.05
-"""After a peer, so that its threads have come to rest."""
+"""Wait this long after a case of another library, until its threads are idle."""
 BASE = {"jaxloop_shuffled": "hand_shuffled", "jaxloop_five_metrics": "jaxloop_one_metric"}
-"""What a ratio of these is to, beside the ratio to `hand`."""
+"""Compare these cases with another case too, in addition to `hand`."""
 
 
 def timed(function):
-    """The seconds that a call takes."""
+    """Returns how many seconds a call takes."""
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
 
 
 def interleaved(functions, repeats):
-    """Medians of seconds, the functions taking turns in an order of chance."""
+    """Times the functions in turn, in random order, and returns the median seconds of each."""
     seconds = {name: [] for name in functions}
     names, order = list(functions), np.random.default_rng(0)
     for _ in range(repeats):
@@ -57,7 +57,7 @@ def interleaved(functions, repeats):
 
 
 def prepare(work, names):
-    """``{case: train}`` for the cases that can be run here; each has trained once."""
+    """Returns ``{case: train}`` for the cases that run here. Each has trained once."""
     trains = {}
     for name in names:
         try:
@@ -75,13 +75,13 @@ def prepare(work, names):
 
 
 def compare(work, names, repeats):
-    """``{case: microseconds a step}``."""
+    """Returns ``{case: microseconds per step}``."""
     seconds = interleaved(prepare(work, names), repeats)
     return {name: one / work.num_steps * 1e6 for name, one in seconds.items()}
 
 
 def reduction(iterations, repeats):
-    """A loop without data against `lax.fori_loop`: milliseconds."""
+    """Compares a loop without data with `lax.fori_loop`; returns milliseconds."""
 
     def advance(state):
         return state[0] + 1, state[1] + state[0] * 0.5, state[2] * 0.999 + 1
@@ -99,12 +99,12 @@ def reduction(iterations, repeats):
 
 
 def memory_mb():
-    """What this process has in memory."""
+    """Returns the resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
 
 
 def growth(iterations):
-    """How much memory a long run with handlers and an observer takes after its warm-up, in MB."""
+    """Returns by how many MB a long run with handlers grows after its warm-up."""
     loop = jl.loop(lambda batch, total: jl.emit(total + jnp.sum(batch), x=batch))
     loop = loop.metric(lambda x: x, "mean", None, ["x"])
     loop = loop.observe("iteration_completed", lambda s: s.metrics["mean"], jl.every(100))
@@ -119,7 +119,7 @@ def growth(iterations):
 
 
 def startup(repeats):
-    """Imports, and the compilation of a train step, each against what it is measured by."""
+    """Compares the import with that of JAX, and the compile time with that of a bare step."""
 
     def process(code):
         command = [sys.executable, "-c", code]
@@ -155,26 +155,26 @@ def startup(repeats):
 
 
 def alone(workload, case):
-    """First time and peak memory of one case in a process of its own."""
+    """Returns the first time and the peak memory of one case, run in a separate process."""
     command = [sys.executable, "-m", "benchmarks.run", "--alone", workload, case]
     done = subprocess.run(command, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1]) if not done.returncode else None
 
 
 def print_alone(workload, case):
-    """What `alone` reads."""
+    """Runs one case and prints the line that `alone` reads."""
     began = time.perf_counter()
     train = {**CASES, **PEERS}[case](dataclasses.replace(WORKLOADS[workload](), epochs=1))
     assert train is not None
     train()
     first_s = time.perf_counter() - began
-    status = Path("/proc/self/status").read_text()  # `getrusage` remembers the parent's peak
+    status = Path("/proc/self/status").read_text()  # `getrusage` includes the parent's peak
     peak_mb = int(status.split("VmHWM:")[1].split()[0]) / 1e3
     print(json.dumps({"first_s": first_s, "peak_mb": peak_mb}))
 
 
 def draw(path, table):
-    """A bar a case, a panel a workload."""
+    """Draws one panel per workload, with one bar per case."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -185,26 +185,26 @@ def draw(path, table):
         names = list(row)[::-1]
         colors = ["tab:orange" if name.startswith("jaxloop") else "tab:gray" for name in names]
         axis.barh(names, [row[name] for name in names], color=colors)
-        axis.set(title=workload, xlabel="microseconds a step", xscale="log")
+        axis.set(title=workload, xlabel="microseconds per step", xscale="log")
     figure.savefig(path, dpi=120)
 
 
 def parse():
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it runs")
-    parser.add_argument("--workload", help=f"of {', '.join(WORKLOADS)}; separated by commas")
-    parser.add_argument("--case", help=f"of {', '.join([*CASES, *PEERS])}; separated by commas")
+    parser.add_argument("--smoke", action="store_true", help="a few steps, to check that it runs")
+    parser.add_argument("--workload", help=f"comma-separated, from: {', '.join(WORKLOADS)}")
+    parser.add_argument("--case", help=f"comma-separated, from: {', '.join([*CASES, *PEERS])}")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--each-alone", action="store_true", help="also first time and peak memory")
+    parser.add_argument("--each-alone", action="store_true", help="add first time and peak memory")
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main():
-    """Prints the tables."""
+    """Runs the benchmark and prints the tables."""
     options = parse()
     if options.alone:
         print_alone(*options.alone)

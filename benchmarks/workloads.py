@@ -1,10 +1,10 @@
-"""The work that every case of the benchmarks does: the same data, model, optimizer and loss.
+"""The workloads of the benchmarks. Every case uses the same data, model, optimizer and loss.
 
     work = WORKLOADS["MLP 64-64-10"]()
     state = work.init()
     state, loss = work.step((x, y), state)
 
-Each is the mean cross entropy of a classifier under Adam, in plain JAX and Optax.
+Each workload trains a classifier with Adam on the mean cross entropy, in plain JAX and Optax.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ TX = optax.adam(1e-3)
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """Arrays in memory, a model, and how many epochs one measurement takes."""
+    """Arrays in memory, a model, and the number of epochs of one measurement."""
 
     kind: str
     sizes: tuple[int, ...]
@@ -36,30 +36,30 @@ class Workload:
     apply: Callable[[Any, Any], Any]
 
     def init(self):
-        """A first state, on the host."""
+        """Returns an initial state on the host."""
         params = self.init_params()
         return jax.tree.map(np.asarray, {"params": params, "opt": TX.init(params)})
 
     def losses(self, params, batch):
-        """The loss of each example."""
+        """Returns the loss of each example."""
         x, y = batch
         logits = jax.nn.log_softmax(self.apply(params, x))
         return -jnp.take_along_axis(logits, y[:, None], 1)[:, 0]
 
     def step(self, batch, state):
-        """One step, and its loss."""
+        """Runs one step; returns the new state and the loss."""
         loss, grads = jax.value_and_grad(lambda p: self.losses(p, batch).mean())(state["params"])
         updates, opt = TX.update(grads, state["opt"], state["params"])
         return {"params": optax.apply_updates(state["params"], updates), "opt": opt}, loss
 
     @cached_property
     def batches(self):
-        """An epoch's batches, as a list."""
+        """The batches of one epoch, as a list."""
         return list(jl.batches((self.x, self.y), self.batch_size, drop_remainder=True))
 
     @property
     def num_steps(self):
-        """The steps of one measurement."""
+        """The number of steps of one measurement."""
         return len(self.batches) * self.epochs
 
 
@@ -82,7 +82,7 @@ def _mlp_apply(params, x):
 
 
 def mlp(sizes, batch_size, num_batches, epochs):
-    """A perceptron on random numbers; of 64 inputs, on the digits."""
+    """Returns a perceptron on random numbers, or on the digits if it has 64 inputs."""
     rng = np.random.default_rng(0)
     if sizes[0] == 64:
         (x, y), _ = jl.datasets.digits()
@@ -122,7 +122,7 @@ def _cnn_apply(params, x):
 
 
 def cnn(batch_size, num_batches, epochs):
-    """A small convolutional network on images of 28 by 28."""
+    """Returns a small convolutional network on images of 28 by 28 pixels."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(num_batches * batch_size, 28, 28, 1)).astype(np.float32)
     y = rng.integers(0, 10, len(x)).astype(np.int32)
@@ -166,7 +166,7 @@ def _transformer_apply(params, tokens):
 
 
 def transformer(batch_size, num_batches, epochs):
-    """A small transformer that classifies sequences of tokens."""
+    """Returns a small transformer that classifies sequences of tokens."""
     rng = np.random.default_rng(0)
     x = rng.integers(0, VOCABULARY, (num_batches * batch_size, LENGTH)).astype(np.int32)
     y = rng.integers(0, 10, len(x)).astype(np.int32)

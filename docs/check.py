@@ -2,7 +2,7 @@
 
     python docs/check.py
 
-It does not fetch addresses on the web. A path in backticks, such as `jaxloop/losses.py`, must
+It does not fetch addresses on the web. A path in backticks, such as `jaxloop/errors.py`, must
 exist in the repository, in `jaxloop/`, or beside the file that names it. A path with a
 placeholder (`<name>`), a wildcard or no slash is not checked. A test in backticks, such as
 `test_digits`, must exist in `tests/`.

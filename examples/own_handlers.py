@@ -3,8 +3,11 @@
     python examples/own_handlers.py
 
 A handler is a function from loop to loop. `save_records` has a memory, checks the loop before the
-first step, and asks for saves. It works as the built-in handlers do: a run that is killed and
-started again makes the same decisions.
+first step, and requests saves. It works as the built-in handlers do: because its memory is part of
+the state, a resumed run makes the same decisions.
+
+It attaches a `CheckpointTrigger`, because only a trigger can request a save. A handler that changes
+the state or halts the loop attaches a `Handler`, and one that only reads attaches an `Observer`.
 """
 
 from __future__ import annotations
@@ -39,18 +42,22 @@ def save_records(
         at_most: How many records are saved.
         name: The key of its memory in ``state.handler_state``.
     """
-    folder = FolderStore(path, keep=None)
+    folder = FolderStore(path, keep=None)  # keep=None: no checkpoint is ever deleted
 
     def decide(state: jl.State[Any]) -> jl.State[Any] | None:
+        # Called when the event fires. None means that the state is not saved.
+        # Before the first record, the best value is NaN. Every number is better than NaN.
         memory = state.handler_state.get(name, {"best": float("nan"), "saved": 0})
         value = read_scalar(state, f"`{name}`", metric)
         if memory["saved"] >= at_most or not is_better(value, memory["best"], "max", 0.0):
             return None
         memory = {"best": value, "saved": memory["saved"] + 1}
+        # A state is a value: return a changed copy. It is saved when the firing ends.
         return state.replace(handler_state={**state.handler_state, name: memory})
 
     def check(loop: LoopSpec) -> None:
-        folder.check(loop)
+        # Called by `run` before the first step. It raises what can be known to be wrong by then.
+        folder.check(loop)  # whether the folder can be written
         if at_most < 1:
             raise ValueError(f"{name}: at_most must be at least 1, got {at_most}")
 
@@ -61,9 +68,9 @@ def save_records(
             name,
             decide=decide,
             open_store=folder,
-            watches=(metric,),
+            watches=(metric,),  # a metric that does not exist is an error before the first step
             check=check,
-            unique=True,
+            unique=True,  # no other handler may have this name, which is the key of the memory
         )
     )
 
@@ -81,6 +88,7 @@ def main() -> None:
             .metric("accuracy")
             .validate(jl.batches(test, 128))
         )
+        # `validate` adds "validation_accuracy", so it is attached first.
         loop = save_records(loop, "validation_accuracy", path, at_most=3)
         state = loop.run(
             jl.batches(train, 32, shuffle=True), epochs=8, output_transform=lambda state: state

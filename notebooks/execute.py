@@ -1,4 +1,4 @@
-"""Runs every notebook from start to end; a failing cell is an error."""
+"""Executes every notebook from start to end. A failing cell is an error."""
 
 import sys
 from pathlib import Path
