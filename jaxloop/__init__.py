@@ -1,9 +1,11 @@
-"""The training loop that a JAX user would have written by hand, as a value.
+"""JAX training loops as immutable values.
 
-import jaxloop as jl
+    import jaxloop as jl
 
-loop = jl.trainer(model, loss, optimizer).metric("accuracy").validate(validation_data)
-model_state = loop.run(train_data, epochs=20)
+    loop = jl.trainer(model, loss, optimizer).metric("accuracy").validate(validation_data)
+    model_state = loop.run(train_data, epochs=20)
+
+A loop never changes after you create it. Each method returns a new loop.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ __all__ = [
     "trainer",
 ]
 
-# Imported when they are first named, because they bring Optax or Orbax, or are seldom used.
+# Imported on first access, because they import Optax or Orbax, or are seldom used.
 _LAZY_NAMES = {
     "Model": "jaxloop._supervised.models",
     "eval_step": "jaxloop._factories",
@@ -78,7 +80,7 @@ _LAZY_NAMES = {
 _LAZY_MODULES = ("datasets", "losses", "metrics", "optimizers")
 
 
-if not TYPE_CHECKING:  # to type checkers, a name that does not exist is an error
+if not TYPE_CHECKING:  # hidden, so that type checkers report unknown names
 
     def __getattr__(name: str) -> Any:
         if name in _LAZY_NAMES:
@@ -89,5 +91,5 @@ if not TYPE_CHECKING:  # to type checkers, a name that does not exist is an erro
 
 
 def __dir__() -> list[str]:
-    # What completion in a notebook offers.
+    # Tab completion in a notebook offers these names.
     return [*__all__, "__doc__", "__file__", "__name__", "__path__", "__version__"]

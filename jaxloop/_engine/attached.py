@@ -47,7 +47,7 @@ class Attached(Generic[A]):
         """Returns whether it runs at a firing. Its filter is evaluated once.
 
         Args:
-            total: The number of the firing over the life of the state.
+            total: The number of the firing over the lifetime of the state.
             epoch: The number of the firing within the epoch.
             began_s: When the run began.
             view: Returns what a function as a filter gets.

@@ -55,7 +55,7 @@ class ProgramCache:
             specs: The metrics as they were declared.
             batch: The first batch.
             state: The step state.
-            fuse: As for `run`.
+            fuse: See `run`.
             options: The options for `jax.jit`. If None, the program runs op by op.
 
         Raises:

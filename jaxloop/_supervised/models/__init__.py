@@ -59,7 +59,7 @@ def adapt(model: ModelLike) -> ModelAdapter:
     """Adapts a model of any kind.
 
     Raises:
-        ModelError: The model is of no known kind. The message names its type.
+        ModelError: The model is of an unknown kind. The message names its type.
 
     Example:
         >>> adapter = adapt((lambda key, x: 2.0, lambda w, x: w * x))
