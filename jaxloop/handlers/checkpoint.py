@@ -70,7 +70,7 @@ def checkpoint(
 
     Raises:
         ArgumentError: An argument is out of range, or another checkpoint has this folder or name.
-        CheckpointError: Raised by `run` if the folder cannot be written. Its contents are unchanged.
+        CheckpointError: Raised by `run` if the folder cannot be written. It stays unchanged.
         DataError: Raised by `run` if the data are a one-shot iterator without its own state.
     """
     check_mode("checkpoint", mode)
@@ -120,7 +120,7 @@ class FolderStore:
     Attributes:
         path: The folder.
         keep: How many of the newest checkpoints to keep. None keeps all.
-        keep_best: How many checkpoints that were the best to keep as well.
+        keep_best: How many of the checkpoints that were the best so far to keep as well.
         keep_every: Also keep every checkpoint whose step is a multiple of this.
         on_exception: Whether to save the last good state if an exception ends the run.
         file_pattern: Returns the name of a checkpoint's folder. Defaults to the step's number.

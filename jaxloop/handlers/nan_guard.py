@@ -64,7 +64,7 @@ def nan_guard(
 
     Raises:
         UnknownNameError: The action is unknown.
-        ArgumentError: "skip" is attached twice. Raised by `run` for "rewind" without a `checkpoint`.
+        ArgumentError: "skip" is attached twice. Raised by `run` if "rewind" has no `checkpoint`.
 
     Example:
         >>> import jaxloop as jl
