@@ -135,7 +135,7 @@ ALWAYS: Filter = _Constant(True)
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class _Count(Filter):
-    """A filter of one count. `_distance` returns how far its next match is; 0 or less means never."""
+    """A filter of one count. `_distance` returns the distance to the next match, or 0 for never."""
 
     n: int
     per: Per = None

@@ -62,8 +62,8 @@ def block_length(watches: Iterable[Watch], counts: Counts, limit: int, ahead: in
     """Returns how many iterations can run before a handler must, from 1 to ``limit``.
 
     The engine calls this between the firing of ``iteration_started`` and the step, so the handlers
-    of that firing have already run. A handler on ``iteration_started`` that is ``d`` firings away leaves
-    room for ``d`` steps, and so does one on ``iteration_completed``.
+    of that firing have already run. A handler on ``iteration_started`` that is ``d`` firings away
+    leaves room for ``d`` steps, and so does one on ``iteration_completed``.
 
     Args:
         watches: The watches of the handlers. Only those on iteration events count.

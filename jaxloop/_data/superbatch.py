@@ -68,7 +68,7 @@ class BufferPool:
         self._lent: list[tuple[Signature, list[np.ndarray[Any, Any]], Superbatch]] = []
 
     def borrow(self, like: Signature) -> list[np.ndarray[Any, Any]]:
-        """Returns an array of shape ``(num_rows, *shape)`` for each leaf, with arbitrary contents."""
+        """Returns an array of shape ``(num_rows, *shape)`` for each leaf, uninitialized."""
         for index, (signature, arrays, superbatch) in enumerate(self._lent):
             if superbatch.is_done() and (signature is like or signature == like):
                 del self._lent[index]
