@@ -226,7 +226,6 @@ def _checked(result: object, name: str, event: Event) -> tuple[Status, State]:
         with contextlib.suppress(ValueError):
             return Status(result[0]), result[1]
     raise HandlerReturnError(
-        f"handler `{name}` on {event} must return None or (status, state), got "
-        f"{in_words(result)}",
+        f"handler `{name}` on {event} must return None or (status, state), got {in_words(result)}",
         fix="return None to continue, or (jl.Status.HALT_LOOP, state) to stop",
     )

@@ -175,7 +175,9 @@ class Observers:
                 if error is None:
                     error = failed
                 else:
-                    error.add_note(f"jaxloop: another error followed: {type(failed).__name__}: {failed}")
+                    error.add_note(
+                        f"jaxloop: another error followed: {type(failed).__name__}: {failed}"
+                    )
         if error is not None:
             raise error
 

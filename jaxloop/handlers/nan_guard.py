@@ -77,9 +77,7 @@ def nan_guard(
         raise unknown_name("action of nan_guard", action, _ACTIONS)
     if action == "skip":
         if any(one.name == SKIPPED for one in loop.metrics):
-            raise ArgumentError(
-                "nan_guard(action='skip') is attached already", fix="call it once"
-            )
+            raise ArgumentError("nan_guard(action='skip') is attached already", fix="call it once")
         loop = loop.replace(step_fn=_skipping(loop.step_fn))
         count = Metric(lambda: jnp.int32(0), _count, jnp.add, lambda count: count)
         return metric(loop, count, SKIPPED, None, [SKIPPED])
