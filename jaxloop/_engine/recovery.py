@@ -55,7 +55,7 @@ class Recovery:
             progress.epoch,
             progress.step,
             problem,
-            "it halts" if found is None else f"rewinds to the checkpoint at step {found.step}",
+            "the loop halts" if found is None else f"rewinds to the state of step {found.step}",
         )
         if found is None:
             return False

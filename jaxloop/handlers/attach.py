@@ -170,7 +170,7 @@ def from_state(loop: SpecT, state: State[Any]) -> SpecT:
     if not isinstance(state, State):
         raise ArgumentTypeError(
             f"from_state: state must be a jl.State, got {type(state).__name__}",
-            fix="pass a State, or pass a step state alone to run as init_state",
+            fix="pass a State, or pass a bare step state to run as init_state",
         )
     return loop.replace(start=state)
 
