@@ -1,9 +1,11 @@
-"""The training loop that a JAX user would have written by hand, as a value.
+"""JAX training loops as immutable values.
 
-import jaxloop as jl
+    import jaxloop as jl
 
-loop = jl.trainer(model, loss, optimizer).metric("accuracy").validate(validation_data)
-model_state = loop.run(train_data, epochs=20)
+    loop = jl.trainer(model, loss, optimizer).metric("accuracy").validate(validation_data)
+    model_state = loop.run(train_data, epochs=20)
+
+A loop never changes after you create it. Each method returns a new loop.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ __all__ = [
 ]
 
 # Where each name lives. A module is imported when one of its names is first used, so that
-# `import jaxloop` costs nothing, and Optax and Orbax are imported only by who needs them.
+# `import jaxloop` costs nothing, and Optax and Orbax are imported only if you use them.
 _HOMES = {
     "_checkpoint.bytes": ("deserialize_state", "serialize_state"),
     "_checkpoint.reader": ("restore",),
@@ -86,7 +88,7 @@ _HOMES = {
 _MODULES = ("datasets", "errors", "handlers", "losses", "metrics", "optimizers")
 
 
-if not TYPE_CHECKING:  # to type checkers, a name that does not exist is an error
+if not TYPE_CHECKING:  # hidden, so that type checkers report unknown names
 
     def __getattr__(name: str) -> Any:
         for home, names in _HOMES.items():
@@ -100,5 +102,5 @@ if not TYPE_CHECKING:  # to type checkers, a name that does not exist is an erro
 
 
 def __dir__() -> list[str]:
-    # What completion in a notebook offers.
+    # Tab completion in a notebook offers these names.
     return [*__all__, "__doc__", "__file__", "__name__", "__path__", "__version__"]

@@ -1,9 +1,9 @@
-"""The command line of jaxloop. Its demo trains a Flax model on handwritten digits.
+"""The command line of jaxloop, with a demo that trains a Flax model on handwritten digits.
 
     python -m jaxloop demo --out runs/digits
 
-The demo draws the curves of loss and accuracy. If it is killed, run it again and it resumes. If it
-has ended, run it again and it reports the same.
+The demo plots loss and accuracy. If it is killed, run the same command again and it resumes. If it
+has finished, running it again reports the same results.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def make_loop(out: Path, validation: Any) -> jl.Loop:
 
 
 def progress(snapshot: jl.Snapshot) -> str:
-    """Returns one epoch as a line."""
+    """Returns a line of text about one epoch."""
     m = snapshot.metrics
     return (
         f"epoch {snapshot.epoch + 1:2d}/{snapshot.max_epoch}  "
@@ -59,7 +59,7 @@ def progress(snapshot: jl.Snapshot) -> str:
 
 
 def write_csv(path: Path, history: Mapping[int, Mapping[str, Any]]) -> None:
-    """Writes the history, one row an epoch."""
+    """Writes the history as CSV, one row per epoch."""
     names = list(next(iter(history.values())))
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -69,8 +69,8 @@ def write_csv(path: Path, history: Mapping[int, Mapping[str, Any]]) -> None:
 
 
 def draw(path: Path, history: Mapping[int, Mapping[str, Any]]) -> None:
-    """Draws loss and accuracy over the epochs."""
-    # Imported here, because matplotlib is an extra that only the picture needs.
+    """Plots loss and accuracy by epoch."""
+    # Imported here, because matplotlib is an optional dependency that only the plot needs.
     import matplotlib
 
     matplotlib.use("Agg")
@@ -91,11 +91,11 @@ def draw(path: Path, history: Mapping[int, Mapping[str, Any]]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command, and returns an exit status."""
+    """Runs a command and returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m jaxloop", description="The demo of jaxloop.")
     parser.add_argument("command", nargs="?", choices=["demo"], default="demo")
-    parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="where to write")
-    parser.add_argument("--epochs", type=int, default=40, help="the total of epochs")
+    parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="the output folder")
+    parser.add_argument("--epochs", type=int, default=40, help="the total number of epochs")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     train, validation = jl.datasets.digits()

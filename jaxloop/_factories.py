@@ -1,4 +1,4 @@
-"""Supervised loops (`trainer`, `evaluator`), and the steps that they are made of.
+"""Supervised loops (`trainer`, `evaluator`), and the step functions behind them.
 
     loop = trainer(model, "softmax_cross_entropy_with_integer_labels", "adam").metric("accuracy")
     model_state = loop.run(batches((x, y), 32), epochs=10)
@@ -60,7 +60,7 @@ def train_step(
         of ``model_state``, ``optimizer_state``, ``loss_scale_state`` and ``key``.
 
     Raises:
-        ModelError: The model is of no known kind.
+        ModelError: The model is of an unknown kind.
         UnknownNameError: The loss, the optimizer or the loss scale is unknown.
 
     Example:
@@ -83,14 +83,14 @@ def eval_step(model: ModelLike) -> tuple[InitFn, StepFn]:
     """Makes the ``(init_fn, step_fn)`` of supervised evaluation.
 
     Args:
-        model: As for `train_step`.
+        model: See `train_step`.
 
     Returns:
         ``init_fn(batch, init_state)`` and ``step_fn(batch, step_state)``. The step reports
         ``y_true``, ``y_pred`` and, if the batch has weights, ``sample_weight``.
 
     Raises:
-        ModelError: The model is of no known kind.
+        ModelError: The model is of an unknown kind.
 
     Example:
         >>> import jax.numpy as jnp
@@ -114,21 +114,21 @@ def trainer(
     """Makes a loop for supervised training.
 
     Args:
-        model: As for `train_step`.
-        loss: As for `train_step`. The metric "loss" is its exact average over the epoch.
-        optimizer: As for `train_step`.
-        loss_scale: As for `train_step`.
-        log: The number of iterations between two lines of progress. The loop also prints a line at
-            the end of each epoch, and one at the end of the run that says where the time went. 0
-            prints nothing.
-        seed: As for `train_step`.
+        model: See `train_step`.
+        loss: See `train_step`. The metric "loss" is its exact average over the epoch.
+        optimizer: See `train_step`.
+        loss_scale: See `train_step`.
+        log: The number of iterations between two progress lines. The loop also prints a line at
+            the end of each epoch, and a line at the end of the run that says how the time was
+            spent. 0 prints nothing.
+        seed: See `train_step`.
 
     Returns:
         A loop whose `Loop.run` returns the trained model in the form that its framework uses, such
         as the variables of a Linen module or a new NNX module.
 
     Raises:
-        ModelError: The model is of no known kind.
+        ModelError: The model is of an unknown kind.
         UnknownNameError: The loss, the optimizer or the loss scale is unknown.
 
     Example:
@@ -169,13 +169,13 @@ def evaluator(model: ModelLike) -> Loop[StepState, dict[str, Any]]:
     """Makes a loop for supervised evaluation.
 
     Args:
-        model: As for `train_step`.
+        model: See `train_step`.
 
     Returns:
         A loop whose ``run(data, model_state)`` returns the metrics as ``{name: value}``.
 
     Raises:
-        ModelError: The model is of no known kind.
+        ModelError: The model is of an unknown kind.
 
     Example:
         >>> import jax.numpy as jnp
@@ -189,7 +189,7 @@ def evaluator(model: ModelLike) -> Loop[StepState, dict[str, Any]]:
 
     def output(state: State[StepState]) -> dict[str, Any]:
         if state.status == "interrupted":
-            # Values over a part of the data would look like values over all of them.
+            # Metrics over a part of the data would look like metrics over all of it.
             raise Interrupted(f"the evaluation was interrupted by {state.halted_by}")
         return dict(state.history[max(state.history)]) if state.history else dict(state.metrics)
 

@@ -11,21 +11,21 @@ import os
 from pathlib import Path
 
 FOREIGN_FILES = ("actions.py",)
-"""Modules of google/jaxloop. The package of functional-jaxloop has none with these names."""
+"""Modules that google/jaxloop installs and functional-jaxloop does not."""
 
 
 def check_no_foreign_files(folder: Path) -> None:
     """Raises if another distribution has installed its files into the ``jaxloop`` package.
 
     PyPI's distribution ``jaxloop`` (google/jaxloop) also installs a package named ``jaxloop``.
-    pip does not notice the conflict, and each distribution overwrites the other's
+    pip does not detect the conflict, and each distribution overwrites the other's
     ``__init__.py``.
 
     Args:
-        folder: the folder of the ``jaxloop`` package.
+        folder: The folder of the ``jaxloop`` package.
 
     Raises:
-        ImportError: a file of the other distribution is in the folder.
+        ImportError: A file of the other distribution is in the folder.
 
     Example:
         >>> import jaxloop

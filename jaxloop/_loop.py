@@ -6,7 +6,7 @@
     state = loop.run(data, epochs=3)
 
 Every builder method returns a new `Loop` and changes nothing. Each method is a function of
-`jaxloop.handlers` or of the engine, written once there and bound here.
+`jaxloop.handlers` or of the engine, bound here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jaxloop._spec import LoopSpec
 
 
 class Loop(LoopSpec[S, OutputT]):
-    """A training loop as a value, made by `jaxloop.loop`, `trainer` and `evaluator`.
+    """An immutable training loop, made by `jaxloop.loop`, `trainer` and `evaluator`.
 
     Example:
         >>> import jaxloop as jl
@@ -109,11 +109,14 @@ def loop(
         step_fn: ``step_fn(batch, step_state)`` returns the next step state, a pytree of the same
             structure, shapes and dtypes, or ``jl.emit(next_state, name=value)``.
         init_fn: ``init_fn(batch, init_state)`` makes the first step state from a sample batch and
-            what was passed to `run`. By default the initial state is taken as given.
+            the ``init_state`` passed to `run`. By default, ``init_state`` is the first step state.
         output_transform: Makes the output of `run` from the final `State`.
 
+    Returns:
+        A `Loop`.
+
     Raises:
-        ArgumentTypeError: An argument cannot be called.
+        ArgumentTypeError: An argument is not callable.
 
     Example:
         >>> import jaxloop as jl

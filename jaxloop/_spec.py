@@ -1,10 +1,10 @@
-"""A loop as data, and what can be attached to it.
+"""A loop as data, and the attachments that extend it.
 
     spec = LoopSpec(step_fn).attach(Handler(as_events("started"), ALWAYS, "greet", greet))
     spec = spec.replace(start=state)
 
 Everything here is frozen data and protocols. The engine reads a spec, handlers add to it, and
-`Loop` is a spec with methods. A handler package of your own needs nothing but these types.
+`Loop` is a spec with methods. To write your own handler package, you need only these types.
 """
 
 from __future__ import annotations
@@ -23,52 +23,52 @@ from jaxloop.errors import ArgumentError
 from jaxloop.metrics.declare import MetricSpec
 
 HandlerResult: TypeAlias = tuple[StatusLike, State[S]] | None
-"""What a handler returns: None to change nothing, or ``(status, state)``."""
+"""The result of a handler: None to change nothing, or ``(status, state)``."""
 
 HandlerFn: TypeAlias = Callable[[State[Any]], HandlerResult[Any]]
 """A function that may read and change the state, and halt the loop."""
 
 ObserverFn: TypeAlias = Callable[[Snapshot], object]
-"""A function that only looks. Its result is ignored."""
+"""A function that reads a snapshot and changes nothing. Its result is ignored."""
 
 CheckFn: TypeAlias = "Callable[[LoopSpec[Any, Any]], None]"
-"""Called before the first step. It raises what can be known to be wrong by then."""
+"""A check that runs before the first step and raises if it finds a mistake."""
 
 
 class Store(Protocol):
-    """What a run saves its states to."""
+    """A place where a run saves its states."""
 
     on_exception: bool
     """Whether the last good state is saved if an exception ends the run."""
 
     def save(self, state: State[Any], value: float | None) -> None:
-        """Prepares to save ``state``, which is the best by ``value`` unless that is None.
+        """Prepares to save ``state``.
 
-        The engine copies the state's arrays before it donates them, for as long as the store keeps
-        a reference to the state.
+        If ``value`` is not None, the state is the best so far by that value. As long as the store
+        keeps a reference to the state, the engine copies the arrays before it donates them.
         """
 
     def begin(self) -> None:
-        """Starts to write what `save` prepared. The engine has made its copies by now."""
+        """Starts writing what `save` prepared. By then, the engine has copied the arrays."""
 
     def poll(self) -> None:
-        """Raises if a save in the background has failed. It does not wait."""
+        """Raises if a background save has failed. Does not wait."""
 
     def newest(self, like: PyTree) -> State[Any] | None:
         """Waits for the last save, and returns the newest good state."""
 
     def close(self) -> None:
-        """Waits for the last save, raises if it failed, and ends the threads."""
+        """Waits for the last save, raises if it failed, and stops the threads."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Attachment:
-    """What all attachments share.
+    """The base class of all attachments.
 
     Attributes:
         events: The events at which it runs.
-        filter: At which of their firings.
-        name: What messages and ``halted_by`` call it.
+        filter: Selects the firings at which it runs.
+        name: Its name in messages and in ``halted_by``.
     """
 
     events: tuple[Event, ...]
@@ -78,7 +78,7 @@ class Attachment:
 
 @dataclasses.dataclass(frozen=True)
 class Handler(Attachment):
-    """Runs a function that may change the state and halt the loop.
+    """A function that runs at events and may change the state and halt the loop.
 
     Attributes:
         fn: The function.
@@ -98,11 +98,11 @@ class Handler(Attachment):
 
 @dataclasses.dataclass(frozen=True)
 class Observer(Attachment):
-    """Runs a function that only looks, after the handlers of the firing.
+    """A function that runs after the handlers of a firing and changes nothing.
 
     Attributes:
         fn: The function.
-        close: Called once when the run ends, however it ends.
+        close: Called once when the run ends, with or without an error.
     """
 
     fn: ObserverFn
@@ -111,16 +111,16 @@ class Observer(Attachment):
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointTrigger(Attachment):
-    """Decides, among the handlers of a firing, whether the state is saved when the firing ends.
+    """A trigger that runs among the handlers and decides whether to save when the firing ends.
 
     Attributes:
-        decide: Returns None if this firing is not saved. Otherwise it returns the state, with what
-            it wants to remember in ``handler_state``.
-        open_store: Opens what the states are saved to, once for each run.
-        value: Returns by which value a state is the best so far, or None if it is not.
+        decide: Returns None to save nothing. Otherwise it returns the state, with any memory that
+            it keeps in ``handler_state``.
+        open_store: Opens the store for the states. Called once per run.
+        value: Returns the value by which a state is the best so far, or None if it is not.
         watches: Metrics that must exist when it runs.
         check: Called with the loop before the first step.
-        unique: As for a `Handler`.
+        unique: See `Handler`.
     """
 
     decide: Callable[[State[Any]], State[Any] | None]
@@ -132,7 +132,7 @@ class CheckpointTrigger(Attachment):
 
 
 class GuardAction(enum.Enum):
-    """What happens if a guard finds a problem."""
+    """The action to take if a guard finds a problem."""
 
     HALT = "halt"
     REWIND = "rewind"
@@ -141,13 +141,13 @@ class GuardAction(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Guard(Attachment):
-    """Says whether a state is good. Each guard is also asked before a state is saved.
+    """A check of whether a state is good. Each guard also runs before a state is saved.
 
     Attributes:
-        inspect: Returns what is wrong with a state, in words, or None.
-        action: What happens if something is.
+        inspect: Returns a description of what is wrong with a state, or None.
+        action: The action to take if ``inspect`` finds a problem.
         check: Called with the loop before the first step.
-        unique: As for a `Handler`.
+        unique: See `Handler`.
     """
 
     inspect: Callable[[State[Any]], str | None]
@@ -157,7 +157,7 @@ class Guard(Attachment):
 
 
 Acting: TypeAlias = Handler | CheckpointTrigger | Guard
-"""Attachments that may change what a run does. They end the block in which they run."""
+"""Attachments that may change a run. A block ends where one of them runs."""
 
 
 @runtime_checkable
@@ -173,14 +173,14 @@ class PreparedInit(Protocol):
         """``(batch, prepared) -> (step_state, evidence)``, a pure function."""
 
     def prepare(self, init_state: Any) -> PyTree:
-        """Returns what the user passed to `run` as arrays that can go through `jax.jit`."""
+        """Converts the ``init_state`` passed to `run` to arrays that `jax.jit` accepts."""
 
     def check(self, evidence: PyTree) -> None:
         """Raises if the evidence, which ``fn`` computed from the first batch, shows a mistake."""
 
 
 class Task(Protocol):
-    """What a supervised loop knows beyond its step."""
+    """The way to evaluate the model of a supervised loop."""
 
     def eval_steps(self, model: Any) -> tuple[BatchFn, BatchFn]:
         """Returns the init and step functions that evaluate ``model``, or the task's own model."""
@@ -196,15 +196,17 @@ class LoopSpec(Generic[S, OutputT]):
 
     Attributes:
         step_fn: ``step_fn(batch, step_state)`` returns the next step state, or an emission.
-        init_fn: ``init_fn(batch, init_state)`` makes the first step state. None: it is given.
-        output_transform: Makes the output of a run from the final state. None: the state itself.
-        attachments: What is attached, in this order.
-        metrics: The metrics, as they were declared.
-        start: The state to start from.
-        resume_path: The folder to resume from.
+        init_fn: ``init_fn(batch, init_state)`` makes the first step state. If None, you pass the
+            first step state to `run`.
+        output_transform: Makes the output of a run from the final state. If None, the output is
+            the state itself.
+        attachments: The attachments, in order.
+        metrics: The declared metrics.
+        start: The state to start from, or None.
+        resume_path: The folder to resume from, or None.
         best_from: The name of the handler whose memory holds the best step state, for the output.
-        task: What a supervised loop knows beyond its step.
-        programs: What has been compiled for this step and these metrics.
+        task: The way to evaluate the model of a supervised loop, or None.
+        programs: The programs compiled for this step and these metrics.
     """
 
     step_fn: BatchFn
@@ -222,20 +224,20 @@ class LoopSpec(Generic[S, OutputT]):
         """Returns a loop with one more attachment.
 
         Raises:
-            ArgumentError: Two attachments would share one memory.
+            ArgumentError: Another attachment with a memory has the same name.
         """
         if getattr(attachment, "unique", False) and any(
             getattr(other, "unique", False) and other.name == attachment.name
             for other in self.attachments
         ):
             raise ArgumentError(
-                f"two handlers of one loop are named {attachment.name!r} and would share a memory",
+                f"two handlers of this loop are named {attachment.name!r} and would share a memory",
                 fix="give one of them another name=",
             )
         return self.replace(attachments=(*self.attachments, attachment))
 
     def replace(self: SpecT, **changes: Any) -> SpecT:
-        """Returns a loop with changed attributes. A new step or new metrics compile again."""
+        """Returns a loop with changed attributes. Changing the step or the metrics recompiles."""
         if "step_fn" in changes or "metrics" in changes:
             changes.setdefault("programs", ProgramCache())
         return dataclasses.replace(self, **changes)

@@ -32,7 +32,8 @@ from pathlib import Path
 
 from jaxloop._installation import check_no_foreign_files
 
-# Every other module imports this one. `jaxloop/__init__.py` may be the other distribution's.
+# Checked here, because every other module imports this one, and `jaxloop/__init__.py` may belong to
+# the other distribution.
 check_no_foreign_files(Path(__file__).parent)
 
 
@@ -62,7 +63,7 @@ class ArgumentError(JaxloopError, ValueError):
 
 
 class UnknownNameError(ArgumentError):
-    """A name is not known, such as that of an event, filter, metric, loss, optimizer or mode."""
+    """A name is unknown, such as the name of an event, filter, metric, loss, optimizer or mode."""
 
 
 class ArgumentTypeError(JaxloopError, TypeError):
@@ -110,7 +111,7 @@ class SerializationError(JaxloopError, ValueError):
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
-    """Returns the error for an unknown name, which suggests the most similar known name.
+    """Returns the error for an unknown name. The error suggests the most similar known name.
 
     Example:
         >>> print(unknown_name("event", "epoch_complete", ["epoch_completed", "started"]))
@@ -124,7 +125,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameEr
 
 
 def missing_metric(handler: str, name: str, known: Iterable[str]) -> MissingMetricError:
-    """Returns the error for a metric that does not exist, which lists the ones that do.
+    """Returns the error for a missing metric. The error lists the metrics that exist.
 
     Example:
         >>> print(missing_metric("early_stop", "los", ["loss"]))

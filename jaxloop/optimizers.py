@@ -1,9 +1,9 @@
-"""Optimizers by name, and a scale with which a handler can change any optimizer's learning rate.
+"""Optimizers by name, and a scale that lets a handler change any optimizer's learning rate.
 
     optimizer = with_scale(get("adam"))
     state = optax.tree.set(optimizer.init(params), learning_rate_scale=jnp.float32(0.1))
 
-Invariant: a scale of 1 does not change a bit of the updates.
+Invariant: a scale of 1 leaves every bit of the updates unchanged.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from jaxloop.errors import ArgumentTypeError, unknown_name
 
 
 class Optimizer(Protocol):
-    """Two pure functions, such as an `optax.GradientTransformation` or `optax.MultiSteps` has."""
+    """Two pure functions, such as those of `optax.GradientTransformation` or `optax.MultiSteps`."""
 
     def init(self, params: PyTree, /) -> PyTree:
-        """Makes the state."""
+        """Returns the initial optimizer state."""
 
     def update(
         self, updates: PyTree, state: PyTree, params: PyTree = None, /
@@ -46,7 +46,7 @@ DEFAULT_LEARNING_RATES: dict[str, float] = {
     "sgd": 1e-2,
     "yogi": 1e-2,
 }
-"""The optimizers that have a name, and their learning rates, which are Axon's defaults."""
+"""The named optimizers and their learning rates, which are the defaults of Axon."""
 
 
 def get(optimizer: OptimizerLike) -> optax.GradientTransformationExtraArgs:
@@ -71,16 +71,16 @@ def get(optimizer: OptimizerLike) -> optax.GradientTransformationExtraArgs:
         if optimizer not in DEFAULT_LEARNING_RATES:
             raise unknown_name("optimizer", optimizer, DEFAULT_LEARNING_RATES)
         rate = DEFAULT_LEARNING_RATES[optimizer]
-        # Without a key for its noise, Optax warns.
+        # Optax warns if it gets no key for the noise.
         made = optax.noisy_sgd(rate, key=0) if optimizer == "noisy_sgd" else None
         made = made or getattr(optax, optimizer)(rate)
         return optax.with_extra_args_support(made)
-    # The two functions decide, because `optax.MultiSteps` is not a GradientTransformation.
+    # Only the two functions count, because `optax.MultiSteps` is not a GradientTransformation.
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise ArgumentTypeError(
             "an optimizer must be a name or an optax.GradientTransformation, got a "
             f"{type(optimizer).__name__} ({optimizer!r:.80})",
-            fix="pass for example optax.adam(1e-3) or 'adam'",
+            fix="pass an optimizer such as optax.adam(1e-3), or a name such as 'adam'",
         )
     if not isinstance(optimizer, optax.GradientTransformation):
         optimizer = optax.GradientTransformation(optimizer.init, optimizer.update)
@@ -118,7 +118,7 @@ def scale_by_learning_rate_scale() -> optax.GradientTransformation:
 def with_scale(
     optimizer: optax.GradientTransformationExtraArgs,
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer with its updates scaled at the end.
+    """Returns the optimizer followed by `scale_by_learning_rate_scale`.
 
     Example:
         >>> state = with_scale(get("sgd")).init(jnp.zeros(2))

@@ -53,7 +53,7 @@ def serialize_state(
     Args:
         state: A `State`.
         compress: Whether to compress with zlib.
-        serialize_step_state: Makes the bytes of the step state, for leaves of your own kinds.
+        serialize_step_state: Converts the step state to bytes, if it has leaves of your own types.
 
     Returns:
         Bytes for `deserialize_state`.
@@ -95,15 +95,19 @@ def deserialize_state(
     like: State | PyTree,
     deserialize_step_state: Callable[[bytes], PyTree] | None = None,
 ) -> State:
-    """Returns the state from which `serialize_state` made bytes.
+    """Restores a state from the bytes that `serialize_state` returned.
 
     Args:
         data: The bytes.
         like: A `State`, or a step state of the same structure, shapes and dtypes.
         deserialize_step_state: The inverse of ``serialize_step_state``.
 
+    Returns:
+        A `State`.
+
     Raises:
-        SerializationError: The bytes are not a state, are truncated or altered, or do not fit.
+        SerializationError: The bytes are not a state, are truncated or altered, or do not match
+            ``like``.
 
     Example:
         >>> deserialize_state(b"nonsense", like={})
@@ -114,11 +118,14 @@ def deserialize_state(
     if data[: len(_MAGIC)] != _MAGIC or len(data) < start:
         raise SerializationError(
             "these bytes are not a serialized state of this format",
-            fix="pass what jl.serialize_state returned",
+            fix="pass bytes that jl.serialize_state returned",
         )
     flag, body = data[len(_MAGIC) : len(_MAGIC) + 1], data[start:]
     if hashlib.sha256(flag + body).digest() != data[len(_MAGIC) + 1 : start]:
-        raise SerializationError("the bytes of this state are damaged: their checksum differs")
+        raise SerializationError(
+            "the bytes of this state are damaged: their checksum differs",
+            fix="read the bytes again, or use another copy",
+        )
     if flag == b"\x01":
         body = zlib.decompress(body)
     (size,) = struct.unpack("<Q", body[:8])
@@ -142,7 +149,7 @@ def deserialize_state(
         )
         for model, (_, dtype, shape) in zip(models, record["leaves"][name], strict=True):
             leaf, rest = _take(rest, model, dtype, shape)
-            # Handlers' arrays stay NumPy's, because JAX does not have every dtype.
+            # Handlers' arrays stay NumPy arrays, because JAX does not have every dtype.
             leaves.append(leaf if name == "arrays" or is_key(leaf) else jnp.asarray(leaf))
         if name in NUMBERED:
             trees[name] = numbered(leaves)

@@ -1,11 +1,11 @@
-"""The layout of a folder of checkpoints, and what a killed run may have left there.
+"""The layout of a folder of checkpoints, and the cleanup after a killed run.
 
     for entry in entries(Path("runs/a")):       # the newest first
         entry.step, entry.problem
 
 A checkpoint is a folder ``<path>/<name>/`` in Orbax's layout: the record in ``meta``, and each tree
-of arrays beside it. It gets its name when it is complete, and loses it before anything of it is
-deleted. So a folder that has a name is whole, unless the disk damaged it.
+of arrays beside it. It gets its name when it is complete, and is renamed before any part of it is
+deleted. A folder with its own name is therefore complete, unless the disk damaged it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REPLACED, DELETED, UNFINISHED = ".replaced", ".deleted", ".orbax-checkpoint-tmp"
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A checkpoint in a folder: its record, or what is wrong with it."""
+    """A checkpoint in a folder: its record, or the problem with it."""
 
     folder: Path
     record: dict[str, Any] | None
@@ -34,12 +34,12 @@ class Entry:
 
     @property
     def order(self) -> int:
-        """When it was saved; larger is later, and 0 is damaged."""
+        """The order of saving: larger is later, and 0 means damaged."""
         return self.record["order"] if self.record is not None else 0
 
     @property
     def step(self) -> int:
-        """The state's step, or -1 if it is damaged."""
+        """The step of the state, or -1 if the checkpoint is damaged."""
         return self.record["step"] if self.record is not None else -1
 
     @property
@@ -60,7 +60,7 @@ def read(folder: Path) -> Entry:
 
 
 def entries(path: Path) -> list[Entry]:
-    """Returns the checkpoints in a folder, the newest first, after those whose age is unknown."""
+    """Returns the checkpoints in a folder: those of unknown age, then the others, newest first."""
     if not path.is_dir():
         return []
     found = []
@@ -77,7 +77,7 @@ def entries(path: Path) -> list[Entry]:
 
 
 def delete(folder: Path) -> None:
-    """Deletes a checkpoint, so that no part of it is ever taken for a whole."""
+    """Deletes a checkpoint. A partly deleted checkpoint never counts as complete."""
     gone = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}{DELETED}")
     with contextlib.suppress(OSError):
         os.rename(folder, gone)
@@ -87,7 +87,7 @@ def delete(folder: Path) -> None:
 def tidy(path: Path) -> list[Path]:
     """Cleans up after a killed run, and returns the checkpoints that it was writing.
 
-    This raises nothing, because a folder that cannot be written may still be read.
+    This never raises, because a folder that is not writable may still be readable.
     """
     unfinished = list(path.glob(f"*{UNFINISHED}*"))
     with contextlib.suppress(OSError):

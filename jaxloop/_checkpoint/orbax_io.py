@@ -1,4 +1,4 @@
-"""All that jaxloop asks of Orbax: saving and restoring trees of arrays, and two private favours.
+"""All uses of Orbax: saving and restoring trees of arrays, and two private functions.
 
     io = OrbaxIO()
     io.save_now(folder, record, trees)              # returns when everything is written
@@ -25,7 +25,7 @@ import numpy as np
 from jaxloop._core.types import PyTree
 
 PRIVATE_FROM, PRIVATE_BEFORE = (0, 12, 5), (0, 13, 0)
-"""The versions of Orbax whose private functions are used; in others jaxloop does without them."""
+"""jaxloop uses private functions of Orbax only in versions from the first to before the second."""
 
 _ONE_SAVE = threading.Lock()
 """Orbax numbers the saves of a process. Saves that begin at the same time would share a number."""
@@ -44,8 +44,8 @@ class OrbaxIO:
 
     def __init__(self) -> None:
         self._ocp = ocp = orbax()
-        # Directories that are made in the background leave threads that wait for minutes if it
-        # fails.
+        # If Orbax fails to make directories in the background, it leaves threads that wait for
+        # minutes.
         options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
         self._asynchronous = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(), async_options=options
@@ -53,7 +53,7 @@ class OrbaxIO:
         self._synchronous = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
     def arguments(self, record: dict[str, Any], trees: dict[str, PyTree]) -> Any:
-        """Returns what Orbax is to save. Each tree is in a dict, as Orbax takes no bare array."""
+        """Returns Orbax's save arguments. Each tree is in a dict, as Orbax takes no bare array."""
         ocp = self._ocp
         items = {
             key: ocp.args.StandardSave({"tree": jax.tree.map(_filled, tree)})
@@ -72,16 +72,16 @@ class OrbaxIO:
                 raise
 
     def start_saving(self, target: Path, arguments: Any) -> None:
-        """Starts to write a checkpoint, and returns when the host has a copy of the arrays."""
+        """Starts writing a checkpoint, and returns when the host has a copy of the arrays."""
         with _ONE_SAVE:
             self._asynchronous.save(target, args=arguments)
 
     def poll(self) -> None:
-        """Raises if what was started has failed."""
+        """Raises if the save that was started has failed."""
         self._asynchronous.check_for_errors()
 
     def wait(self) -> None:
-        """Waits for what was started."""
+        """Waits for the save that was started."""
         try:
             self._asynchronous.wait_until_finished()
         except Exception:
@@ -89,7 +89,7 @@ class OrbaxIO:
             raise
 
     def close(self) -> None:
-        """Ends Orbax's threads."""
+        """Stops Orbax's threads."""
         self._asynchronous.close()
 
 
@@ -135,12 +135,12 @@ def empty_arrays(trees: dict[str, PyTree]) -> list[list[Any]]:
 
 
 def plain_path(path: Any) -> str:
-    """Returns a path that is the same if classes have become dicts."""
+    """Returns a path as a string that does not change if classes become dicts."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _filled(leaf: Any) -> Any:
-    """Returns an array of one zero in place of one without elements."""
+    """Replaces an array without elements by an array of one zero."""
     if leaf.size:
         return leaf
     if isinstance(leaf, jax.ShapeDtypeStruct):
@@ -176,8 +176,8 @@ def may_use_private(version: str) -> bool:
 def _end_waiting_threads() -> None:
     """Ends the threads of the save that has just failed.
 
-    Orbax lets them wait for minutes for a signal that never arrives, and the process cannot end
-    before they do. Orbax has no public way to end them. In other versions they wait.
+    Orbax lets them wait for minutes for a signal that never arrives, and the process cannot exit
+    before they end. Orbax has no public way to end them. In untested versions, they wait.
     """
     if not may_use_private(orbax().__version__):
         return
@@ -194,10 +194,10 @@ def _end_waiting_threads() -> None:
 
 @contextlib.contextmanager
 def _without_counters() -> Iterator[None]:
-    """Keeps Orbax from reading TensorStore's counters, which it needs for its log alone.
+    """Stops Orbax from reading TensorStore's counters, which it needs only for its log.
 
-    TensorStore never frees the answer, which is 20 KB for each tree that is saved. In other
-    versions of Orbax the counters are read.
+    TensorStore never frees the result, which takes 20 KB for each saved tree. In untested versions
+    of Orbax, the counters are read.
     """
     if not may_use_private(orbax().__version__):
         yield

@@ -2,7 +2,8 @@
 
     state = restore("runs/a", "best", like=step_state)
 
-A damaged checkpoint is skipped, with a warning that names it. One of another model is an error.
+A damaged checkpoint is skipped, with a warning that names it. A checkpoint of another model is an
+error.
 """
 
 from __future__ import annotations
@@ -43,19 +44,20 @@ def restore(
     """Returns a `State` from a folder of checkpoints.
 
     Args:
-        path: What `Loop.checkpoint` was given.
+        path: The path that was passed to `Loop.checkpoint`.
         which: "latest", "best" (by the criteria of the loop that wrote it), or a step.
         like: A `State`, or a step state of arrays or of `jax.ShapeDtypeStruct`. It gives the
-            structure, and where the arrays belong. You can make one without a step by
-            ``loop.run(data, epochs=0, output_transform=lambda state: state)``. Without it, named
-            tuples and classes are restored as lists and dicts, and all arrays on one device.
+            structure and the placement of the arrays. To make one without running a step, call
+            ``loop.run(data, epochs=0, output_transform=lambda state: state)``. Without ``like``,
+            named tuples and classes become lists and dicts, and all arrays are on one device.
 
     Returns:
         A `State`. A damaged checkpoint is skipped with a warning.
 
     Raises:
-        CheckpointError: No such checkpoint exists; the error lists those that do.
-        SerializationError: It belongs to another model or optimizer; the error lists the leaves.
+        CheckpointError: No such checkpoint exists. The error lists the ones that do.
+        SerializationError: It belongs to another model or optimizer. The error lists the leaves.
+        ArgumentError: ``which`` is invalid.
 
     Example:
         >>> import tempfile, jaxloop as jl
@@ -74,7 +76,10 @@ def restore(
     elif isinstance(which, int) and not isinstance(which, bool):
         candidates = [entry for entry in found if entry.step == which]
     else:
-        raise ArgumentError(f"restore: which must be 'latest', 'best' or a step, got {which!r}")
+        raise ArgumentError(
+            f"restore: which must be 'latest', 'best' or a step, got {which!r}",
+            fix="pass 'latest', 'best', or the number of a step",
+        )
     state = _newest_good(candidates, jax.tree.map(_array_like, step_state_of(like)))
     if state is None:
         steps = ", ".join(
@@ -82,7 +87,7 @@ def restore(
         )
         raise CheckpointError(
             f"restore: {folder} has no good checkpoint for {which!r}; it has: {steps or 'none'}",
-            fix="pass the path= that Loop.checkpoint got, and one of these steps",
+            fix="pass the path= of Loop.checkpoint, and one of these steps",
         )
     return state
 
@@ -100,7 +105,7 @@ def load_latest(path: str | Path, like: PyTree) -> State[Any] | None:
         for left in tidy(folder):
             warnings.warn(
                 f"the checkpoint {folder / left.name.split(UNFINISHED)[0]} was still being "
-                "written when its run ended, and is skipped",
+                "written when its run ended, so it is skipped",
                 stacklevel=2,
             )
     return _newest_good(entries(folder), like)
@@ -110,7 +115,7 @@ def check_folder(path: str, fresh: bool) -> None:
     """Raises if the folder cannot be written, and warns if a fresh run finds checkpoints there.
 
     Raises:
-        CheckpointError: It cannot; the error says why.
+        CheckpointError: The folder cannot be written. The error says why.
     """
     folder = Path(path).absolute()
     try:
@@ -121,13 +126,13 @@ def check_folder(path: str, fresh: bool) -> None:
     except OSError as error:
         raise CheckpointError(
             f"checkpoint: the folder {folder} cannot be written: {error}",
-            fix="pass a path= that can be written",
+            fix="pass a writable path=",
         ) from error
     found = entries(folder) if fresh else []
     if found:
         logger.warning(
-            "the folder %s has %d checkpoints of an earlier run (%s ...), which this run starts to "
-            "replace; loop.resume(path) continues from them, another path= leaves them alone",
+            "the folder %s has %d checkpoints of an earlier run (%s ...), which this run will "
+            "replace; use loop.resume(path) to continue from them, or another path= to keep them",
             folder,
             len(found),
             found[0].folder.name,
@@ -141,7 +146,7 @@ def _newest_good(found: Iterable[Entry], like: PyTree) -> State[Any] | None:
             try:
                 return _load(entry, like)
             except (SerializationError, MemoryError, jax.errors.JaxRuntimeError):
-                raise  # not damage: no other checkpoint would be read any better
+                raise  # not damage, so other checkpoints would fail in the same way
             except Exception as error:  # Orbax raises a bare Exception for damage
                 problem = first_line(error)
         warnings.warn(
@@ -152,7 +157,7 @@ def _newest_good(found: Iterable[Entry], like: PyTree) -> State[Any] | None:
 
 
 def _load(entry: Entry, like: PyTree) -> State[Any]:
-    """Returns the state in a checkpoint, placed as ``like`` is, or if None as plain containers.
+    """Returns the state in a checkpoint, placed like ``like``, or in plain containers if None.
 
     Raises:
         SerializationError: It belongs to another model or optimizer.
@@ -187,7 +192,7 @@ def _load(entry: Entry, like: PyTree) -> State[Any]:
     shapes: dict[str, PyTree] = {}
     for name, leaves in record["leaves"].items():
         if name in NUMBERED:
-            # Handlers' arrays are restored as NumPy's, because JAX does not have every dtype.
+            # Handlers' arrays are restored as NumPy arrays, because JAX does not have every dtype.
             make = np.zeros if name == "arrays" else placed
             shapes[name] = numbered([make(s, jnp.dtype(d)) for _, d, s in leaves])
         elif like is not None:

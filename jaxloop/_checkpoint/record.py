@@ -1,4 +1,4 @@
-"""A `State` as a record for JSON and trees of arrays, which folders and bytes have in common.
+"""A `State` as a JSON record and trees of arrays, the form that folders and bytes share.
 
     record, trees = pack(state)
     state = unpack(record, trees)
@@ -29,7 +29,7 @@ from jaxloop._data.position import FROM_COUNTERS, Position
 from jaxloop.errors import SerializationError
 
 FORMAT = 1
-"""The version of the record. A later jaxloop reads every earlier one."""
+"""The version of the record's format. A later jaxloop reads every earlier version."""
 
 
 NUMBERED = ("accumulators", "arrays")
@@ -37,20 +37,20 @@ NUMBERED = ("accumulators", "arrays")
 
 
 _INLINE_BYTES = 1024
-"""Larger arrays of handlers are kept as arrays, smaller ones in the text of the record."""
+"""Handlers' arrays up to this size are stored in the record, and larger ones as arrays."""
 
 
 def pack(state: State) -> tuple[dict[str, Any], dict[str, PyTree]]:
-    """Returns a state as ``(record, trees)``: data for JSON, and arrays by the name of their tree.
+    """Converts a state to ``(record, trees)``: data for JSON, and trees of arrays by name.
 
     Raises:
-        SerializationError: A handler or the data left something in it that cannot be kept.
+        SerializationError: The memory of a handler, or the data's own state, cannot be saved.
     """
     step_state = state.loan.step_state
     arrays: dict[str, Any] = {}
     trees: dict[str, PyTree] = {
         "step_state": step_state,
-        # The leaves alone: their structure is that of the metrics, which the loop knows.
+        # Only the leaves. Their structure is that of the metrics, which the loop knows.
         "accumulators": numbered(jax.tree.leaves(state.loan.accumulators)),
         "arrays": arrays,
     }
@@ -64,7 +64,7 @@ def pack(state: State) -> tuple[dict[str, Any], dict[str, PyTree]]:
 
 
 def step_state_of(like: State | PyTree) -> PyTree:
-    """Returns the step state that ``like=`` means. Reading it here does not count as a loan."""
+    """Returns the step state of ``like``. Reading it here does not count as a loan."""
     return like.loan.step_state if isinstance(like, State) else like
 
 
@@ -82,7 +82,7 @@ def describe(tree: PyTree) -> list[list[Any]]:
 
 
 class _Packer:
-    """Turns what handlers remember into data for JSON."""
+    """A converter of handlers' memories to data for JSON."""
 
     def __init__(self, step_state: PyTree, trees: dict[str, PyTree], arrays: dict[str, Any]):
         self._trees, self._arrays = trees, arrays
@@ -115,13 +115,13 @@ class _Packer:
             items = [self.pack(v, f"{where}[{i}]") for i, v in enumerate(value)]
             return {"$tuple" if isinstance(value, tuple) else "$list": items}
         raise SerializationError(
-            f"{where} must be something that a checkpoint can keep, got a {type(value).__name__}",
-            fix="keep numbers, strings, bytes, arrays, keys, and dicts, lists and plain tuples of "
+            f"{where} must be a value that a checkpoint can save, got a {type(value).__name__}",
+            fix="use numbers, strings, bytes, arrays, keys, and dicts, lists and plain tuples of "
             "them, or a whole step state",
         )
 
     def columns(self, table: Mapping[int, Mapping[str, Any]], where: str) -> dict[str, Any]:
-        """Returns ``{row: {name: value}}`` by columns, which is fast and short for many rows."""
+        """Returns ``{row: {name: value}}`` by columns, which is fast and compact for many rows."""
         columns: dict[Any, tuple[list[int], list[Any]]] = {}
         others: dict[int, dict[str, Any]] = {}
         for row, values in table.items():
@@ -195,7 +195,7 @@ def _unpacked(value: Any, trees: dict[str, PyTree]) -> Any:
     if "$key" in value:
         return jax.random.wrap_key_data(jnp.asarray(again(value["$key"])), impl=value["impl"])
     if "$torch" in value:
-        # An optional dependency: a state that holds a tensor comes from a process that has it.
+        # An optional dependency. If a state holds a tensor, the process that saved it had torch.
         import torch
 
         return torch.from_numpy(np.array(again(value["$torch"])))
@@ -223,7 +223,7 @@ def check_format(record: dict[str, Any]) -> None:
     """Raises if a later jaxloop wrote the record.
 
     Raises:
-        SerializationError: It did.
+        SerializationError: The format is newer than `FORMAT`.
     """
     if record["format"] > FORMAT:
         raise SerializationError(
@@ -233,7 +233,7 @@ def check_format(record: dict[str, Any]) -> None:
 
 
 def unpack(record: dict[str, Any], trees: dict[str, PyTree]) -> State:
-    """Returns the state of a record and its trees.
+    """Restores a state from a record and its trees.
 
     Raises:
         SerializationError: A later jaxloop wrote the record.
@@ -252,7 +252,7 @@ def unpack(record: dict[str, Any], trees: dict[str, PyTree]) -> State:
 
 
 class _Codec(NamedTuple):
-    """How a field goes into the record, and how it comes back."""
+    """The conversion of a field to its form in the record, and back."""
 
     pack: Callable[[Any, _Packer], Any]
     unpack: Callable[[Any, dict[str, PyTree]], Any]
@@ -284,7 +284,7 @@ def _unpack_metrics(kept: Any, trees: dict[str, PyTree]) -> LazyDict:
     return LazyDict(lambda: metrics)
 
 
-# By key of the record. A field that is not here is kept as it is.
+# By key of the record. A field without a codec is stored as it is.
 _CODECS: dict[str, _Codec] = {
     "event": _Codec(
         lambda event, packer: None if event is None else event.value,
@@ -318,7 +318,7 @@ def check_leaves(record: dict[str, Any], like: PyTree, where: str) -> None:
     """Raises if a record's step state differs from ``like`` in a leaf, a shape or a dtype.
 
     Raises:
-        SerializationError: It does; the error lists the leaves.
+        SerializationError: They differ. The error lists the leaves.
     """
     kept = {name: (dtype, tuple(shape)) for name, dtype, shape in record["leaves"]["step_state"]}
     mine = {name: (dtype, tuple(shape)) for name, dtype, shape in describe(like)}
@@ -338,7 +338,7 @@ def check_leaves(record: dict[str, Any], like: PyTree, where: str) -> None:
 
 
 _MOST_LEAVES = 20
-"""How many leaves an error lists."""
+"""The maximum number of leaves that an error lists."""
 
 
 def _words(leaf: tuple[str, tuple[int, ...]] | None) -> str:

@@ -5,7 +5,7 @@
     writer.begin()                              # written in the background
     writer.close()
 
-A checkpoint is deleted only when the one that takes its place is complete.
+A checkpoint is deleted only when its replacement is complete.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jaxloop._core.state import State
 from jaxloop.errors import CheckpointError, first_line
 
 _UNCHANGED = (
-    "make sure that the folder exists, is writable and has room; the earlier checkpoints are "
+    "make sure that the folder exists, is writable and has space; the earlier checkpoints are "
     "unchanged, and loop.resume(path) continues from the newest"
 )
 
@@ -37,9 +37,9 @@ class Writer:
 
     Args:
         path: The folder.
-        keep: How many of the newest are kept. None keeps all.
-        keep_best: How many of those that were the best when they were saved are kept as well.
-        keep_every: Those whose step is a multiple of this are kept too. None keeps no more.
+        keep: How many of the newest checkpoints to keep. None keeps all.
+        keep_best: How many of those that were the best when they were saved to keep as well.
+        keep_every: Also keep every checkpoint whose step is a multiple of this, unless None.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class Writer:
         self._order = max((entry.order for entry in entries(self.path)), default=0)
 
     def save(self, name: str, state: State[Any], value: float | None) -> None:
-        """Prepares to save ``state``. It waits for an earlier save, not for this one.
+        """Prepares to save ``state``. Waits for an earlier save, but not for this one.
 
-        As long as the writer keeps the state, whoever donates its arrays must copy them first.
+        As long as the writer keeps the state, its arrays must be copied before they are donated.
 
         Args:
             name: The name of the checkpoint's folder.
@@ -67,7 +67,7 @@ class Writer:
             value: The value by which it is the best so far, or None.
 
         Raises:
-            CheckpointError: It cannot be written, or the save before could not.
+            CheckpointError: The state or the previous save could not be written.
         """
         record, trees = pack(state)
         self.wait()
@@ -79,7 +79,7 @@ class Writer:
             if target.exists():
                 before = read(target).record
                 if before is not None and before["step"] == state.step and value is None:
-                    value = before["value"]  # it is still the best that it was
+                    value = before["value"]  # it is still the best
                 os.rename(target, old)
             record |= {"order": self._order, "value": value, "empty": empty_arrays(trees)}
             record["sha256"] = checksum(record)
@@ -88,32 +88,32 @@ class Writer:
                 # Nothing has to be copied to the host, so the thread can do all of the work.
                 self._prepared = functools.partial(self._write, target, arguments, state)
             else:
-                # The device has no room for a second copy, so this waits for one on the host.
+                # The device may have no room for a copy, so this waits for a copy on the host.
                 self._in_orbax = True
                 self._io.start_saving(target, arguments)
         except Exception as error:  # Orbax and TensorStore raise errors of many kinds
             raise self._failed(error) from error
 
     def begin(self) -> None:
-        """Starts to write what `save` prepared, if that has not begun.
+        """Starts writing what `save` prepared, if it has not started yet.
 
-        This is a step of its own, so that the loop makes its copies before a thread is busy.
+        This is separate from `save`, so that the loop makes its copies before a thread is busy.
         """
         prepared, self._prepared = self._prepared, None
         if prepared is not None:
             self._in_thread = self._thread.submit(prepared)
 
     def _write(self, target: Path, arguments: Any, state: State[Any]) -> None:
-        """Writes a checkpoint. It holds ``state``, so that nobody donates the arrays."""
+        """Writes a checkpoint. It keeps ``state``, so that the arrays are not donated."""
         self._io.save_now(target, arguments)
         del state
         self._settle()
 
     def poll(self) -> None:
-        """Raises if a save in the background has failed. It does not wait.
+        """Raises if a background save has failed. Does not wait.
 
         Raises:
-            CheckpointError: It has.
+            CheckpointError: A save has failed.
         """
         if self._in_thread is not None:
             if self._in_thread.done():
@@ -128,7 +128,7 @@ class Writer:
         """Waits until everything is on disk.
 
         Raises:
-            CheckpointError: It could not be written.
+            CheckpointError: A save has failed.
         """
         self.begin()
         in_thread, self._in_thread = self._in_thread, None
@@ -150,7 +150,7 @@ class Writer:
         )
 
     def _settle(self) -> None:
-        """Deletes the checkpoints that a complete one makes superfluous."""
+        """Deletes the checkpoints that are not needed once a new one is complete."""
         for old in self.path.glob("*" + REPLACED):
             if (self.path / old.name.removesuffix(REPLACED)).exists():
                 delete(old)
@@ -164,7 +164,7 @@ class Writer:
                 delete(entry.folder)
 
     def close(self) -> None:
-        """Waits until everything is on disk, and ends the threads.
+        """Waits until everything is on disk, and stops the threads.
 
         Raises:
             CheckpointError: The last save failed.

@@ -22,7 +22,7 @@ from jaxloop.errors import StructureError
 
 
 def structure(tree: PyTree) -> Any:
-    """Returns the tree's structure. JAX's stubs do not say that two can be compared."""
+    """Returns the tree's structure as Any, because JAX's stubs do not declare ``==`` for it."""
     return jax.tree.structure(tree)
 
 
@@ -38,7 +38,7 @@ def state_signature(tree: PyTree) -> Signature:
 
 
 def size_bytes(tree: PyTree) -> int:
-    """Returns the bytes of all arrays of a tree."""
+    """Returns the total size of a tree's arrays in bytes."""
     return sum(
         int(np.prod(x.shape)) * getattr(x.dtype, "itemsize", 8) for x in jax.tree.leaves(tree)
     )
@@ -63,14 +63,14 @@ def as_state(tree: PyTree, where: str) -> PyTree:
             raise StructureError(
                 f"{where}: the leaf step_state{jax.tree_util.keystr(path)} must be an array or a "
                 f"number, got {type(leaf).__name__} {leaf!r:.80}",
-                fix="carry arrays and numbers only; let the step close over everything else",
+                fix="carry only arrays and numbers, and let the step close over everything else",
             ) from None
 
     return put(jax.tree_util.tree_map_with_path(one, tree))
 
 
 def put(tree: PyTree) -> PyTree:
-    """Returns the tree with NumPy arrays put on the device, by one explicit transfer."""
+    """Moves the NumPy arrays of a tree to the device, in one explicit transfer."""
     leaves, tree_structure = jax.tree.flatten(tree)
     where = [i for i, x in enumerate(leaves) if isinstance(x, np.ndarray | np.generic)]
     for i, array in zip(where, jax.device_put([leaves[i] for i in where]), strict=True):
@@ -91,12 +91,12 @@ def as_array(leaf: Any) -> jax.Array:
 
 @functools.partial(jax.jit, inline=True)
 def copy(tree: PyTree) -> PyTree:
-    """Returns new buffers for every leaf, in one dispatch, even if two leaves shared one buffer."""
+    """Copies every leaf to a new buffer, in one dispatch, even if two leaves share a buffer."""
     return jax.tree.map(jnp.copy, tree)
 
 
 def cast_numbers(new: PyTree, old: PyTree) -> PyTree:
-    """Returns ``new`` with Python numbers cast as in ``old``, if their structures agree."""
+    """Casts Python numbers in ``new`` to the dtypes of ``old``, if the structures match."""
     if structure(new) != structure(old):
         return new
     python = bool | int | float | complex
@@ -106,14 +106,14 @@ def cast_numbers(new: PyTree, old: PyTree) -> PyTree:
 
 
 def checked_state(new: PyTree, old: PyTree) -> PyTree:
-    """Returns a step's new state, if it has the structure, shapes and dtypes of the old one.
+    """Returns a step's new state, after comparing its structure, shapes and dtypes to the old one.
 
     Raises:
-        StructureError: It does not. The error names the leaf, what it was and what it became.
+        StructureError: They differ. The error names the leaf and how it changed.
     """
     fix = (
-        "return a state of the same structure, shapes and dtypes; report what the next step does "
-        "not need with jl.emit(next_state, name=value)"
+        "return a state with the same structure, shapes and dtypes, and report everything else "
+        "with jl.emit(next_state, name=value)"
     )
     if structure(new) != structure(old):
         mine = {jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(new)}
@@ -138,7 +138,7 @@ def checked_state(new: PyTree, old: PyTree) -> PyTree:
 
 
 def describe_change(old: PyTree, new: PyTree) -> str:
-    """Returns which leaves of two step states differ in shape or dtype, for messages."""
+    """Describes which leaves of two step states differ in shape or dtype, for messages."""
 
     def leaves(tree: PyTree) -> dict[str, str]:
         return {

@@ -1,7 +1,7 @@
 """A batch as arrays, and its signature.
 
     batch = as_batch((images, labels), "the first batch")
-    batch.signature        # what an executable depends on
+    batch.signature        # structure, shapes and dtypes
 
 Every leaf of a `Batch` is an array of a dtype that JAX uses.
 """
@@ -18,7 +18,7 @@ from jaxloop.errors import DataError
 
 
 class Signature(NamedTuple):
-    """The structure, shapes and dtypes of a batch or a state. An executable depends on them."""
+    """The structure, shapes and dtypes of a batch or a state. Each needs its own executable."""
 
     tree: Any
     leaves: tuple[tuple[tuple[int, ...], Any], ...]
@@ -43,7 +43,7 @@ def as_batch(batch: PyTree, where: str, like: Signature | None = None) -> Batch:
 
     Args:
         batch: A pytree of arrays and numbers.
-        where: What errors call it.
+        where: The name of the batch in errors.
         like: The signature of the previous batch. A batch that agrees with it needs no conversion.
 
     Raises:
@@ -74,13 +74,13 @@ def _as_array(leaf: Any, index: int, batch: PyTree, where: str) -> Any:
         raise DataError(
             f"{where}: the leaf batch{jax.tree_util.keystr(path)} must be an array of numbers, got "
             f"{type(leaf).__name__} {leaf!r:.80}",
-            fix="serve batches that are pytrees of arrays; for arrays in memory use "
+            fix="pass batches that are pytrees of arrays; for arrays in memory, use "
             "jl.batches((x, y), batch_size)",
         ) from None
 
 
 def signature_change(old: Signature, new: Signature) -> str:
-    """Returns which leaves of two batches differ, for messages."""
+    """Describes how the leaves of two batches differ, for messages."""
     if old.tree != new.tree:
         return f"the structure of the batch changed from {old.tree} to {new.tree}"
     skeleton = jax.tree.unflatten(new.tree, range(len(new.leaves)))

@@ -1,4 +1,4 @@
-"""Checks of arguments that more than one floor makes.
+"""Argument checks that several layers share.
 
     check_count("epochs", epochs, at_least=0)
     check_callable("loop", "step_fn", step_fn)
@@ -17,36 +17,51 @@ from jaxloop.errors import ArgumentError, ArgumentTypeError, unknown_name
 
 
 def check_count(name: str, value: object, *, at_least: int, where: str = "run") -> None:
-    """Raises unless ``value`` is a whole number of at least ``at_least``.
+    """Raises if ``value`` is not a whole number of at least ``at_least``.
+
+    Raises:
+        ArgumentTypeError: ``value`` is not a whole number.
+        ArgumentError: ``value`` is too small.
 
     Example:
         >>> check_count("epochs", -1, at_least=0)
         Traceback (most recent call last):
-        jaxloop.errors.ArgumentError: run: epochs must be at least 0, got -1
+        jaxloop.errors.ArgumentError: run: epochs must be at least 0, got -1...
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise ArgumentTypeError(f"{where}: {name} must be a whole number, got {value!r}")
+        raise ArgumentTypeError(
+            f"{where}: {name} must be a whole number, got {value!r}",
+            fix=f"pass a whole number of at least {at_least}",
+        )
     if value < at_least:
-        raise ArgumentError(f"{where}: {name} must be at least {at_least}, got {value}")
+        raise ArgumentError(
+            f"{where}: {name} must be at least {at_least}, got {value}",
+            fix=f"pass a whole number of at least {at_least}",
+        )
 
 
 def check_callable(where: str, name: str, fn: object) -> None:
-    """Raises unless ``fn`` can be called."""
+    """Raises if ``fn`` is not callable."""
     if not callable(fn):
-        raise ArgumentTypeError(f"{where}: {name} must be a function, got {fn!r:.80}")
+        raise ArgumentTypeError(
+            f"{where}: {name} must be a function, got {fn!r:.80}", fix=f"pass a function as {name}"
+        )
 
 
 def check_mode(where: str, mode: Mode) -> None:
-    """Raises unless ``mode`` is "min", "max" or a function of (new, best)."""
+    """Raises if ``mode`` is not "min", "max" or a function of (new, best)."""
     if isinstance(mode, str):
         if mode not in ("min", "max"):
             raise unknown_name(f"mode of {where}", mode, ["min", "max"])
     elif not callable(mode):
-        raise ArgumentTypeError(f"{where}: mode must be 'min', 'max' or a function, got {mode!r}")
+        raise ArgumentTypeError(
+            f"{where}: mode must be 'min', 'max' or a function, got {mode!r}",
+            fix="pass 'min', 'max' or a function (new, best) -> bool",
+        )
 
 
 def name_of(fn: Any) -> str:
-    """Returns the name by which messages call a function or an object."""
+    """Returns the name of a function or an object, for messages."""
     return getattr(fn, "__name__", None) or type(fn).__name__
 
 

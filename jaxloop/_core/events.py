@@ -1,19 +1,19 @@
-"""Events, statuses, and the one table that says in which order things happen.
+"""Events, statuses, and the table that defines the order in which they happen.
 
     row = ROWS[Place.ITERATION_COMPLETED]
     row.next                      # Place.FETCH: where a run continues after that firing
 
-A run is a walk over `ROWS`. The engine walks it, a saved state names the row that comes next, and
-nothing else in the package knows the order.
+A run is a walk over `ROWS`. The engine follows the table, and a saved state names the row that
+comes next. Nothing else in the package defines the order.
 
-Every firing takes the same steps, in this order:
+Every firing of an event takes the same steps:
 
 1. The event is counted (``event_counts``).
 2. Its handlers run in the order in which they were attached, until one returns a status that halts.
 3. At the end of an epoch, ``history`` gets the metrics, including those that the handlers added.
-4. Requested saves are made, with all effects of the handlers.
+4. Requested saves are made. They include all changes by the handlers.
 5. Its observers run, even if a handler halted.
-6. The counters move on (`Row.ends_iteration`, `Row.ends_epoch`) and the walk goes to the next row.
+6. The counters advance (`Row.ends_iteration`, `Row.ends_epoch`) and the walk goes to the next row.
 
 ``times`` is set before step 2 of an epoch's last event.
 """
@@ -28,7 +28,7 @@ from jaxloop.errors import ArgumentTypeError, unknown_name
 
 
 class Event(enum.StrEnum):
-    """What happens in a run. You may pass the string wherever an `Event` is taken.
+    """A point in a run at which handlers and observers can run. You can pass the string instead.
 
     Example:
         >>> Event("epoch_completed") is Event.EPOCH_COMPLETED
@@ -60,7 +60,7 @@ EventLike: TypeAlias = Event | EventName | Literal["all"] | Sequence[Event | Eve
 
 
 class Status(enum.StrEnum):
-    """What a handler asks the loop to do next. You may return the string instead.
+    """A handler's request to the loop. You can return the string instead.
 
     Example:
         >>> Status("halt_loop") is Status.HALT_LOOP
@@ -75,11 +75,11 @@ class Status(enum.StrEnum):
 StatusLike: TypeAlias = Status | Literal["continue", "halt_epoch", "halt_loop"]
 
 RunStatus: TypeAlias = Literal["running", "completed", "halted", "interrupted"]
-"""What `State.status` may be."""
+"""The possible values of `State.status`."""
 
 
 class Place(enum.StrEnum):
-    """Where a run is in the walk: before the firing of an event, or between two firings."""
+    """The place of a run in the order of events: before a firing, or between two firings."""
 
     STARTED = "started"
     EPOCH_STARTED = "epoch_started"
@@ -101,13 +101,13 @@ class Place(enum.StrEnum):
 
 
 class Row(NamedTuple):
-    """One firing: what is special about it, and where it leads.
+    """The rules for the firing of one event, and the places that follow it.
 
     Attributes:
         event: The event that fires.
-        in_epoch: Whether an epoch is running, so that `Status.HALT_EPOCH` has a meaning.
-        ends_iteration: Whether the iteration counter moves on afterwards.
-        ends_epoch: Whether ``times`` and ``history`` are written, and the epoch counter moves on.
+        in_epoch: Whether an epoch is running, which a handler may halt with `Status.HALT_EPOCH`.
+        ends_iteration: Whether the iteration counter advances afterwards.
+        ends_epoch: Whether ``times`` and ``history`` are written, and the epoch counter advances.
         next: What follows if no handler halted.
         next_if_halted: What follows if a handler halted the loop.
     """
@@ -142,7 +142,7 @@ ITERATION_EVENTS = (Event.ITERATION_STARTED, Event.ITERATION_COMPLETED)
 """The events that fire inside a block."""
 
 PER_RUN = (Event.STARTED, Event.COMPLETED, Event.HALTED)
-"""Events that are counted per run. All others are counted over the life of the state."""
+"""Events that are counted per run. All others are counted over the lifetime of the state."""
 
 _ALL = "all"
 
@@ -169,5 +169,5 @@ def as_events(event: object) -> tuple[Event, ...]:
         return tuple(dict.fromkeys(one for item in event for one in as_events(item)))
     raise ArgumentTypeError(
         f"event must be an event, its name or a list of them, got {event!r}",
-        fix="use for example jl.Event.EPOCH_COMPLETED or 'epoch_completed'",
+        fix="pass an event such as jl.Event.EPOCH_COMPLETED or 'epoch_completed'",
     )

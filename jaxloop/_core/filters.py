@@ -1,12 +1,12 @@
-"""Filters: at which firings of its event a handler runs.
+"""Filters, which select the firings at which a handler runs.
 
     every(10) & after(100)        # 110, 120, ...
     ~only(3, per="epoch")         # all but the third of each epoch
 
-A filter is a frozen value over two counts: the number of the firing since the start, and within the
-epoch, both from 1. It keeps no state, so the engine can compute when it will be true next.
+A filter is a frozen value that reads two counts, both from 1: the number of the firing since the
+start, and within the epoch. It keeps no state, so the engine can compute when it is next true.
 
-The file is long because a kind of filter, how it is made and how it is parsed are one idea.
+This file is long because the kinds of filters, their constructors and their parsing are one idea.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from jaxloop.errors import ArgumentError, ArgumentTypeError, unknown_name
 
 Per: TypeAlias = Literal["epoch"] | None
-"""Whether a filter counts within the epoch, or over the life of the state."""
+"""Whether a filter counts within the epoch, or over the lifetime of the state."""
 
 
 class Firing(NamedTuple):
-    """What a filter may read.
+    """The information that a filter can read.
 
     Attributes:
-        total: The number of the firing over the life of the state, from 1.
+        total: The number of the firing over the lifetime of the state, from 1.
         epoch: The number of the firing within the epoch, from 1.
         elapsed_s: Seconds since the handler last ran, or since the run began.
-        view: Returns what a function as a filter gets: a `State`, or for an observer a `Snapshot`.
+        view: Returns the argument of a function filter: a `State`, or a `Snapshot` for observers.
     """
 
     total: int
@@ -51,12 +51,12 @@ class Filter:
         raise TypeError(f"{type(self).__name__} must define matches")
 
     def next_match(self, total: int, epoch: int, limit: int) -> int | None:
-        """Returns how many firings from now the filter is true for the first time.
+        """Returns the number of firings until the filter is next true.
 
         Only defined for filters made of counts, without a clock or a function.
 
         Args:
-            total: Firings so far, over the life of the state.
+            total: Firings so far, over the lifetime of the state.
             epoch: Firings so far in this epoch.
             limit: How many firings to look ahead.
 
@@ -86,12 +86,12 @@ class Filter:
 
     @property
     def asks(self) -> bool:
-        """Whether a function of the user's decides, so that it is called at every firing."""
+        """Whether the filter calls a user's function, which must run at every firing."""
         return False
 
     @property
     def timed(self) -> bool:
-        """Whether a clock takes part in the decision."""
+        """Whether the filter depends on a clock."""
         return False
 
     def __and__(self, other: FilterLike) -> Filter:
@@ -135,7 +135,7 @@ ALWAYS: Filter = _Constant(True)
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class _Count(Filter):
-    """A filter of one count. `_distance` says how far its next match is; 0 or less means never."""
+    """A filter of one count. `_distance` returns the distance to the next match, or 0 for never."""
 
     n: int
     per: Per = None
@@ -220,7 +220,7 @@ class _Function(Filter):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class _Pair(Filter):
-    """Two filters of which both, or either, must hold."""
+    """Two filters, combined with "and" or "or"."""
 
     left: Filter
     right: Filter
@@ -307,12 +307,13 @@ _COUNTS: dict[str, type[_Count]] = {
 def _count(name: str, n: object, per: object) -> Filter:
     if isinstance(n, bool) or not isinstance(n, int):
         raise ArgumentTypeError(
-            f"filter {name}(n): n must be a whole number, got {n!r}", fix=f"for example {name}(10)"
+            f"filter {name}(n): n must be a whole number, got {n!r}",
+            fix=f"pass a whole number, for example {name}(10)",
         )
     if n < 1:
         raise ArgumentError(
             f"filter {name}(n): n must be at least 1, because firings count from 1, got {n}",
-            fix=f"for example {name}(1)",
+            fix=f"pass a whole number from 1 on, for example {name}(1)",
         )
     if per is not None and per != "epoch":
         raise unknown_name("per of a filter", per, ["epoch"])
@@ -324,7 +325,7 @@ def every(n: int, *, per: Per = None) -> Filter:
 
     Args:
         n: A whole number of firings, at least 1.
-        per: None counts over the life of the state, "epoch" within the epoch.
+        per: None counts over the lifetime of the state, "epoch" within the epoch.
 
     Raises:
         ArgumentError: ``n`` is below 1, or ``per`` is unknown.
@@ -372,14 +373,14 @@ once: Filter = _Only(1)
 
 
 def every_seconds(seconds: float) -> Filter:
-    """Returns a filter that is true once ``seconds`` have passed since it last was.
+    """Returns a filter that is true once ``seconds`` have passed since the handler last ran.
 
-    The first time counts from the start of the run. The engine asks it between blocks, at least
-    about once a second. If a handler under this filter changes the state, the run cannot be
-    repeated exactly, because a clock decides when it runs.
+    The first interval begins with the run. The engine evaluates the filter between blocks, at least
+    about once a second. If a handler with this filter changes the state, the run cannot be repeated
+    exactly, because a clock decides when the handler runs.
 
     Args:
-        seconds: Seconds, above 0.
+        seconds: The interval, above 0.
 
     Raises:
         ArgumentError: ``seconds`` is not a positive number.
@@ -391,13 +392,13 @@ def every_seconds(seconds: float) -> Filter:
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
         raise ArgumentError(
             f"every_seconds: seconds must be a positive number, got {seconds!r}",
-            fix="for example every_seconds(30)",
+            fix="pass a number of seconds, for example every_seconds(30)",
         )
     return _Seconds(float(seconds))
 
 
 def as_filter(value: FilterLike) -> Filter:
-    """Returns the filter that ``value`` means: a filter, "always", "once", a dict, or a function.
+    """Converts a filter, "always", "once", a dict, or a function to a filter.
 
     Raises:
         UnknownNameError: A name is not the name of a filter.
@@ -433,6 +434,6 @@ def as_filter(value: FilterLike) -> Filter:
     elif callable(value):
         return _Function(value)
     raise ArgumentTypeError(
-        f"a filter must be a filter, a name, a dict or a function, got {value!r}",
-        fix="use 'always', 'once', jl.every(n), a dict such as {'every': 10}, or a function",
+        f"filter must be a filter object, a name, a dict or a function, got {value!r}",
+        fix="pass 'always', 'once', jl.every(n), a dict such as {'every': 10}, or a function",
     )

@@ -5,10 +5,10 @@
             interrupts.poll()           # raises Interrupted once a signal has arrived
             ...
 
-The first signal lets the run end where its state is whole. A second Ctrl-C ends it at once. A run
-inside another run (a validation in a handler) shares the flag of the outermost run. Outside the
-main thread, where Python cannot set signal handlers, and for signals that are handled outside
-Python, nothing changes.
+After the first signal, the run stops at a point where its state is consistent. A second Ctrl-C
+stops it immediately. A run inside another run (a validation in a handler) shares the flag of the
+outermost run. Nothing changes outside the main thread, where Python cannot set signal handlers, or
+for signals that are handled outside Python.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal arrived, and the current work was left where it can be started again."""
+    """A signal arrived, and the work stopped at a point from which it can restart."""
 
 
 class Flag:
-    """What a signal sets. Runs inside a run share one.
+    """The flag that a signal sets. Nested runs share it.
 
     Attributes:
         name: The signal that arrived, such as "SIGTERM", or None.
-        num_waiting: How many waits for data may be interrupted at once.
+        num_waiting: The number of waits for data that a signal may interrupt immediately.
     """
 
     __slots__ = ("name", "num_waiting")
@@ -45,10 +45,10 @@ class Interrupts:
     """Catches SIGTERM and SIGINT from `__enter__` to `__exit__`.
 
     Attributes:
-        flag: What they set.
+        flag: The flag that these signals set.
         waiting: A context in which the main thread waits for data, so that a signal raises
             `Interrupted` at once.
-        nested: Whether this run is inside another, which ends too.
+        nested: Whether this run is inside another run, which ends too.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Interrupts:
             owner = getattr(before, "__self__", None)
             if isinstance(owner, Interrupts):
                 self.flag, self.nested = owner.flag, True
-            # None is a handler that was not set from Python, such as that of jax.distributed.
+            # None means that the handler was not set from Python, such as that of jax.distributed.
             elif before not in (None, signal.SIG_IGN):
                 self._before[number] = before
                 signal.signal(number, self._receive)
@@ -85,7 +85,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Puts every signal handler back for as long as the caller's code runs."""
+        """Restores the previous signal handlers while the caller's code runs."""
         self.__exit__()
         try:
             yield

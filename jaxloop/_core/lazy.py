@@ -1,11 +1,11 @@
-"""Values that are computed when someone first reads them.
+"""Values that are computed when they are first read.
 
     metrics = LazyDict(lambda: fetch())        # nothing is fetched yet
     metrics.get()["loss"]                      # fetched here, once
     history = EpochRecords().added(0, metrics)
     history.get()[0]["loss"]
 
-What nobody reads is never computed, fetched or copied.
+A value that is never read is never computed, fetched or copied.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ReadOnlyDict(dict[Any, Any]):
 
     def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError(
-            "a State is a value, so its dicts are read-only\n"
+            "the dicts of a State are read-only, because a State is immutable\n"
             "  fix: return state.replace(metrics={**state.metrics, 'name': value}) from a handler"
         )
 
@@ -43,14 +43,14 @@ jax.tree_util.register_pytree_with_keys(
 
 
 class Readable(Protocol[ValueT_co]):
-    """Anything with a value that ``get`` returns; it may wait for the device."""
+    """An object whose ``get`` returns a value. It may wait for the device."""
 
     def get(self) -> ValueT_co:
         """Returns the value."""
 
 
 class Constant(Generic[ValueT]):
-    """A value that is known already, in the place of one that may not be."""
+    """A value that is already known, with the interface of `Readable`."""
 
     __slots__ = ("_value",)
 
@@ -80,7 +80,7 @@ class LazyDict:
 
 
 class EpochRecords:
-    """``{epoch: value}`` whose values are read when someone asks for them.
+    """A mapping ``{epoch: value}`` whose values are read on demand.
 
     Args:
         items: ``{epoch: item}``. ``item.get()`` returns the value, and may wait for the device.
@@ -94,7 +94,7 @@ class EpochRecords:
 
     @classmethod
     def of(cls, values: Mapping[int, Any]) -> EpochRecords:
-        """Returns records of values that are known already."""
+        """Returns records of values that are already known."""
         return cls({epoch: Constant(value) for epoch, value in values.items()})
 
     def added(self, epoch: int, item: Readable[Any]) -> EpochRecords:

@@ -1,7 +1,9 @@
-"""Where arrays belong, given where the step state is.
+"""The placement of arrays on devices, given the placement of the step state.
 
-place = placement(step_state)
-place(batch)                    # on the state's device, or replicated over its mesh
+    place = placement(step_state)
+    place(batch)                    # on the state's device, or replicated over its mesh
+
+If the placement of a state is unknown, other arrays stay where they are.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ from jaxloop._core.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where arrays belong. Call it with a pytree to put the tree there.
+    """The placement of arrays. Call it with a pytree to put the tree there.
 
     Attributes:
-        device: The device of a state that is on one. Arrays are put there uncommitted.
-        sharding: The sharding of a state that is spread over a mesh. Arrays are replicated over it.
-        known: Whether arrays are put anywhere before they are used.
+        device: The device, if the state is on a single one. Arrays are put there uncommitted.
+        sharding: The sharding, if the state is spread over a mesh. Arrays are replicated over it.
+        known: Whether arrays are moved before they are used.
     """
 
     device: jax.Device | None = None
@@ -37,7 +39,7 @@ class Placement:
 
 
 def placement(state: PyTree) -> Placement:
-    """Returns where the batches of a step belong, given the arrays that it carries."""
+    """Returns the placement for a step's batches, given the arrays that the step carries."""
     shardings = {x.sharding for x in jax.tree.leaves(state) if isinstance(x, jax.Array)}
     devices = {device for sharding in shardings for device in sharding.device_set}
     if len(devices) == 1:

@@ -1,10 +1,10 @@
-"""The schedule: from counters and filters, how many iterations run before a handler must.
+"""The schedule: how many iterations can run before the next handler, from counters and filters.
 
     watches = [Watch(Event.ITERATION_COMPLETED, every(50))]
     length = block_length(watches, counts, limit=64)
 
-This is where the length of a block is decided, as far as handlers decide it. It is pure arithmetic
-on integers and knows no clock, no device and no file.
+This file decides how handlers limit the length of a block. It is pure integer arithmetic and uses
+no clock, no device and no file.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from jaxloop._core.state import Counts
 class Watch:
     """A handler's interest in an event.
 
-    A clock bounds nothing: it is asked wherever a block happens to end. So two filters stand for a
-    timed one: `_sure` is true whatever the clock says, and `_possible` may be true.
+    A clock does not limit a block, because it is only read where a block ends. Two filters
+    therefore represent a timed one: `_sure` is true at any time, and `_possible` at some time.
 
     Attributes:
         event: The event.
@@ -35,12 +35,12 @@ class Watch:
         self._possible = None if possible == ALWAYS else possible
 
     def distance(self, counts: Counts, limit: int, ahead: int = 0) -> int | None:
-        """Returns how many firings from now the handler may run: 1 is the next.
+        """Returns the number of firings until the handler may run, where 1 is the next firing.
 
-        "Now" is ``ahead`` firings after ``counts``.
+        Counting begins ``ahead`` firings after ``counts``.
 
         Returns:
-            A distance up to ``limit``, or None. A filter that is a function may match anywhere.
+            A distance up to ``limit``, or None. A function filter may match at any firing.
 
         Example:
             >>> from jaxloop._core.filters import every
@@ -59,16 +59,16 @@ class Watch:
 
 
 def block_length(watches: Iterable[Watch], counts: Counts, limit: int, ahead: int = 0) -> int:
-    """Returns the number of iterations that run before a handler must, from 1 to ``limit``.
+    """Returns how many iterations can run before a handler must, from 1 to ``limit``.
 
-    This is asked between the firing of ``iteration_started`` and the step, so the handlers of that
-    firing have run already. A handler on ``iteration_started`` that is ``d`` firings away leaves
-    room for ``d`` steps, and so does one on ``iteration_completed``.
+    The engine calls this between the firing of ``iteration_started`` and the step, so the handlers
+    of that firing have already run. A handler on ``iteration_started`` that is ``d`` firings away
+    leaves room for ``d`` steps, and so does one on ``iteration_completed``.
 
     Args:
-        watches: The handlers' interests. Events other than an iteration's do not count.
-        counts: Firings so far. The start of the coming iteration is counted, its end is not.
-        limit: The most iterations that may run.
+        watches: The watches of the handlers. Only those on iteration events count.
+        counts: The firings so far, including the start of the next iteration but not its end.
+        limit: The maximum number of iterations.
         ahead: How many iterations after ``counts`` the block begins.
 
     Example:
@@ -89,16 +89,16 @@ def block_length(watches: Iterable[Watch], counts: Counts, limit: int, ahead: in
 
 
 def superbatch_length(watches: Sequence[Watch], counts: Counts, offset: int, capacity: int) -> int:
-    """Returns how many batches to stack, so that few blocks end because a superbatch does.
+    """Returns how many batches to stack, so that few blocks are cut short by a superbatch's end.
 
     If handlers run often, blocks are short anyway, and a full superbatch serves many of them. If
-    about one to four blocks fit, the superbatch ends with the last block that does.
+    about one to four blocks fit, the superbatch ends with the last block that fits.
 
     Args:
-        watches: As for `block_length`.
-        counts: As for `block_length`.
+        watches: See `block_length`.
+        counts: See `block_length`.
         offset: How many iterations from now the superbatch begins.
-        capacity: The most batches that it may hold.
+        capacity: The maximum number of batches that it may hold.
 
     Example:
         >>> from jaxloop._core.filters import every
@@ -120,11 +120,11 @@ def superbatch_length(watches: Sequence[Watch], counts: Counts, offset: int, cap
 
 
 _SHORT_BLOCKS = 4
-"""If at least so many blocks fit, it does not matter where the superbatch ends."""
+"""If at least this many blocks fit, it does not matter where the superbatch ends."""
 
 
 def matches(filter: Filter, total: int, epoch: int, limit: int) -> Iterable[int]:
-    """Returns at which of the next ``limit`` firings the filter may be true, as distances from 1.
+    """Returns the distances, from 1 to ``limit``, of the firings at which the filter may be true.
 
     Example:
         >>> from jaxloop._core.filters import every

@@ -1,15 +1,15 @@
-"""State and Snapshot: what a run knows of itself, as values.
+"""`State` and `Snapshot`, immutable values that describe a run.
 
     def show(state):
         print(state.epoch, state.metrics["loss"])      # computed here, because it is read here
         return "continue", state.replace(metrics={**state.metrics, "seen": 1.0})
 
-Every field is declared here, once, with what it means, whether a handler may change it, and whether
+Every field is declared once, here, with its meaning, whether a handler may change it, and whether
 it is saved. The engine, the checkpoints and `State.replace` all read these declarations. To add a
 field, add one line here, and set it in the engine.
 
-A state cannot be changed after it is made. `Progress`, the engine's own copy, is the only one that
-can, so type checkers see the fields as writable and the check is made when the program runs.
+A state is immutable, with one exception: `Progress`, the engine's own copy. Type checkers therefore
+see the fields as writable, and the check happens at run time.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Counts = Mapping[Event, tuple[int, int]]
 
 
 class EventCounts:
-    """How often each event has fired; the dict is made when it is read.
+    """The number of firings of each event. The dict is made when it is read.
 
     Args:
-        counts: Firings as they were counted last.
+        counts: The last recorded counts.
         started: Iterations that have started since.
         completed: Iterations that have completed since.
     """
@@ -58,10 +58,11 @@ NO_COUNTS: Counts = {event: (0, 0) for event in Event}
 
 
 class Loan:
-    """The arrays that a run carries, as they are lent to a `State`.
+    """The carried arrays of a run, lent to a `State`.
 
-    The engine donates the arrays of a loan that nobody read and nobody holds, and copies all others
-    first. `read` says the former, the life of this object the latter.
+    The engine donates the arrays of a loan only if they were never read and no code holds the loan.
+    Otherwise it copies them first. `read` records whether they were read. The engine checks for
+    holders by whether this object is still alive.
     """
 
     __slots__ = ("__weakref__", "accumulators", "read", "step_state")
@@ -73,7 +74,7 @@ class Loan:
 
 
 OnChange = Literal["adopt", "refuse", "ignore"]
-"""What the engine does if a handler returns a state in which a field has changed."""
+"""How the engine treats a field that a handler has changed."""
 
 
 def _field(
@@ -88,12 +89,12 @@ def _field(
     """Declares a field.
 
     Args:
-        default: Its value if none is given.
-        factory: Makes that value.
-        on_change: What the engine does if a handler changes it.
-        saved_as: Its key in the record of a checkpoint, if that is not its name.
+        default: Its default value.
+        factory: Makes the default value.
+        on_change: How the engine treats a change by a handler.
+        saved_as: Its key in the record of a checkpoint, if that differs from its name.
         saved: Whether it belongs in the record.
-        internal: Whether it is for jaxloop alone: not in `dir`, and refused by `State.replace`.
+        internal: Whether only jaxloop uses it. `dir` hides it, and `State.replace` refuses it.
     """
     metadata = {
         "on_change": on_change,
@@ -108,7 +109,7 @@ def _field(
 
 @dataclasses.dataclass(eq=False, kw_only=True, repr=False)
 class Snapshot:
-    """What an observer sees of one firing: counters and host values, no ``step_state``.
+    """An observer's view of one firing: counters and host values, without ``step_state``.
 
     Example:
         >>> Snapshot(epoch=0, iteration=2, step=3).step
@@ -118,13 +119,13 @@ class Snapshot:
     epoch: int = _field(0, on_change="refuse")
     """The current epoch, from 0."""
     max_epoch: int | None = _field(None, on_change="adopt")
-    """The total of epochs, or None if it is unknown."""
+    """The total number of epochs, or None if it is unknown."""
     iteration: int = _field(0, on_change="refuse")
     """The current iteration, from 0 in each epoch."""
     max_iteration: int | None = _field(None)
-    """Iterations of an epoch, or None while that is unknown."""
+    """The number of iterations in an epoch, or None while it is unknown."""
     step: int = _field(0, on_change="refuse")
-    """Iterations completed since the start."""
+    """The number of iterations completed since the start."""
     status: RunStatus = _field("running")
     """Whether the run is "running", "completed", "halted" or "interrupted"."""
     halted_by: str | None = _field(None)
@@ -134,19 +135,19 @@ class Snapshot:
     counts: EventCounts = _field(
         factory=lambda: EventCounts(NO_COUNTS), saved_as="event_counts", internal=True
     )
-    """Behind `event_counts`."""
+    """The value behind `event_counts`."""
     lazy_metrics: LazyDict = _field(
         factory=lambda: LazyDict(dict), on_change="adopt", saved_as="metrics", internal=True
     )
-    """Behind `metrics`."""
+    """The value behind `metrics`."""
     lazy_history: EpochRecords = _field(
         factory=EpochRecords, on_change="adopt", saved_as="history", internal=True
     )
-    """Behind `history`."""
+    """The value behind `history`."""
     lazy_times: EpochRecords = _field(
         factory=EpochRecords, on_change="adopt", saved_as="times", internal=True
     )
-    """Behind `times`."""
+    """The value behind `times`."""
 
     @property
     def event_counts(self) -> Mapping[Event, tuple[int, int]]:
@@ -165,21 +166,21 @@ class Snapshot:
 
     @property
     def times(self) -> Mapping[int, float]:
-        """``{epoch: seconds}``. Each is an `EpochTime`, which says where the seconds went."""
+        """``{epoch: seconds}``. Each is an `EpochTime`, with a breakdown of the seconds."""
         return self.lazy_times.get()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # The generated `__init__` assigns each field once. Nobody else may.
+        # The generated `__init__` assigns each field once. No other code may assign one.
         if name in self.__dict__ or name not in self.__dataclass_fields__:
             raise dataclasses.FrozenInstanceError(
-                f"cannot assign to {name!r}: a {type(self).__name__} is a value\n"
+                f"cannot assign to {name!r}: a {type(self).__name__} is immutable\n"
                 f"  fix: return state.replace({name}=...) from a handler"
             )
         object.__setattr__(self, name, value)
 
     def __delattr__(self, name: str) -> None:
         raise dataclasses.FrozenInstanceError(
-            f"cannot delete {name!r}: a {type(self).__name__} is a value"
+            f"cannot delete {name!r}: a {type(self).__name__} is immutable"
         )
 
     def __dir__(self) -> list[str]:
@@ -199,10 +200,10 @@ class Snapshot:
 
 @dataclasses.dataclass(eq=False, kw_only=True, repr=False)
 class State(Snapshot, Generic[S]):
-    """Everything that a run knows. It is a value, and enough to resume the run from.
+    """The complete state of a run, from which you can resume it. It is immutable.
 
-    Out of sight, it also holds the metric accumulators, the position in the data and the place in
-    the order of events.
+    Besides its public attributes, it holds the metric accumulators, the position in the data and
+    the place in the order of events.
 
     Example:
         >>> import jaxloop as jl
@@ -212,27 +213,30 @@ class State(Snapshot, Generic[S]):
     """
 
     outputs: PyTree = _field(factory=dict, on_change="adopt", saved=False)
-    """What the last step reported with `emit`."""
+    """The outputs that the last step reported with `emit`."""
     handler_state: Mapping[str, PyTree] = _field(factory=ReadOnlyDict, on_change="adopt")
-    """``{name: pytree}``, what handlers remember."""
+    """``{name: pytree}``, the memory of the handlers."""
     loan: Loan = _field(factory=lambda: Loan({}, {}), saved=False, internal=True)
-    """Behind `step_state`, together with the accumulators."""
+    """The value behind `step_state`, together with the accumulators."""
     place: Place = _field(Place.NEXT_EPOCH, saved_as="next", internal=True)
-    """What comes next in the order of events."""
+    """The next place in the order of events."""
     position: Any = _field(None, internal=True)
-    """Where the run is in its data: a `Position`, which belongs to a higher floor."""
+    """The position in the data. Its type, `Position`, belongs to a higher layer."""
     elapsed_s: float = _field(0.0, internal=True)
     """The seconds that this epoch has taken so far."""
 
     @property
     def step_state(self) -> S:
-        """What the step carries, a pytree of arrays. It stays valid for as long as you keep it."""
+        """The pytree of arrays that the step carries. It stays valid for as long as you keep it."""
         self.loan.read = True
         step_state: S = self.loan.step_state
         return step_state
 
     def replace(self, **changes: Any) -> State[S]:
-        """Returns a copy with ``changes``, which name attributes of the state.
+        """Returns a copy with some attributes changed.
+
+        Args:
+            **changes: New values, by the names of the attributes.
 
         Raises:
             UnknownNameError: A name is not an attribute of a `State`.
@@ -263,9 +267,9 @@ class State(Snapshot, Generic[S]):
 
 
 def make(cls: type[Any], fields: dict[str, Any]) -> Any:
-    """Returns a `State` or a `Snapshot` made of all its fields; the dict becomes its own.
+    """Makes a `State` or a `Snapshot` from a dict of all its fields, and takes over the dict.
 
-    This skips the generated ``__init__``, because an observer may see every iteration.
+    For speed, this skips the generated ``__init__``, because an observer may see every iteration.
     """
     made = object.__new__(cls)
     made.__dict__.update(fields)
@@ -294,7 +298,7 @@ _PUBLIC = (
 
 
 def fields_by_change(on_change: OnChange) -> tuple[str, ...]:
-    """Returns the fields of `State` with which the engine does so if a handler changes them."""
+    """Returns the fields of `State` whose changes the engine treats as ``on_change`` says."""
     return tuple(f.name for f in dataclasses.fields(State) if f.metadata["on_change"] == on_change)
 
 
@@ -314,13 +318,13 @@ STATE_ONLY = tuple(
 
 
 class EpochTime(float):
-    """The seconds of an epoch, and where they went. It is a float like any other.
+    """The seconds that an epoch took, as a float with a breakdown.
 
     Args:
-        elapsed_s: All of them.
-        data_s: Waiting for data.
-        dispatch_s: Handing blocks to the device.
-        handlers_s: In handlers and observers, and saving.
+        elapsed_s: The total.
+        data_s: Seconds spent waiting for data.
+        dispatch_s: Seconds spent dispatching blocks to the device.
+        handlers_s: Seconds spent in handlers and observers, and on saving.
 
     Example:
         >>> time = EpochTime(2.0, data_s=0.5, dispatch_s=0.25, handlers_s=0.25)
@@ -346,15 +350,15 @@ class EpochTime(float):
 
     @classmethod
     def of(cls, seconds: float) -> EpochTime:
-        """Returns seconds as an `EpochTime`. Where a plain number went is unknown."""
+        """Converts seconds to an `EpochTime`. A plain number has no breakdown."""
         return seconds if isinstance(seconds, cls) else cls(seconds)
 
     @property
     def device_s(self) -> float:
-        """The rest, in which the device worked and the driver waited or had nothing to do."""
+        """The remaining seconds: the device worked, and the engine waited or was idle."""
         return max(0.0, float(self) - self.data_s - self.dispatch_s - self.handlers_s)
 
     @property
     def parts(self) -> tuple[float, float, float, float]:
-        """The arguments that it was made from."""
+        """The constructor arguments."""
         return float(self), self.data_s, self.dispatch_s, self.handlers_s

@@ -1,10 +1,12 @@
-"""What a step returns: its next state, and what it reports.
+"""The result of a step: its next state, and the outputs that it reports.
 
-def step(batch, params):
-    ...
-    return emit(new_params, loss=loss)      # `loss` is reported, not carried
+    def step(batch, params):
+        ...
+        return emit(new_params, loss=loss)      # `loss` is reported, not carried
 
-next_state, outputs = split_emission(step(batch, params))
+    next_state, outputs = split_emission(step(batch, params))
+
+Outputs go to metrics and handlers, and never into the next step.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ class Emission(Generic[S]):
 
     Attributes:
         state: The next step state.
-        outputs: ``{name: pytree}``, what the step reports to metrics and handlers.
+        outputs: ``{name: pytree}``, reported to metrics and handlers.
     """
 
     __slots__ = ("outputs", "state")
@@ -47,7 +49,7 @@ def emit(next_state: S, **outputs: PyTree) -> Emission[S]:
     """Returns a step's next state together with what it reports to metrics and handlers.
 
     Args:
-        next_state: The next step state, with the same structure, shapes and dtypes as the last.
+        next_state: The next step state, with the structure, shapes and dtypes of the current one.
         **outputs: Pytrees of arrays. Metrics find them by name, and ``state.outputs`` holds those
             of the last step. ``sample_weight``, of shape ``(batch,)``, weights every metric.
 
@@ -62,5 +64,5 @@ def emit(next_state: S, **outputs: PyTree) -> Emission[S]:
 
 
 def split_emission(result: PyTree) -> tuple[PyTree, dict[str, PyTree]]:
-    """Returns a step's result as ``(next state, outputs)``."""
+    """Splits a step's result into ``(next state, outputs)``."""
     return (result.state, result.outputs) if isinstance(result, Emission) else (result, {})

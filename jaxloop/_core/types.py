@@ -1,4 +1,4 @@
-"""Names for types that every floor uses.
+"""Type names that every layer uses.
 
     def step(batch: PyTree, step_state: PyTree) -> PyTree: ...
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-# S is the type of a loop's step state, OutputT that of what `run` returns, and ResultT that of what
-# an output transform passed to `run` returns.
+# S is the type of a loop's step state. OutputT is the result type of `run`, and ResultT the result
+# type of an output transform that is passed to `run`.
 if TYPE_CHECKING:  # with a default, `State` alone means `State[Any]`
-    # Type checkers bring this module.
+    # Type checkers provide this module.
     from typing_extensions import TypeVar
 
     S = TypeVar("S", default=Any)
@@ -36,10 +36,10 @@ DataLike: TypeAlias = Iterable[PyTree] | Callable[[int], Iterable[PyTree]] | Non
 """An iterable of batches, a function ``epoch -> iterable``, or None for steps without data."""
 
 Mode: TypeAlias = Literal["min", "max"] | Callable[[float, float], bool]
-"""Which of two values is better: the smaller, the larger, or what ``mode(new, best)`` says."""
+"""Which of two values is better: the smaller, the larger, or as ``mode(new, best)`` decides."""
 
 Fuse: TypeAlias = int | Literal["auto"]
-"""How many iterations one compiled block may hold."""
+"""The maximum number of iterations in one compiled block."""
 
 JitOptions: TypeAlias = bool | Mapping[str, Any]
 """Whether to compile, or the options for `jax.jit`."""

@@ -1,4 +1,4 @@
-"""Where a compiled block reads its batches: pytrees that give the batch of a row.
+"""The batches of a compiled block, as pytrees that return the batch of a row.
 
     Stacked(stack).row(3)                               # of a stack with a leading axis
     Gathered(arrays, order, 32, 1437, False).row(3)     # gathered from arrays on the device
@@ -20,7 +20,7 @@ from jaxloop._data.padding import marked
 
 
 class Rows(Protocol):
-    """Batches on the device, by their row."""
+    """Batches on the device, indexed by row."""
 
     def row(self, index: Any) -> PyTree:
         """Returns the batch at ``index``, an int32 scalar that may be a tracer."""
@@ -42,7 +42,7 @@ class Single:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stacked:
-    """Batches of one signature with a leading axis. Rows that were not filled are never read."""
+    """Batches of one signature with a leading axis. Unfilled rows are never read."""
 
     value: PyTree
 
@@ -58,7 +58,7 @@ class Stacked:
 class Gathered:
     """The batches of one epoch, gathered from arrays that are on the device.
 
-    ``order`` is an int32 array of shape ``(num_examples,)``, or None for the examples' own order.
+    ``order`` is an int32 array of shape ``(num_examples,)``, or None for the original order.
     """
 
     arrays: PyTree
@@ -68,7 +68,7 @@ class Gathered:
     pad: bool = dataclasses.field(metadata={"static": True})
 
     def row(self, index: Any) -> PyTree:
-        """Returns the batch at ``index``, filled and marked if the batches are padded."""
+        """Returns the batch at ``index``, with padding and a mask if ``pad`` is set."""
         size = self.batch_size
         low = index * jnp.int32(size)
         if self.order is None and not self.pad:

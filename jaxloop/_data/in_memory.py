@@ -1,10 +1,10 @@
-"""Data in memory as batches.
+"""Batches of arrays in memory.
 
     train = batches((images, labels), 32, shuffle=True, pad=True)
     for batch in train.epoch(3):
         ...
 
-The order of each epoch is a function of ``(seed, epoch)``, so the position is two integers.
+The order of each epoch is a function of ``(seed, epoch)``, so a position is two integers.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def batches(
         batch_size: Examples in a batch, at least 1.
         shuffle: Whether to draw a new order for each epoch.
         seed: The seed of the orders.
-        drop_remainder: Whether to leave out a last batch that is not full.
-        pad: Whether to fill a last batch that is not full, by repeating its last example, and to
-            mark it: a pair becomes ``(x, y, mask)`` with a boolean mask of shape ``(batch,)``, a
-            triple's weight is multiplied by the mask, a dict gets ``"mask"``.
+        drop_remainder: Whether to drop a last batch that is not full.
+        pad: Whether to fill a last batch that is not full by repeating its last example, and to add
+            a mask. A pair becomes ``(x, y, mask)`` with a boolean mask of shape ``(batch,)``. In a
+            triple, the weight is multiplied by the mask. A dict gets the key ``"mask"``.
         device: Whether to put the arrays on the device once and gather the batches there, inside
             the compiled block, so that nothing is copied from the host during a run.
 
@@ -53,21 +53,28 @@ def batches(
 
     Raises:
         ArgumentError: There are no arrays, the arrays differ in their first axis, ``batch_size``
-            is below 1, or ``pad`` cannot mark the structure.
+            is below 1, or ``pad`` cannot add a mask to the structure.
+        ArgumentTypeError: ``batch_size`` is not an int.
 
     Example:
         >>> [b.shape for b in batches(np.zeros((5, 2)), 2)]
         [(2, 2), (2, 2), (1, 2)]
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int):
-        raise ArgumentTypeError(f"batches: batch_size must be an int, got {batch_size!r}")
+        raise ArgumentTypeError(
+            f"batches: batch_size must be an int, got {batch_size!r}",
+            fix="pass a whole number such as 32",
+        )
     if batch_size < 1:
-        raise ArgumentError(f"batches: batch_size must be at least 1, got {batch_size}")
+        raise ArgumentError(
+            f"batches: batch_size must be at least 1, got {batch_size}",
+            fix="pass a whole number such as 32",
+        )
     if pad and drop_remainder:
         raise ArgumentError(
-            "batches: pad and drop_remainder cannot both be True", fix="choose one of them"
+            "batches: pad and drop_remainder cannot both be True", fix="pass only one of them"
         )
-    # Converted once, to the dtypes of a device, and not again for every batch.
+    # Converted to the dtypes of a device once, instead of for every batch.
     arrays = jax.tree.map(lambda leaf: canonical(np.asarray(leaf)), arrays)
     num_examples = _num_examples(arrays)
     if pad:
@@ -96,20 +103,20 @@ def _check_can_be_marked(arrays: PyTree) -> None:
         isinstance(arrays, dict) or (isinstance(arrays, tuple | list) and len(arrays) in (2, 3))
     ):
         raise ArgumentError(
-            "batches: pad=True needs a pair, a triple or a dict to mark, got "
+            "batches: with pad=True, the data must be a pair, a triple or a dict, got "
             f"{type(arrays).__name__}",
             fix="pass (x, y), (x, y, sample_weight) or a dict, or use drop_remainder=True",
         )
     if isinstance(arrays, dict) and "mask" in arrays:
         raise ArgumentError(
-            "batches: pad=True adds 'mask' to a dict, and this dict has a 'mask' already",
-            fix="rename it, or use drop_remainder=True",
+            "batches: pad=True adds the key 'mask' to a dict, but this dict already has one",
+            fix="rename that key, or use drop_remainder=True",
         )
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Batches:
-    """What `batches` returns: a re-iterable whose position is two integers, epoch and batch."""
+    """A re-iterable over arrays in memory. Its position is two integers, epoch and batch."""
 
     arrays: PyTree
     num_examples: int
@@ -120,7 +127,7 @@ class Batches:
     pad: bool
     device: bool = False
     placed: dict[Placement, PyTree] = dataclasses.field(default_factory=dict)
-    """The arrays on a device, by where they were put."""
+    """The arrays on the device, by placement."""
 
     def __len__(self) -> int:
         full, rest = divmod(self.num_examples, self.batch_size)
@@ -133,7 +140,7 @@ class Batches:
         return f"batches({self.num_examples} examples, batch_size={self.batch_size})"
 
     def order(self, epoch: int) -> np.ndarray[Any, Any] | None:
-        """Returns the examples' order in an epoch, or None for their own."""
+        """Returns the order of the examples in an epoch, or None for the original order."""
         if not self.shuffle:
             return None
         return np.random.default_rng([self.seed, epoch]).permutation(self.num_examples)
@@ -150,10 +157,10 @@ class Batches:
             yield marked(batch, mask) if self.pad else batch
 
     def examples(self, order: np.ndarray[Any, Any] | None, low: int, high: int) -> Any:
-        """Returns where the examples from place ``low`` to ``high`` of an epoch are."""
+        """Returns the indices of the examples from place ``low`` to ``high`` of an epoch."""
         if order is None and high <= self.num_examples:
             return slice(low, high)
-        # Real rows fill a last batch, not zeros: a model may turn zeros into NaN, and NaN * 0 is
-        # NaN.
+        # Real rows fill a last batch instead of zeros, because a model may turn zeros into NaN, and
+        # NaN * 0 is NaN.
         places = np.minimum(np.arange(low, high), self.num_examples - 1)
         return places if order is None else order[places]

@@ -4,7 +4,7 @@
     marked((x, y, weight), mask)        # (x, y, weight * mask)
     marked({"x": x}, mask)              # {"x": x, "mask": mask}
 
-Filled examples have a mask of False, so that loss and metrics leave them out.
+Padding examples have a mask of False, so the loss and the metrics ignore them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxloop._core.types import PyTree
 def marked(batch: PyTree, mask: Any) -> PyTree:
     """Returns a batch, or a stack of batches, with the mask that ``pad`` adds.
 
-    Both may be arrays of NumPy or of JAX.
+    Both may be NumPy or JAX arrays.
     """
     if isinstance(batch, dict):
         return {**batch, "mask": mask}

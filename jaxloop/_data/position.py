@@ -1,11 +1,11 @@
-"""Positions in data: what a run needs to resume reading where it was.
+"""Positions in the data, from which a run can resume reading.
 
     own = stateful(iterator)                # Grain's iterators, torchdata's loaders, or None
     saved = own.get()
     own.set(saved)
 
-If data have a state, that state restores them. What is saved belongs to the batches that were
-consumed: batches that were only read ahead count as unread.
+If the data have their own state, it restores them. A saved position covers only batches that were
+consumed. Batches that were only read ahead count as unread.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class Stateful(NamedTuple):
 
 
 def stateful(data: object) -> Stateful | None:
-    """Returns the state of an iterator or a loader, if it has one.
+    """Returns how to get and set the state of an iterator or a loader, or None if it has none.
 
     Example:
         >>> stateful([1, 2]) is None
         True
     """
     if callable(getattr(data, "set_epoch", None)):
-        # Its epoch is set from outside, and its state is not enough: after a data set of Hugging
-        # Face's has loaded a state, every later epoch starts there too. It is read past instead.
+        # Its epoch is set from outside, so its state is not enough. After a Hugging Face data set
+        # loads a state, every later epoch starts there too. The reader skips batches instead.
         return None
     for getter, setter in _PROTOCOLS:
         get, put = getattr(data, getter, None), getattr(data, setter, None)
@@ -48,13 +48,13 @@ def stateful(data: object) -> Stateful | None:
 
 
 def _copying(get: Callable[[], Any]) -> Callable[[], Any]:
-    # Some loaders return the very dict that they keep changing.
+    # Some loaders return a dict that they later change in place.
     return lambda: copy.deepcopy(get())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Unread:
-    """What was read from a one-shot iterator and not consumed. It exists in this process only.
+    """Batches read from a one-shot iterator but not consumed. They exist in this process only.
 
     Attributes:
         source: The iterator.
@@ -67,15 +67,15 @@ class Unread:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Position:
-    """Where a run was in its data.
+    """The position of a run in its data.
 
     Attributes:
-        one_shot: Whether they were a one-shot iterator.
+        one_shot: Whether the data are a one-shot iterator.
         state: The data's own state, or None. The next batch is ``skip`` batches after it.
         skip: See ``state``.
-        at_end: Whether the state is that of data that were read to their end.
-        settings: What decides about the batches of `Batches`.
-        unread: What was read ahead from a one-shot iterator.
+        at_end: Whether the state was taken at the end of the data.
+        settings: The settings that determine the batches of `Batches`.
+        unread: The unconsumed batches of a one-shot iterator.
     """
 
     one_shot: bool = False
@@ -87,21 +87,21 @@ class Position:
 
 
 FROM_COUNTERS = Position()
-"""The position of data that needs nothing but the run's own counters."""
+"""The position in data for which the run's own counters are enough."""
 
 _SETTINGS = ("num_examples", "batch_size", "shuffle", "seed", "drop_remainder", "pad")
 
 
 def position_of(data: Batches) -> Position:
-    """Returns the position in `Batches`: what decides which examples are in which batch."""
+    """Returns the position in `Batches`: the settings that determine each batch."""
     return Position(settings={name: getattr(data, name) for name in _SETTINGS})
 
 
 def check_settings(position: Position, data: Batches, epoch: int) -> None:
-    """Raises if ``data`` would give other batches for the rest of an epoch.
+    """Raises if ``data`` would give different batches for the rest of an epoch.
 
     Raises:
-        DataError: They would; the error says what differs.
+        DataError: A setting differs. The error names it.
     """
     if not position.settings:
         return

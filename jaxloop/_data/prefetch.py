@@ -1,4 +1,4 @@
-"""The prefetcher: reads ahead of the device, and knows what was consumed.
+"""The prefetcher, which reads ahead of the device and tracks which batches were consumed.
 
     with Prefetcher(source) as prefetcher:
         prefetcher.open(0, skip=0)
@@ -9,8 +9,8 @@
             window = prefetcher.take(10)        # a block of at most ten batches
             prefetcher.ahead(64)                # meanwhile a thread prepares the next ones
 
-Each batch is copied once, into a superbatch, and consumed through windows of it. So where a block
-ends is independent of where a superbatch ends. Batches that were prepared and not consumed count as
+Each batch is copied once, into a superbatch, and blocks consume windows of it. Block boundaries are
+therefore independent of superbatch boundaries. Batches that were prepared but not consumed count as
 unread.
 """
 
@@ -35,7 +35,7 @@ from jaxloop._data.superbatch import BufferPool, Superbatch
 PATIENCE_S = 0.02
 """How long a block may wait to become full. After that it runs with the batches that are ready."""
 _POLL_S = 0.1
-"""How often a wait for slow data wakes up, so that an interrupt is noticed."""
+"""How often a wait for slow data wakes up to check for an interrupt."""
 _SETTINGS = ("jax_enable_x64", "jax_default_device")
 _THREAD_NAME = "jaxloop-prefetch"
 
@@ -44,12 +44,12 @@ class Window:
     """A part of a superbatch: the batches of one block.
 
     Attributes:
-        rows: What the block reads.
+        rows: The rows that the block reads from.
         start: The first row, an int32 scalar on the device.
         bound: The number of rows, an int32 scalar on the device.
         length: The number of rows.
-        superbatch: What it is a part of. Set its marker to one that is ready when the device has
-            read the window.
+        superbatch: The superbatch that contains the window. Set its marker to an array that is
+            ready when the device has read the window.
     """
 
     __slots__ = ("bound", "length", "rows", "start", "superbatch")
@@ -60,14 +60,14 @@ class Window:
 
 
 class Prefetcher:
-    """Reads ahead of the device.
+    """A reader that works ahead of the device.
 
     Args:
         source: The user's data.
 
     Attributes:
-        num_ready: How many batches can be taken.
-        idle: Whether the thread could prepare more: it has data, and nothing to do.
+        num_ready: The number of batches that can be taken.
+        idle: Whether the thread has nothing to do and could prepare more data.
     """
 
     def __init__(self, source: DataSource) -> None:
@@ -93,12 +93,12 @@ class Prefetcher:
         self.close()
 
     def configure(self, num_rows: int, place: Placement, numbers: dict[Any, Any]) -> None:
-        """Sets how many batches a superbatch may hold, and where arrays belong.
+        """Sets the size of a superbatch and the placement of arrays.
 
         Args:
-            num_rows: The most batches of a superbatch.
-            place: Where arrays belong.
-            numbers: Scalars that are on a device already; the dict may outlive the prefetcher.
+            num_rows: The maximum number of batches in a superbatch.
+            place: The placement of arrays.
+            numbers: A cache of scalars on the device. It may outlive the prefetcher.
         """
         self._pool = BufferPool(num_rows, place)
         self._numbers = numbers.setdefault(place, {})
@@ -111,13 +111,13 @@ class Prefetcher:
         Args:
             epoch: The epoch.
             skip: How many of its batches were consumed.
-            position: Where the earlier run was.
+            position: The position of the earlier run.
 
         Returns:
             The number of the epoch's iterations, or None if that is unknown.
 
         Raises:
-            DataError: The data cannot be put where the earlier run was.
+            DataError: The data cannot be restored to the position of the earlier run.
         """
         source = self.source
         if source.one_shot:
@@ -133,7 +133,7 @@ class Prefetcher:
         return source.length()
 
     def close_epoch(self) -> None:
-        """Ends an epoch. A re-iterable starts again, and a one-shot iterator continues."""
+        """Ends an epoch. A re-iterable starts over, and a one-shot iterator continues."""
         self._open_epoch = None
         if self._next_epoch is None:
             self._forget()
@@ -145,7 +145,7 @@ class Prefetcher:
         self.num_ready = 0 if superbatch is None else superbatch.num_left
 
     def _forget(self) -> None:
-        """Drops what was prepared. A one-shot iterator gets its batches back."""
+        """Drops the prepared batches. Those of a one-shot iterator are kept for the next read."""
         pending = self._pending
         unread = self._unread(pending) if self.source.one_shot else []
         if pending is not None:
@@ -156,7 +156,7 @@ class Prefetcher:
             self.source.give_back(unread)
 
     def _unread(self, pending: Fill | None) -> list[Batch]:
-        """Returns the batches that were read and not consumed, in order."""
+        """Returns the batches that were read but not consumed, in order."""
         superbatch, reader = self._superbatch, self.source.reader
         assert isinstance(reader, IteratorReader)
         batches: list[Batch] = []
@@ -169,7 +169,7 @@ class Prefetcher:
         return [*batches, *reader.held]
 
     def position(self) -> Position:
-        """Returns where the run is in its data: after what was consumed, whatever was read."""
+        """Returns the position after the last consumed batch, regardless of reading ahead."""
         reader = self.source.reader
         if isinstance(reader, ArrayReader):
             return reader.position
@@ -181,7 +181,7 @@ class Prefetcher:
             known = self._unread(pending)
             unread = Unread(self.source.data, lambda: known)
         else:
-            # The run ends here, perhaps because its data are slow. Who resumes may wait for them.
+            # A signal ends the run, perhaps because the data are slow. A resumed run may wait.
             unread = Unread(self.source.data, lambda: self._unread(pending))
         return Position(True, state, skip, unread=unread)
 
@@ -197,11 +197,11 @@ class Prefetcher:
             return self.source.reader.has_more()
 
     def read(self, most: int, late: Late) -> None:
-        """Prepares a superbatch here and now, as none is ready.
+        """Prepares a superbatch in this thread, because none is ready.
 
         Args:
-            most: The most batches to read.
-            late: Asked between batches: whether to do with those that were read.
+            most: The maximum number of batches to read.
+            late: Called between batches. Returns whether to stop with the batches read so far.
         """
         if self.source.data is None:
             return
@@ -220,7 +220,7 @@ class Prefetcher:
             return Window(nothing, self.number(0), self.number(limit), limit)
         count = min(limit, superbatch.num_left)
         row = superbatch.next_row
-        superbatch.marker = None  # first, because the thread may ask at any time whether it is done
+        superbatch.marker = None  # set first, because the thread may call `is_done` at any time
         superbatch.next_row = row + count
         superbatch.num_left = self.num_ready = superbatch.num_left - count
         self._num_consumed += count
@@ -231,7 +231,7 @@ class Prefetcher:
         return Window(superbatch, start, bound, count)
 
     def ahead(self, most: int) -> None:
-        """Lets the thread prepare at most ``most`` of the following batches."""
+        """Asks the thread to prepare at most ``most`` of the next batches."""
         source = self.source
         reader, limit = source.reader, self._within(most)
         if limit < 1 or (reader.length is not None and reader.num_read >= reader.length):
@@ -239,7 +239,7 @@ class Prefetcher:
             if not isinstance(source.data, Batches) or epoch >= source.epochs:
                 self.idle = False  # nothing is left in this epoch
                 return
-            # The order is a function of (seed, epoch), so the next epoch's is known already.
+            # The order is a function of (seed, epoch), so that of the next epoch is already known.
             reader = self._next_epoch = ArrayReader(source.data, epoch, 0)
             limit = most if source.iterations is None else min(most, source.iterations)
         self._pending = fill = Fill(reader, limit, self._pool, None)
@@ -249,14 +249,14 @@ class Prefetcher:
         self._requests.put(fill)
 
     def _within(self, most: int) -> int:
-        """Returns so many batches, or as many as this epoch still needs."""
+        """Returns ``most``, limited by the size of a superbatch and by what the epoch needs."""
         most = min(most, self._pool.num_rows)
         if self.source.iterations is None:
             return most
         return min(most, self.source.iterations - self._num_consumed - self.num_ready)
 
     def number(self, value: int) -> Any:
-        """Returns an int32 scalar on the device. It is put there once."""
+        """Returns an int32 scalar on the device. Each value is transferred once."""
         number = self._numbers.get(value)
         if number is None:
             number = self._numbers[value] = self._pool.place(np.int32(value))
@@ -265,7 +265,7 @@ class Prefetcher:
     # --- the thread ----------------------------------------------------------------------------
 
     def _start_thread(self) -> None:
-        # JAX keeps some settings per thread. This one must read as the thread that runs the loop.
+        # JAX keeps some settings per thread. This thread must use those of the loop's thread.
         x64, device = (getattr(jax.config, name) for name in _SETTINGS)
         arguments = (self._requests, self._results, x64, device)
         self._thread = threading.Thread(
@@ -285,7 +285,7 @@ class Prefetcher:
                 timeout_s = _POLL_S
 
     def _receive(self, fill: Fill) -> bool:
-        """Takes over the pending superbatch; returns whether it has batches."""
+        """Takes over the pending superbatch, and returns whether it has batches."""
         if not fill.finished:
             self._wait(fill, PATIENCE_S)
         self._pending = None
@@ -299,7 +299,7 @@ class Prefetcher:
         return True
 
     def close(self) -> None:
-        """Ends the thread after the batch that it is reading. A signal does not wait for that."""
+        """Stops the thread after the batch it is reading. After a signal, it does not wait."""
         thread, self._thread = self._thread, None
         if thread is not None:
             if self._pending is not None:

@@ -1,4 +1,4 @@
-"""Readers: positions in a data set, from which the next superbatch is filled.
+"""Readers, which hold a position in a data set and fill the next superbatch from there.
 
     reader = IteratorReader(iter(data), epoch=0, one_shot=False)
     reader = ArrayReader(batches, epoch=0, index=0)
@@ -6,7 +6,7 @@
     fill.run()                              # here, or in a thread
     fill.superbatch, fill.error
 
-An error of the data is raised where its batch belongs: after the superbatch of the batches before.
+If the data raise an error, it is raised in order: after the superbatch of the preceding batches.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from jaxloop._data.superbatch import BufferPool, Superbatch, is_on_host
 from jaxloop.errors import DataError
 
 Late = Callable[[], bool]
-"""Asked between batches: whether a superbatch must do with those it has."""
+"""Called between batches. Returns whether a superbatch must end with the batches it has."""
 
 _END: Final = object()
 
 _STATE_EVERY = 64
-"""At most so many batches are read again to resume between two states of an iterator."""
+"""A run that resumes between two states of an iterator rereads at most this many batches."""
 
 
 class Fill:
-    """A request to fill a superbatch, maybe in the thread.
+    """A request to fill a superbatch, possibly in the thread.
 
     Attributes:
-        superbatch: The result; None if no batch was left.
-        error: What the data raised, if they did.
-        finished: Whether the thread that waits knows that either is set.
+        superbatch: The result, or None if no batch was left.
+        error: The error that the data raised, or None.
+        finished: Whether the waiting thread knows that one of these is set.
     """
 
     __slots__ = ("error", "finished", "late", "limit", "pool", "reader", "superbatch")
@@ -56,14 +56,14 @@ class Fill:
         self.error: BaseException | None = None
 
     def hurry(self) -> None:
-        """Ends the superbatch with the batches that it has."""
+        """Finishes the superbatch with the batches it has."""
         self.late = _always
 
     def run(self) -> None:
-        """Fills it."""
+        """Fills the superbatch."""
         try:
             self.superbatch = self.reader.fill(self)
-        except BaseException as error:  # any error belongs to the thread that waits
+        except BaseException as error:  # the waiting thread raises it
             self.error = error
 
 
@@ -79,11 +79,11 @@ class IteratorReader:
     """A position in an iterator.
 
     Args:
-        iterator: What is read.
+        iterator: The iterator to read.
         epoch: Its epoch.
-        one_shot: Whether it continues over epochs.
-        own: Its own state, if it has one.
-        num_read: How many of its batches were read before.
+        one_shot: Whether it continues across epochs.
+        own: The access to its own state, if it has one.
+        num_read: The number of its batches that were read before.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class IteratorReader:
         if self._own is None:
             return
         # States before the last one that was consumed are not needed. The list is never changed in
-        # place: the thread adds states while the engine reads them.
+        # place, because the thread adds states while the engine reads them.
         behind = sum(state[0] <= self.num_consumed for state in self._states)
         kept = self._states[max(0, behind - 1) :]
         self._states = [*kept, (self.num_read, self._own.get(), at_end)]
@@ -122,14 +122,14 @@ class IteratorReader:
         return self.num_consumed - at, state, at_end
 
     def skip(self, count: int, poll: Callable[[], None]) -> None:
-        """Reads past ``count`` batches that were consumed in an earlier run."""
+        """Skips ``count`` batches that were consumed in an earlier run, by reading them."""
         for index in range(count):
             poll()  # this may take long
             if next(self._iterator, _END) is _END:
                 raise DataError(
-                    f"epoch {self.epoch} resumes after {count} batches, and the data gave only "
-                    f"{index}",
-                    fix="resume with the data set that the run had",
+                    f"the data of epoch {self.epoch} must have at least {count} batches to resume, "
+                    f"got {index}",
+                    fix="resume with the data of the earlier run",
                 )
             self.num_read += 1
         self.num_consumed, self.num_skipped = self.num_read, count
@@ -160,7 +160,7 @@ class IteratorReader:
         return self.held[0] if self.held else None
 
     def has_more(self) -> bool:
-        """Returns whether another batch follows; reads one to find out."""
+        """Returns whether another batch follows. This may read one."""
         return self.sample() is not None
 
     def fill(self, request: Fill) -> Superbatch | None:
@@ -184,7 +184,7 @@ class IteratorReader:
                     batches.append(batch)
                 count += 1
         except KeyboardInterrupt:
-            self.held.extendleft(reversed(batches))  # the iterator cannot give them again
+            self.held.extendleft(reversed(batches))  # the iterator cannot return them again
             raise
         if whole:
             superbatch = pool.superbatch_of(batches)
@@ -242,7 +242,7 @@ class ArrayReader:
         return None
 
     def fill(self, request: Fill) -> Superbatch | None:
-        """Returns the next batches by one gather, or None at the end of the data."""
+        """Returns the next batches in one gather, or None at the end of the data."""
         batches, index, size = self.batches, self.num_read, self.batches.batch_size
         if index >= len(batches):
             return None
@@ -252,7 +252,7 @@ class ArrayReader:
         if index < full and batches.device:
             self.num_read = full
             return self._on_device(index, full - index, request.pool)
-        # The last batch has a shape of its own if it is not full.
+        # A last batch that is not full has a different shape.
         count = min(request.limit, full - index) if index < full else 1
         self.num_read = index + count
         low = index * size
@@ -286,12 +286,12 @@ class ArrayReader:
 
 
 def _marked_rows(value: PyTree, low: int, count: int, size: int, num_examples: int) -> PyTree:
-    """Returns a stack of batches with the mask of ``pad``; rows from ``count`` on are unused."""
+    """Returns a stack of batches with the mask of ``pad``. Rows from ``count`` on are unused."""
     mask = np.zeros((len(jax.tree.leaves(value)[0]), size), bool)
     places = np.arange(low, low + count * size)
     mask.reshape(-1)[: count * size] = places < num_examples
     if isinstance(value, tuple | list) and len(value) == 3:
-        value[2][count:] = 0  # unused rows hold anything, and are multiplied too
+        value[2][count:] = 0  # unused rows have arbitrary values, and are multiplied too
     return marked(value, mask)
 
 

@@ -1,11 +1,11 @@
-"""The user's data, of any kind, and where they are read.
+"""The user's data, of any kind, and the reader that reads them.
 
     source = DataSource(data, epochs=2, iterations=None, interrupts=interrupts)
     max_iteration = source.open(epoch=0, skip=0)
     sample = source.reader.sample()
 
-A source knows what kind of data it has, and opens them where an earlier run was. It does not read
-ahead; the `Prefetcher` does.
+A source knows the kind of its data and can open them at the position of an earlier run. It does not
+read ahead. The `Prefetcher` does that.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from jaxloop._data.readers import ArrayReader, IteratorReader, Reader
 from jaxloop.errors import ArgumentError, ArgumentTypeError, DataError
 
 KEEPS_POSITION = (
-    "use data whose position can be kept: a re-iterable (a list, jl.batches), a function epoch -> "
-    "iterable, or an iterator with get_state and set_state (Grain's)"
+    "use data whose position can be saved: a re-iterable (a list, jl.batches), a function epoch -> "
+    "iterable, or an iterator with get_state and set_state (such as Grain's)"
 )
 
 NO_BATCH = Batch(None, Signature(None, ()))
@@ -33,18 +33,18 @@ class DataSource:
     """The user's data.
 
     Args:
-        data: What was passed to `run`.
-        epochs: The total of epochs.
-        iterations: The most iterations of an epoch, or None.
-        interrupts: Interrupt a wait for slow data.
+        data: The data that were passed to `run`.
+        epochs: The total number of epochs.
+        iterations: The maximum number of iterations in an epoch, or None.
+        interrupts: The signals, which may interrupt a wait for slow data.
 
     Attributes:
-        one_shot: Whether the data are an iterator, which continues over epochs.
-        reader: Where the current epoch is read.
+        one_shot: Whether the data are an iterator, which continues across epochs.
+        reader: The reader of the current epoch.
 
     Raises:
-        ArgumentError: ``data`` need ``iterations``, and it is None.
-        ArgumentTypeError: ``data`` cannot be iterated over.
+        ArgumentError: The data need ``iterations``, and it is None.
+        ArgumentTypeError: ``data`` is not iterable.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class DataSource:
             if self.iterations is None:
                 raise ArgumentError(
                     "run: data=None needs iterations=, the number of steps in an epoch",
-                    fix="pass for example iterations=100, or pass data",
+                    fix="pass data, or a number such as iterations=100",
                 )
         elif self.one_shot:
             if self.epochs > 1 and self.iterations is None:
@@ -77,12 +77,12 @@ class DataSource:
             raise ArgumentTypeError(
                 "run: data must be an iterable of batches, a function epoch -> iterable, or None, "
                 f"got {type(data).__name__}",
-                fix="for arrays in memory use jl.batches((x, y), batch_size)",
+                fix="pass batches; for arrays in memory, use jl.batches((x, y), batch_size)",
             )
 
     @property
     def keeps_position(self) -> bool:
-        """Whether another process could resume where this one is."""
+        """Whether another process could resume from the position of this one."""
         return not self.one_shot or stateful(self.data) is not None
 
     def sample(self) -> Batch | None:
@@ -96,7 +96,7 @@ class DataSource:
         """Opens an epoch after ``skip`` batches that were consumed in an earlier run.
 
         Raises:
-            DataError: The data cannot be put where the earlier run was.
+            DataError: The data cannot be restored to the position of the earlier run.
         """
         if self.one_shot:
             self._open_one_shot(skip, position)
@@ -123,11 +123,11 @@ class DataSource:
         known = position.state is not None
         again = skip
         if loader is not None and known:
-            # A loader's own state is set before it is iterated over, an iterator's after.
+            # The state of a loader is set before iterating over it, that of an iterator after.
             loader.set(position.state)
             again = position.skip
             if not skip and not position.at_end:
-                # The last epoch was begun and not read to its end.
+                # The last epoch was started but not read to its end.
                 IteratorReader(iter(data), epoch, one_shot=False).skip(again, self.interrupts.poll)
                 again = 0
         iterator = iter(data)
@@ -163,7 +163,7 @@ class DataSource:
             )
 
     def give_back(self, batches: list[Batch]) -> None:
-        """Puts batches back that were read from a one-shot iterator and not consumed."""
+        """Gives back batches that were read from a one-shot iterator but not consumed."""
         assert isinstance(self.reader, IteratorReader)
         self.reader.held.clear()
         self.reader.held.extend(batches)

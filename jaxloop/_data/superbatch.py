@@ -5,8 +5,8 @@
     ...                                     # write one batch per row
     superbatch = pool.superbatch(signature, arrays, value, count, signature)
 
-A buffer is lent again only after all of its batches were consumed and the device has read them,
-because a device may read the very memory of the host.
+A buffer is reused only after all of its batches were consumed and the device has read them, because
+a device may read the host's memory directly.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from jaxloop._data.device_rows import Rows, Stacked
 from jaxloop._data.in_memory import Batches
 
 _BUFFER_ALIGNMENT = 64
-"""Bytes. The CPU backend takes memory that is aligned so without a copy."""
+"""In bytes. The CPU backend uses memory with this alignment without copying it."""
 _LENT_BUFFERS = 6
-"""Buffers that are kept for reuse: two blocks in flight, one waiting, one being filled, two spare.
-Older ones are dropped."""
+"""The number of buffers kept for reuse: two for blocks in flight, one waiting, one being filled,
+and two spare. Older ones are dropped."""
 
 
 class Superbatch:
     """Batches of one signature, ready for the device.
 
     Attributes:
-        rows: What a block reads.
-        num_left: How many batches are not consumed yet.
-        next_row: The row of the next of them.
+        rows: The rows that a block reads from.
+        num_left: The number of batches that are not consumed yet.
+        next_row: The row of the next batch.
         signature: The signature of each batch.
-        kept: The batches themselves, if they came from a one-shot iterator: those that are not
-            consumed go back.
+        kept: The batches themselves, if they are from a one-shot iterator. Unconsumed ones are
+            given back.
         marker: An array that is ready when the last block that reads this superbatch is done.
     """
 
@@ -56,11 +56,11 @@ class Superbatch:
 
 
 class BufferPool:
-    """Makes superbatches: knows their size, where arrays belong, and which buffers can be reused.
+    """A pool of host buffers from which superbatches are made.
 
     Attributes:
-        num_rows: How many batches a superbatch may hold.
-        place: Where arrays belong.
+        num_rows: The maximum number of batches in a superbatch.
+        place: The placement of arrays.
     """
 
     def __init__(self, num_rows: int, place: Placement) -> None:
@@ -68,12 +68,12 @@ class BufferPool:
         self._lent: list[tuple[Signature, list[np.ndarray[Any, Any]], Superbatch]] = []
 
     def borrow(self, like: Signature) -> list[np.ndarray[Any, Any]]:
-        """Returns an array of shape ``(num_rows, *shape)`` for each leaf, with any contents."""
+        """Returns an array of shape ``(num_rows, *shape)`` for each leaf, uninitialized."""
         for index, (signature, arrays, superbatch) in enumerate(self._lent):
             if superbatch.is_done() and (signature is like or signature == like):
                 del self._lent[index]
                 return arrays
-        # Fresh memory costs a page fault every 4 KiB, many times what copying a batch costs.
+        # New memory causes a page fault every 4 KiB, which costs far more than copying a batch.
         return [_aligned((self.num_rows, *shape), dtype) for shape, dtype in like.leaves]
 
     def superbatch(
@@ -117,7 +117,7 @@ def _stack_rows(*rows: Any) -> Any:
 
 
 def is_on_host(leaf: Any) -> bool:
-    """Returns whether the host can copy a leaf without asking another device."""
+    """Returns whether the host can copy a leaf without access to another device."""
     if not isinstance(leaf, jax.Array):
         return True
     return not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) and (

@@ -1,8 +1,8 @@
-"""What a run is doing, so that an error can say where it happened.
+"""A record of what a run is doing, so that an error can say where it happened.
 
     activity = Activity()
     activity.now = ("while reading the data of epoch {}", epoch)
-    str(activity)                           # formatted only when someone asks
+    str(activity)                           # formatted only on demand
 
 It is assigned several times in each block, so it is a tuple and not a formatted string.
 """
@@ -14,7 +14,7 @@ CALLING = "in {} `{}` on {}, epoch {}, iteration {}"
 
 
 class Activity:
-    """What a run is doing.
+    """A record of what a run is doing.
 
     Attributes:
         now: A template and its arguments.

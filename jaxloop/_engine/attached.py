@@ -1,10 +1,10 @@
-"""An attachment in one run: what its filter is made of, and when it last ran.
+"""An attachment in one run: the kind of its filter, and when it last ran.
 
     attached = [Attached(one) for one in spec.acting()]
     if one.admits(total, epoch, clock.began_s): ...
 
-A filter that is a function needs a state, so it is asked when the attachment's turn comes. Every
-other filter is decided by counts and the clock alone. Each is asked once in a firing.
+A function filter needs a state, so it is evaluated when the attachment's turn comes. Every other
+filter depends only on counts and the clock. Each filter is evaluated once per firing.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Attached(Generic[A]):
 
     Attributes:
         attachment: The attachment.
-        asks: Whether a function of the user's decides when it runs.
-        timed: Whether a clock takes part in the decision.
+        asks: Whether a user's function decides when it runs.
+        timed: Whether the decision depends on a clock.
     """
 
     __slots__ = ("_asked_s", "_filter", "_ran_s", "asks", "attachment", "timed")
@@ -47,10 +47,10 @@ class Attached(Generic[A]):
         """Returns whether it runs at a firing. Its filter is evaluated once.
 
         Args:
-            total: The number of the firing over the life of the state.
+            total: The number of the firing over the lifetime of the state.
             epoch: The number of the firing within the epoch.
             began_s: When the run began.
-            view: Returns what a function as a filter gets.
+            view: Returns the argument of a function filter.
         """
         if not (self.asks or self.timed):
             return self._filter.next_match(total - 1, epoch - 1, 1) is not None

@@ -1,12 +1,13 @@
-"""Blocks: the compiled program, how many iterations its next block runs, and those in flight.
+"""Blocks: the compiled program, the length of its next block, and the blocks in flight.
 
     blocks = Blocks(spec, options, progress, carry, prefetcher, observers, clock, activity)
     blocks.specialize(sample, step_state)   # finds or makes the program
-    blocks.dispatch()                       # runs iterations up to the next that a handler may see
+    blocks.dispatch()                       # runs iterations up to the next handler
     blocks.settle(0)                        # waits for the device
 
-Three rules decide the length of a block. Handlers: `jaxloop._core.schedule`. Memory:
-`jaxloop._program.sizing`. Time: `_fit`, below. No number depends on where a block ends.
+Three rules limit the length of a block: `jaxloop._core.schedule` for handlers,
+`jaxloop._program.sizing` for memory, and `_fit`, below, for time. No computed value depends on
+where a block ends.
 """
 
 from __future__ import annotations
@@ -36,16 +37,17 @@ from jaxloop._spec import LoopSpec
 from jaxloop.errors import ArgumentError, RecompilationError
 
 _IN_FLIGHT = 2
-"""Blocks that the device may not have finished."""
+"""The maximum number of blocks that the device may not have finished."""
 _SIGNATURES_BEFORE_WARNING = 3
 _SHORT_BLOCK_S, _LONG_BLOCK_S, _GROWTH = 0.03, 0.5, 64
-"""A log, an interrupt and a filter with a clock wait for the end of a block. So a program's first
-block is one iteration. A block that takes less than the first time is followed by longer ones, at
-most so many times as long, and one that takes more than the second time by shorter ones."""
+"""Logs, interrupts and filters with a clock wait for the end of a block, so blocks must not take
+long. A program's first block is one iteration. If a block takes less than `_SHORT_BLOCK_S`, later
+blocks are longer, by at most a factor of `_GROWTH`. If it takes more than `_LONG_BLOCK_S`, later
+blocks are shorter."""
 _LOOK_AHEAD = 1024
 """How many iterations ahead the handlers' filters are evaluated."""
 _OBSERVED_ITERATIONS = 4096
-"""The longest block of which each iteration may be observed."""
+"""The maximum length of a block in which each iteration may be observed."""
 
 
 class _InFlight:
@@ -62,9 +64,9 @@ class Blocks:
     """The program of a run, and its blocks.
 
     Attributes:
-        program: The program, or None while no batch was seen.
+        program: The program, or None before the first batch.
         sample: The batch that the program was made for.
-        quiet: Iterations during which no handler runs, as far as is known. The next one may run.
+        quiet: The number of iterations that are known to run before a handler may.
     """
 
     def __init__(
@@ -117,7 +119,7 @@ class Blocks:
         return () if self.program is None else self.program.metrics.names
 
     def reset_metrics(self) -> None:
-        """Starts the metrics of an epoch."""
+        """Resets the metrics for a new epoch."""
         if self.program is not None:
             self._carry.set_accumulators(self.program.init_metrics())
             self._progress.lazy_metrics = LazyDict(self.program.fresh_values)
@@ -127,16 +129,16 @@ class Blocks:
         """Continues the metrics of an epoch with accumulators from a state.
 
         Raises:
-            ArgumentError: They are the accumulators of other metrics.
+            ArgumentError: The accumulators belong to other metrics.
         """
         assert self.program is not None
-        # Their structure is the metrics'; a checkpoint keeps the leaves alone.
+        # A checkpoint stores only the leaves. The metrics give the structure.
         fresh = jax.eval_shape(self.program.init_metrics)
         leaves = jax.tree.leaves(self._carry.values[1])
         if state_signature(jax.tree.leaves(fresh)) != state_signature(leaves):
             raise ArgumentError(
-                "the state to resume from is in the middle of an epoch, and its accumulators "
-                "belong to other metrics than this loop has",
+                "the state to resume from is in the middle of an epoch, and its accumulators do "
+                "not match the metrics of this loop",
                 fix="attach the same metrics, or resume from the end of an epoch",
             )
         self._carry.set_accumulators(jax.tree.unflatten(jax.tree.structure(fresh), leaves))
@@ -145,7 +147,7 @@ class Blocks:
     # --- one block -----------------------------------------------------------------------------
 
     def dispatch(self) -> None:
-        """Runs iterations up to the next one at which a handler may run. Its start has fired."""
+        """Runs iterations up to the next handler. The start of the first one has fired."""
         program, progress, prefetcher = self.program, self._progress, self._prefetcher
         carry, observers, activity = self._carry, self._observers, self._activity
         assert program is not None
@@ -182,7 +184,7 @@ class Blocks:
             observers.queue_block(count, rows)
         progress.advance(count)
         progress.lazy_metrics = metrics
-        # The state is whole again from here on: an error that happens now finds it so.
+        # From here on, the state is consistent again, even if an error follows.
         self._in_flight.append(block)
         if ahead > 0:
             prefetcher.ahead(ahead)
@@ -191,7 +193,7 @@ class Blocks:
         if queue:
             observers.show(queue)
         activity.now = ("in the step, near epoch {}, iteration {}", epoch, last)
-        # Where a step's time is unknown, it decides the length of the blocks that follow.
+        # While the time of a step is unknown, waits to measure it and to size the next blocks.
         growing = prefetcher.source.data is None and (self._length or 1) < program.capacity
         self.settle(0 if self._length is None or growing else _IN_FLIGHT)
 
@@ -224,7 +226,7 @@ class Blocks:
     # --- in flight -----------------------------------------------------------------------------
 
     def end_epoch_clock(self) -> EpochClock:
-        """Ends the epoch's clock where the device ends its last block, and returns it."""
+        """Ends the epoch's clock when the device finishes its last block, and returns it."""
         last = self._in_flight[-1] if self._in_flight else None
         clock = self._clock.end_epoch(None if last is None else last.marker)
         if last is not None:
@@ -232,7 +234,7 @@ class Blocks:
         return clock
 
     def settle(self, in_flight: int) -> None:
-        """Waits until no more than so many blocks are in flight."""
+        """Waits until at most ``in_flight`` blocks are in flight."""
         while len(self._in_flight) > in_flight:
             block = self._in_flight.popleft()
             block.marker.block_until_ready()
@@ -244,7 +246,7 @@ class Blocks:
             self._fit(block.count, block_s)
 
     def _fit(self, count: int, block_s: float) -> None:
-        """Decides how many iterations a block should have, after one of ``count``."""
+        """Updates the length of blocks after a block of ``count`` iterations."""
         before = self._length
         length = before or 1
         if block_s > _LONG_BLOCK_S:
@@ -257,15 +259,15 @@ class Blocks:
     # --- recompilations ------------------------------------------------------------------------
 
     def _report_shape(self, known: Signature, signature: Signature) -> None:
-        """Reports a batch of a shape for which the step has to be compiled."""
+        """Reports a batch whose shape requires another compilation of the step."""
         self._signatures |= {known, signature}
         progress = self._progress
         what = signature_change(known, signature)
-        fix = "serve batches of one shape: jl.batches(..., pad=True) or drop_remainder=True"
+        fix = "use batches of one shape: jl.batches(..., pad=True) or drop_remainder=True"
         if self._options.strict:
             raise RecompilationError(
-                f"strict: epoch {progress.epoch}, iteration {progress.iteration} would compile the "
-                f"step again: {what}",
+                f"strict=True, but epoch {progress.epoch}, iteration {progress.iteration} would "
+                f"recompile the step: {what}",
                 fix=fix,
             )
         if len(self._signatures) >= _SIGNATURES_BEFORE_WARNING:
@@ -278,7 +280,7 @@ class Blocks:
         Raises:
             RecompilationError: The run is strict.
         """
-        fix = "keep the structure; Python numbers are cast to the old leaf's dtype"
+        fix = "keep the structure, shapes and dtypes; Python numbers are cast to the old dtype"
         if self._options.strict:
             raise RecompilationError(what, fix=fix)
         self._warn_once("structure", f"{what}\n  fix: {fix}")

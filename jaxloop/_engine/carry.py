@@ -6,8 +6,9 @@
     ...                                     # the handler runs
     carry.reclaim()                         # copied if the loan was read or is kept
 
-A block donates the carry, which destroys its arrays. So every array that someone may still read is
-copied first, and only then: an untouched ``state.step_state`` costs no copy.
+A block donates the carry, which destroys its arrays. The engine therefore first copies the arrays
+if other code may still read them. If a handler does not read ``state.step_state``, nothing is
+copied.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Values = tuple[PyTree, PyTree]
 
 
 class Carry:
-    """The step state and the accumulators, and whether they are lent to someone.
+    """The step state and the accumulators, and whether they are on loan.
 
     Args:
         donates: Whether blocks donate them.
@@ -39,20 +40,20 @@ class Carry:
 
     @property
     def step_state(self) -> PyTree:
-        """The step state. Reading it here is no loan."""
+        """The step state. Reading it here does not count as a loan."""
         return self.values[0]
 
     def set(self, step_state: PyTree, accumulators: PyTree) -> None:
-        """Replaces both by arrays that nobody else has."""
+        """Replaces both by arrays that no other code holds."""
         self.values = (step_state, accumulators)
         self._loan = None
 
     def set_copy(self, step_state: PyTree, accumulators: PyTree) -> None:
-        """Replaces both by copies, because someone else may have the arrays."""
+        """Replaces both by copies, because other code may hold the arrays."""
         self.set(*copy((step_state, accumulators)))
 
     def set_accumulators(self, accumulators: PyTree) -> None:
-        """Replaces the accumulators by arrays that nobody else has."""
+        """Replaces the accumulators by arrays that no other code holds."""
         self.values = (self.values[0], accumulators)
         self._loan = None
 
@@ -65,8 +66,8 @@ class Carry:
     def reclaim(self) -> None:
         """Takes the loan back, so that the next block may donate the arrays.
 
-        The arrays are copied if someone read them, or may do so later: a `State` that a handler
-        keeps, or that a thread is saving, holds the loan and so keeps it alive.
+        The arrays are copied if they were read or may be read later. A `State` that a handler
+        keeps, or that a thread is saving, keeps the loan alive.
         """
         loan, self._loan = self._loan, None
         if loan is None:

@@ -1,4 +1,4 @@
-"""The clock of a run: where the seconds of an epoch go.
+"""The clock of a run, which measures how the seconds of an epoch are spent.
 
     clock = RunClock()
     began = now()
@@ -7,8 +7,8 @@
     ended = clock.end_epoch(marker)         # the device may still be working
     ended.get()                             # an `EpochTime`; waits for the marker
 
-The driver runs ahead of the device, so an epoch ends when its last block does. Reading the time
-waits for that. If nobody reads it, the engine finds it when it waits for the block anyway.
+The engine runs ahead of the device, so an epoch ends when its last block does. Reading the time
+waits for that. If it is not read, the engine records it when it waits for the block anyway.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class EpochClock:
 
     Args:
         elapsed_s: The seconds that it took in earlier runs.
-        before: The clock of the epoch before, whose last block may still be running.
+        before: The clock of the previous epoch, whose last block may still be running.
     """
 
     def __init__(self, elapsed_s: float = 0.0, before: EpochClock | None = None) -> None:
@@ -53,7 +53,7 @@ class EpochClock:
             self._before = None
 
     def get(self) -> EpochTime:
-        """Returns the time; it is final once it has been read."""
+        """Returns the time, which is final once it has been read."""
         if self._time is None:
             if self._marker is not None:
                 self._marker.block_until_ready()

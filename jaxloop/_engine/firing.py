@@ -1,10 +1,10 @@
-"""Firing: the steps of one event, in the order that `jaxloop._core.events` states.
+"""Firing: the steps of one event, in the order that `jaxloop._core.events` defines.
 
     firing.fire(ROWS[Place.EPOCH_STARTED])
     firing.fire(ROWS[Place.HALTED], then=progress.place)
 
-If a handler raises, everything that the handlers of this firing did is undone, so that a run that
-resumes from the error begins the firing again.
+If a handler raises, all changes by the handlers of this firing are undone. A run that resumes after
+the error repeats the firing.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from jaxloop.errors import HaltError, HandlerReturnError
 logger = logging.getLogger("jaxloop")
 
 _EPOCHS_UNSETTLED = 2
-"""Epochs whose metrics may still be on the device."""
+"""The number of epochs whose metrics may still be on the device."""
 
 
 class Firing:
-    """Runs the handlers of a firing, and hands what they ask for to the other parts.
+    """The part of a run that runs handlers and passes their requests to the other parts.
 
     Args:
         parts: The parts of the run.
-        recovery: Does what a guard asks for.
+        recovery: Handles the requests of guards.
 
     Attributes:
         silent: Iteration events to which nothing is attached. They are only counted.
@@ -58,7 +58,7 @@ class Firing:
         self._unsettled: list[LazyDict] = []
 
     def fire(self, row: Row, *, then: Place | None = None) -> None:
-        """Fires an event; ``then`` is where the run continues, if the table does not say."""
+        """Fires an event. If ``then`` is given, it replaces the next place of the table."""
         parts, event = self._parts, row.event
         progress = parts.progress
         progress.event = event
@@ -87,7 +87,7 @@ class Firing:
             progress.leave(row)
 
     def _keep_metrics(self) -> None:
-        """Writes the epoch's history, without waiting for it."""
+        """Adds the epoch's metrics to the history, without waiting for them."""
         progress = self._parts.progress
         if isinstance(progress.lazy_metrics, MetricRow):
             progress.lazy_metrics.settle()
@@ -132,7 +132,7 @@ class Firing:
         parts.clock.epoch.handlers_s += now() - began
 
     def _due(self, event: Event, total: int, epoch: int) -> list[Attached[Acting]]:
-        """Returns the handlers that run now, and those whose filter needs the state to tell."""
+        """Returns the handlers that run now, and those whose filter needs the state to decide."""
         began_s = self._parts.clock.began_s
         due = []  # a loop, because a comprehension is one more call
         for one in self._by_event[event]:
@@ -164,7 +164,7 @@ class Firing:
                 return
 
     def _run(self, one: Acting, state: State, event: Event) -> tuple[Status, State]:
-        """Runs one attachment, and returns its status and the state as it is afterwards."""
+        """Runs one attachment, and returns its status and the new state."""
         if isinstance(one, CheckpointTrigger):
             saved = one.decide(state)
             if saved is None:
@@ -190,7 +190,7 @@ class Firing:
                 raise HaltError(
                     f"handler `{name}` on {row.event} returned halt_epoch, but no epoch is running "
                     "there",
-                    fix="return (jl.Status.HALT_LOOP, state), or attach it to an iteration's event",
+                    fix="return (jl.Status.HALT_LOOP, state), or attach it to an iteration event",
                 )
             progress.place = Place.EPOCH_HALTED
         elif row.event not in (Event.HALTED, Event.COMPLETED):
@@ -198,7 +198,7 @@ class Firing:
             progress.place = row.next_if_halted
 
     def _adopt(self, old: State, new: State, name: str) -> State:
-        """Takes over what a handler changed, and returns the state as it is afterwards."""
+        """Applies the changes of a handler, and returns the new state."""
         if new is old:
             return old
         parts = self._parts
@@ -215,9 +215,9 @@ class Firing:
             self._parts.blocks.recompile(
                 changed,
                 f"handler `{name}` changed the structure, a shape or a dtype of the step state, so "
-                f"the step compiles again: {describe_change(old, changed)}",
+                f"the step recompiles: {describe_change(old, changed)}",
             )
-        # The handler keeps its arrays, and the state before the change keeps the accumulators.
+        # Copied, because the handler may keep its arrays, and the old state the accumulators.
         carry.set_copy(changed, accumulators)
 
 
@@ -226,7 +226,6 @@ def _checked(result: object, name: str, event: Event) -> tuple[Status, State]:
         with contextlib.suppress(ValueError):
             return Status(result[0]), result[1]
     raise HandlerReturnError(
-        f"handler `{name}` on {event} returned {in_words(result)}; it must return None or "
-        "(status, state).",
-        fix="return None to continue, or (jl.Status.HALT_LOOP, state) to stop.",
+        f"handler `{name}` on {event} must return None or (status, state), got {in_words(result)}",
+        fix="return None to continue, or (jl.Status.HALT_LOOP, state) to stop",
     )

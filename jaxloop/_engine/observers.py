@@ -1,4 +1,4 @@
-"""Observers: what they see is fixed when an event fires, and they run while the device works.
+"""Observers, which see a snapshot from the time of the event and run while the device works.
 
     observers = Observers(spec.attachments, progress, clock, activity)
     observers.queue_block(64, rows)         # the firings inside a block
@@ -27,7 +27,7 @@ from jaxloop._spec import Attachment, Observer
 
 
 class _Pending(NamedTuple):
-    """A firing that an observer has yet to see; ``ask`` has its counts if a function decides."""
+    """A firing that an observer has not seen yet. ``ask`` has its counts for a function filter."""
 
     observer: Attached[Observer]
     snapshot: Snapshot
@@ -45,18 +45,18 @@ class _Inside(NamedTuple):
 
 
 class Observers:
-    """The observers of a run, and the firings that they have yet to see.
+    """The observers of a run, and the firings that they have not seen yet.
 
     Args:
         attachments: All attachments of the loop.
-        progress: What a snapshot is made of.
+        progress: The source of snapshots.
         clock: Counts the seconds that observers take.
-        activity: Says which observer runs.
+        activity: Records which observer runs.
 
     Attributes:
-        events: The events that any of them is attached to.
-        inside: Whether any of them may see an iteration inside a block.
-        queue: The firings that they have yet to see.
+        events: The events with at least one observer.
+        inside: Whether any observer may see an iteration inside a block.
+        queue: The firings that they have not seen yet.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Observers:
         self._by_event = {
             event: [one for one in self._all if event in one.attachment.events] for event in Event
         }
-        # A clock is asked between blocks, not inside them.
+        # A clock is read between blocks, not inside them.
         self._inner = [
             (order, one, event)
             for order, one in enumerate(self._all)
@@ -88,7 +88,7 @@ class Observers:
         return any(one.timed for one in self._all)
 
     def queue_firing(self, event: Event) -> None:
-        """Queues the firing of ``event`` for the observers whose filters admit it."""
+        """Queues the firing of ``event`` for the observers whose filters match."""
         progress = self._progress
         total, epoch = progress.firings[event]
         snapshot: Snapshot | None = None
@@ -106,7 +106,7 @@ class Observers:
         """Queues the firings inside a block: all but its first start and its last completion.
 
         Args:
-            count: The iterations of the block. The progress is that of its first iteration.
+            count: The number of iterations in the block. The progress is at its first iteration.
             rows: The metrics after each iteration.
         """
         progress = self._progress
@@ -164,7 +164,7 @@ class Observers:
         self.show(self.take())
 
     def close(self) -> None:
-        """Closes the observers; every one, even if another fails."""
+        """Closes every observer, even if closing another one fails."""
         error: Exception | None = None
         for one in self._all:
             if one.attachment.close is None:
@@ -175,7 +175,9 @@ class Observers:
                 if error is None:
                     error = failed
                 else:
-                    error.add_note(f"jaxloop: also, {type(failed).__name__}: {failed}")
+                    error.add_note(
+                        f"jaxloop: another error followed: {type(failed).__name__}: {failed}"
+                    )
         if error is not None:
             raise error
 

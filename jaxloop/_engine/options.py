@@ -1,6 +1,8 @@
-"""The options of a run, checked once.
+"""The options of a run.
 
-options = RunOptions.of(epochs=3, iterations=None, jit=True, fuse="auto", strict=False, debug=False)
+    options = RunOptions.of(3, None, jit=True, fuse="auto", strict=False, debug=False)
+
+Options are checked once, when they are made, and never change.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ _JIT_OPTIONS = ("compiler_options", "donate_argnums", "keep_unused", "inline")
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class RunOptions:
-    """What `run`, `stream` and `check` were asked for.
+    """The options of `run`, `stream` and `check`.
 
     Attributes:
-        epochs: The total of epochs.
-        iterations: The most iterations of an epoch, or None.
+        epochs: The total number of epochs.
+        iterations: The maximum number of iterations in an epoch, or None.
         jit: The options for `jax.jit`. If None, everything runs op by op.
-        fuse: How many iterations a block may hold.
+        fuse: The maximum number of iterations in a block, or "auto".
         strict: Whether a recompilation during the run is an error.
         debug: Whether events, handlers and times are logged.
     """
@@ -64,16 +66,24 @@ def _check_fuse(fuse: object) -> None:
         if fuse != "auto":
             raise unknown_name("fuse", fuse, ["auto"])
     elif isinstance(fuse, bool) or not isinstance(fuse, int):
-        raise ArgumentTypeError(f"run: fuse must be 'auto' or a whole number, got {fuse!r}")
+        raise ArgumentTypeError(
+            f"run: fuse must be 'auto' or a whole number, got {fuse!r}",
+            fix="pass 'auto', or the maximum number of iterations in a block",
+        )
     elif fuse < 1:
-        raise ArgumentError(f"run: fuse must be at least 1, got {fuse}")
+        raise ArgumentError(
+            f"run: fuse must be at least 1, got {fuse}", fix="pass 'auto', or 1 to fuse nothing"
+        )
 
 
 def _jit_options(jit: object) -> dict[str, Any] | None:
     if isinstance(jit, bool):
         return {} if jit else None
     if not isinstance(jit, Mapping):
-        raise ArgumentTypeError(f"run: jit must be True, False or a dict of options, got {jit!r}")
+        raise ArgumentTypeError(
+            f"run: jit must be True, False or a dict of options, got {jit!r}",
+            fix="pass False to run op by op, or a dict of options for jax.jit",
+        )
     for name in jit:
         if name not in _JIT_OPTIONS:
             raise unknown_name("option of jit", name, _JIT_OPTIONS)

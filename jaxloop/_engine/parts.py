@@ -32,17 +32,17 @@ class Parts:
 
     Attributes:
         spec: The loop.
-        options: What the run was asked for.
+        options: The options of the run.
         interrupts: The signals that end it.
-        activity: What it is doing.
-        clock: Where its seconds go.
-        progress: All that a `State` shows.
+        activity: The record of what it is doing.
+        clock: The measurement of its time.
+        progress: The mutable form of `State`.
         carry: The step state and the accumulators.
         source: The user's data.
-        prefetcher: Reads them ahead.
-        observers: The observers and what they have yet to see.
+        prefetcher: The reader that works ahead of the device.
+        observers: The observers and the firings that they have not seen yet.
         blocks: The program and its blocks.
-        savers: The stores and what they are asked to save.
+        savers: The stores and the requested saves.
     """
 
     spec: LoopSpec
@@ -63,8 +63,8 @@ class Parts:
         """Makes the parts of a run.
 
         Raises:
-            ArgumentError: ``data`` do not fit the options.
-            ArgumentTypeError: ``data`` cannot be iterated over.
+            ArgumentError: The data do not fit the options.
+            ArgumentTypeError: ``data`` is not iterable.
         """
         interrupts, activity, clock = Interrupts(), Activity(), RunClock()
         source = DataSource(
@@ -75,7 +75,7 @@ class Parts:
         carry = Carry(donates=options.jit is not None)
         observers = Observers(spec.attachments, progress, clock, activity)
         blocks = Blocks(spec, options, progress, carry, prefetcher, observers, clock, activity)
-        savers = Savers(spec, activity)
+        savers = Savers(spec)
         return cls(
             spec,
             options,
@@ -92,6 +92,6 @@ class Parts:
         )
 
     def state(self) -> State:
-        """Returns the run as a `State`, to which the carry is lent until it is reclaimed."""
+        """Returns the run as a `State`. The carry is on loan until it is reclaimed."""
         elapsed_s = now() - self.clock.epoch.began_s
         return self.progress.to_state(self.carry.lend, self.prefetcher.position(), elapsed_s)

@@ -1,13 +1,13 @@
-"""Progress: all that a `State` shows, while it changes.
+"""`Progress`, the mutable form of `State` during a run.
 
     progress = Progress(max_epoch=3)
     progress.count(Event.EPOCH_STARTED)
     before = progress.copy()
     state = progress.to_state(carry.lend, position, elapsed_s)
-    progress.restore(before)                # as if nothing had happened
+    progress.restore(before)                # undoes every change
 
-The fields are those of `State`, which declares them. `to_state` is the only place that makes the
-state of a run, and `from_state` the only one that continues from one.
+`State` declares the fields. Only `to_state` makes the state of a run, and only `from_state`
+continues from one.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from jaxloop.errors import StructureError
 _STARTED, _COMPLETED = ITERATION_EVENTS
 _REFUSED = fields_by_change("refuse")
 _ADOPTED = fields_by_change("adopt")
-# Facts of the run itself, not of the state that it continues from.
+# Fields of the run itself, not of the state that it continues from.
 _OF_THE_RUN = ("max_epoch", "max_iteration", "status", "halted_by", "loan", "position")
 
 
 class Progress(State[Any]):
-    """The only `State` that changes.
+    """The only mutable `State`.
 
     Attributes:
         firings: ``{event: (total, within the epoch)}``.
@@ -47,7 +47,7 @@ class Progress(State[Any]):
     firings: dict[Event, tuple[int, int]]
     added: Mapping[str, Any]
 
-    # Assigned at full speed: `Snapshot` checks each assignment, and this one must not.
+    # `Snapshot` checks each assignment. `Progress` is mutable and must be fast, so it does not.
     __setattr__ = object.__setattr__  # type: ignore[assignment]  # a method of `object`
 
     def __init__(self, max_epoch: int, max_iteration: int | None) -> None:
@@ -63,7 +63,7 @@ class Progress(State[Any]):
         self.firings[event] = (total + 1, epoch + 1)
 
     def advance(self, iterations: int) -> None:
-        """Counts the iterations of a block, whose first start has fired and whose end will."""
+        """Counts the iterations of a block. Its first start has fired, its last end has not."""
         self.step += iterations
         self.iteration += iterations - 1
         if iterations > 1:
@@ -78,7 +78,7 @@ class Progress(State[Any]):
         self.max_iteration = max_iteration
 
     def leave(self, row: Row) -> None:
-        """Moves the counters on after a firing."""
+        """Advances the counters after a firing."""
         if row.ends_iteration:
             self.event = None
             self.iteration += 1
@@ -87,7 +87,7 @@ class Progress(State[Any]):
             self.epoch, self.iteration = self.epoch + 1, 0
 
     def pass_by(self, row: Row) -> None:
-        """Counts the firing of an event to which nothing is attached, and moves on."""
+        """Counts the firing of an event without attachments, and advances the counters."""
         total, epoch = self.firings[row.event]
         self.firings[row.event] = (total + 1, epoch + 1)
         self.place = row.next
@@ -104,7 +104,7 @@ class Progress(State[Any]):
     # --- states --------------------------------------------------------------------------------
 
     def copy(self) -> dict[str, Any]:
-        """Returns what `restore` takes."""
+        """Returns a copy of the fields, for `restore`."""
         return {**self.__dict__, "firings": dict(self.firings)}
 
     def restore(self, before: dict[str, Any]) -> None:
@@ -125,7 +125,7 @@ class Progress(State[Any]):
 
         Args:
             lend: Lends the arrays of the carry.
-            position: Where the run is in its data.
+            position: The position in the data.
             elapsed_s: The seconds that this epoch has taken.
         """
         fields = self.__dict__.copy()
@@ -144,7 +144,7 @@ class Progress(State[Any]):
         self.handler_state = ReadOnlyDict(state.handler_state)
 
     def adopt(self, old: State[Any], new: State[Any], who: str, declared: tuple[str, ...]) -> None:
-        """Takes over what a handler changed, apart from the step state.
+        """Applies the changes of a handler, except those to the step state.
 
         Raises:
             StructureError: The handler changed a counter.
@@ -155,9 +155,9 @@ class Progress(State[Any]):
                 was, became = getattr(old, shown), getattr(new, shown)
                 if was != became:
                     raise StructureError(
-                        f"handler `{who}` changed state.{shown} from {was!r} to {became!r}, and "
-                        "the counters belong to the engine",
-                        fix="change step_state, metrics, handler_state, history, times or "
+                        f"handler `{who}` changed state.{shown} from {was!r} to {became!r}, but "
+                        "only the engine may change counters",
+                        fix="change only step_state, metrics, handler_state, history, times or "
                         "max_epoch",
                     )
         for name in _ADOPTED:

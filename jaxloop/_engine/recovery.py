@@ -1,11 +1,11 @@
-"""Recovery: what happens when a guard finds a problem, when an error leaves, and at the end.
+"""Recovery: what a run does if a guard finds a problem, if an error ends it, and when it closes.
 
     recovery = Recovery(parts)
     recovery.rescue(guard, "not finite: step_state['w']")   # halt, or rewind
     recovery.explain(error)                 # says where it happened, and keeps the last good state
     recovery.close(error)                   # closes observers and stores
 
-An error leaves a run as itself. What fails besides is noted on it and never hides it.
+The error that ends a run is raised unchanged. Later failures are added as notes and never hide it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger("jaxloop")
 
 
 class Recovery:
-    """Gets a run out of trouble, or out of the way.
+    """The part of a run that handles problems and errors, and closes the run.
 
     Args:
         parts: The parts of the run.
@@ -37,13 +37,13 @@ class Recovery:
         self._parts = parts
 
     def rescue(self, guard: Guard, problem: str) -> bool:
-        """Rewinds to the newest checkpoint if the guard asks for it and there is one.
+        """Rewinds to the newest checkpoint if the guard asks for it and a checkpoint exists.
 
-        The step state, the accumulators and the handlers' memories go back. The counters and the
-        data do not, so the run skips the bad stretch.
+        The step state, the accumulators and the handlers' memories are restored. The counters and
+        the data are not, so the run skips the bad part.
 
         Returns:
-            Whether the run was rewound. Otherwise it has to halt.
+            Whether the run was rewound. If not, it must halt.
         """
         parts, progress = self._parts, self._parts.progress
         found = None
@@ -55,7 +55,7 @@ class Recovery:
             progress.epoch,
             progress.step,
             problem,
-            "the loop halts" if found is None else f"back to the checkpoint of step {found.step}",
+            "the loop halts" if found is None else f"rewinds to the state of step {found.step}",
         )
         if found is None:
             return False
@@ -72,9 +72,9 @@ class Recovery:
         return True
 
     def explain(self, error: BaseException) -> None:
-        """Adds to an error where it happened and, as ``loop_state``, the last good `State`.
+        """Adds to an error a note of where it happened and, as ``loop_state``, the last good state.
 
-        Observers get what they have yet to see, and what is to be saved after an error is saved.
+        The queued observers run, and stores with ``on_exception`` save the state.
         """
         parts = self._parts
         error.add_note(f"jaxloop: {parts.activity}")
@@ -90,10 +90,10 @@ class Recovery:
             _note_failure(error, act)
 
     def _is_alive(self) -> bool:
-        """Returns whether the carried arrays exist: not donated, and no error of the device's."""
+        """Returns whether the carried arrays are usable: not donated, and without an error."""
         try:
             jax.block_until_ready(self._parts.carry.values)
-        except Exception:  # any error of the device is the one that is being explained
+        except Exception:  # a device error is the one that is being explained
             return False
         return True
 
@@ -117,8 +117,8 @@ class Recovery:
 
 
 def _note_failure(error: BaseException, act: Callable[[], None]) -> None:
-    """Does something whose failure must not hide an error."""
+    """Calls ``act``. If that fails, a note is added to ``error``, which stays visible."""
     try:
         act()
     except Exception as failed:
-        error.add_note(f"jaxloop: also, {type(failed).__name__}: {failed}")
+        error.add_note(f"jaxloop: another error followed: {type(failed).__name__}: {failed}")

@@ -1,6 +1,8 @@
 """The report of `Loop.check`: what runs when, and what the step costs.
 
-print(report(parts, output_transform=None))
+    print(report(parts, output_transform=None))
+
+A report compiles the step but does not run it.
 """
 
 from __future__ import annotations
@@ -20,18 +22,18 @@ from jaxloop._spec import Attachment, CheckpointTrigger, Guard, Observer
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `Loop.check` found. It prints as a table.
+    """The result of `Loop.check`, which prints as a table.
 
     Attributes:
         schedule: What runs when: (kind, name, events, filter).
-        block_length: Iterations of the first block.
-        capacity: Iterations that a block may hold. If 1, the step is never fused.
-        num_leaves: Leaves of the step state.
-        num_elements: Numbers in the step state, for a trainer including its parameters.
-        size_bytes: Bytes of the step state.
-        flops: Floating-point operations of a compiled block's body, if XLA says so.
-        temp_bytes: Memory that the compiled block needs for itself, in bytes, if XLA says so.
-        output: What makes the output of the run.
+        block_length: The number of iterations in the first block.
+        capacity: The maximum number of iterations in a block. If 1, the step is never fused.
+        num_leaves: The number of leaves in the step state.
+        num_elements: The number of array elements in the step state, including any parameters.
+        size_bytes: The size of the step state in bytes.
+        flops: Floating-point operations of a compiled block's body, if XLA reports them.
+        temp_bytes: Temporary memory of the compiled block in bytes, if XLA reports it.
+        output: The name of the output transform, or "State".
     """
 
     schedule: tuple[tuple[str, str, str, str], ...]
@@ -53,14 +55,14 @@ class Report:
             "step state": f"{self.num_leaves} leaves, {self.num_elements} numbers, "
             f"{self.size_bytes} bytes",
             "compiled": f"{self.flops if self.flops is not None else 'unknown'} FLOPs, "
-            f"{self.temp_bytes if self.temp_bytes is not None else 'unknown'} bytes of its own",
+            f"{self.temp_bytes if self.temp_bytes is not None else 'unknown'} temporary bytes",
             "output": self.output,
         }
         return "\n".join([*lines, *(f"{name}: {fact}" for name, fact in facts.items())])
 
 
 def kind_of(attachment: Attachment) -> str:
-    """Returns what a report calls an attachment."""
+    """Returns the kind of an attachment, for reports."""
     if isinstance(attachment, Observer):
         return "observer"
     if isinstance(attachment, CheckpointTrigger):
@@ -69,7 +71,7 @@ def kind_of(attachment: Attachment) -> str:
 
 
 def report(parts: Parts, output_transform: Callable[..., Any] | None) -> Report:
-    """Returns the report of a run that has not begun."""
+    """Returns the report of a run that has not started."""
     blocks, carry = parts.blocks, parts.carry
     leaves = jax.tree.leaves(carry.step_state)
     flops = temp_bytes = None

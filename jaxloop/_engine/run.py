@@ -79,21 +79,21 @@ def run(
         loop: The loop.
         data: Batches: an iterable, a function ``epoch -> iterable``, a one-shot iterator, or
             None together with ``iterations``.
-        init_state: What the init function gets, or without one the first step state.
-        epochs: The total of epochs, also if the loop resumes.
-        iterations: The most iterations of an epoch.
-        jit: False runs op by op; a dict passes options to `jax.jit`.
-        fuse: How many iterations a compiled block may hold. 1 never fuses, and "auto" decides from
-            the step and the platform.
+        init_state: The argument of the init function or, without one, the first step state.
+        epochs: The total number of epochs, including those before a resume.
+        iterations: The maximum number of iterations in an epoch.
+        jit: False runs op by op. A dict passes options to `jax.jit`.
+        fuse: The maximum number of iterations in a compiled block. 1 never fuses, and "auto"
+            decides from the step and the platform.
         strict: Whether a recompilation during the run is an error.
-        debug: Whether to trace events, handlers and times through `logging`.
-        output_transform: Makes the output from the final `State`. It wins over the loop's own.
+        debug: Whether to log events, handlers and times with `logging`.
+        output_transform: Makes the output from the final `State`. It overrides the loop's own.
 
     Returns:
-        What the output transform makes of the final `State`, or without one the `State` itself.
+        The result of the output transform, or the final `State` if there is none.
 
     Raises:
-        JaxloopError: Something is known to be wrong before the first step.
+        JaxloopError: A check before the first step, or the run itself, found a mistake.
 
     Example:
         >>> import jaxloop as jl
@@ -157,7 +157,7 @@ def stream(
     The arguments are those of `run`. If you pass ``output_transform``, it is applied to each state.
 
     Returns:
-        An iterator of `State`, one an epoch.
+        An iterator with one `State` per epoch.
 
     Example:
         >>> import jaxloop as jl
@@ -183,9 +183,15 @@ def check(
     debug: bool = False,
     output_transform: Transform[S, Any] | None = None,
 ) -> Report:
-    """Checks all that can be known before the first step, and returns a report to print.
+    """Makes every check that is possible before the first step, and returns a report to print.
 
     The arguments are those of `run`. The first batch of the data is read.
+
+    Returns:
+        A report that prints as a table.
+
+    Raises:
+        JaxloopError: A check found a mistake.
 
     Example:
         >>> import jaxloop as jl

@@ -1,13 +1,13 @@
-"""Savers: the stores of a run, and what the triggers of a firing asked them to save.
+"""Savers: the stores of a run, and the saves that the triggers of a firing requested.
 
-    savers = Savers(spec, activity)
+    savers = Savers(spec)
     savers.open()
-    savers.request(trigger)                 # from a handler's turn
+    savers.request(trigger)                 # when the trigger's turn comes
     savers.save(state, ending=False)        # at the end of the firing
     savers.begin()                          # once the carry is copied
     savers.close(error=None)
 
-A state that a guard finds fault with is never saved.
+A state in which a guard finds a problem is never saved.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import logging
 
 from jaxloop._core.state import State
 from jaxloop._core.types import PyTree
-from jaxloop._engine.activity import Activity
 from jaxloop._spec import CheckpointTrigger, Guard, LoopSpec, Store
 from jaxloop.errors import CheckpointError
 
@@ -28,17 +27,15 @@ class Savers:
 
     Args:
         spec: The loop.
-        activity: Says when a save is made.
 
     Attributes:
         open_stores: The triggers of the loop, each with its store. Empty until the run begins.
         requested: The triggers that asked for a save in this firing.
     """
 
-    def __init__(self, spec: LoopSpec, activity: Activity) -> None:
+    def __init__(self, spec: LoopSpec) -> None:
         self._triggers = spec.triggers()
         self._guards = [one for one in spec.attachments if isinstance(one, Guard)]
-        self._activity = activity
         self.open_stores: list[tuple[CheckpointTrigger, Store]] = []
         self.requested: list[CheckpointTrigger] = []
 
@@ -52,14 +49,14 @@ class Savers:
         self.requested.append(trigger)
 
     def save(self, state: State, *, ending: bool) -> None:
-        """Makes the requested saves, or if the run ends here, those of all stores."""
+        """Makes the requested saves or, if the run ends here, saves to all stores."""
         requested, self.requested = self.requested, []
         self._save(
             [(one, store) for one, store in self.open_stores if ending or one in requested], state
         )
 
     def save_after_error(self, state: State) -> None:
-        """Saves the last good state where the user asked for that."""
+        """Saves the last good state to the stores with ``on_exception``."""
         self._save([(one, store) for one, store in self.open_stores if store.on_exception], state)
 
     def _save(self, stores: list[tuple[CheckpointTrigger, Store]], state: State) -> None:
@@ -74,7 +71,7 @@ class Savers:
             store.save(state, trigger.value(state))
 
     def begin(self) -> None:
-        """Starts to write what was saved."""
+        """Starts writing the saves."""
         for _, store in self.open_stores:
             store.begin()
 
@@ -93,7 +90,7 @@ class Savers:
         """Waits until everything is written.
 
         Args:
-            error: An error that ends the run. A save that fails now is noted on it.
+            error: The error that ends the run, or None. If a save fails now, it gets a note.
 
         Raises:
             CheckpointError: A save failed, and no error ends the run.
@@ -107,7 +104,7 @@ class Savers:
                 if leaving is None:
                     failed = problem
                 else:
-                    leaving.add_note(f"jaxloop: also, {problem}")
+                    leaving.add_note(f"jaxloop: another error followed: {problem}")
         self.open_stores = []
         if failed is not None:
             raise failed

@@ -1,8 +1,8 @@
 """The start of a run: a sample of the data, then init, resume or attach.
 
-    ended = begin(parts, init_state)        # a `State` if the run had ended before, else None
+    ended = begin(parts, init_state)        # a `State` if the run has already ended, else None
 
-Everything that can be known to be wrong before the first step is an error here.
+Every mistake that can be found before the first step raises here.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ logger = logging.getLogger("jaxloop")
 
 
 def begin(parts: Parts, init_state: Any) -> State | None:
-    """Makes or attaches the state, and checks what can be known before the first step.
+    """Makes or restores the state, and makes every check that is possible before the first step.
 
     Returns:
-        The state of a run that has ended already, so that nothing remains to be done, or None.
+        The final state if the run has already ended, or None.
     """
     spec = parts.spec
     _check(parts)
@@ -65,8 +65,8 @@ def _check(parts: Parts) -> None:
     _check_watched_metrics(spec)
     if not parts.source.keeps_position and spec.triggers():
         raise DataError(
-            "checkpoint: the data must have a position that can be kept, got a one-shot iterator; "
-            "a run that is killed could not resume",
+            "checkpoint: the data must have a position that can be saved, got a one-shot iterator; "
+            "a killed run could not resume",
             fix=KEEPS_POSITION,
         )
     for one in spec.acting():
@@ -77,7 +77,7 @@ def _check(parts: Parts) -> None:
 def _check_watched_metrics(spec: LoopSpec) -> None:
     """Raises if a watched metric cannot exist when it is read.
 
-    Only a handler of the user's own, which may add any metric, makes that unknowable.
+    A user's own handler may add any metric. If one runs before the read, this raises nothing.
     """
     declared = {one.name for one in spec.metrics}
     for index, one in enumerate(spec.attachments):
@@ -101,7 +101,7 @@ def _read_sample(parts: Parts) -> Batch:
     sample = parts.source.sample()
     if sample is None:
         raise DataError(
-            "run: the data are empty: they gave no batch", fix="pass at least one batch"
+            "run: data must have at least one batch, got empty data", fix="pass at least one batch"
         )
     return sample
 
@@ -119,7 +119,7 @@ def _init(parts: Parts, sample: Batch, init_state: Any) -> PyTree:
     else:
         init = spec.programs.init(init_fn, jit=jit)
         state, _ = split_emission(init(put(sample.value), put(init_state)))
-    return copy(as_state(state, "what init_fn returned"))
+    return copy(as_state(state, "the result of init_fn"))
 
 
 # --- the state of an earlier run -----------------------------------------------------------------
@@ -132,7 +132,7 @@ def _has_ended(parts: Parts, state: State) -> bool:
     epochs = parts.options.epochs
     if state.epoch >= epochs:
         return True
-    # The same script again: a run that has ended stays ended unless epochs grew.
+    # If the same script runs again, a finished run stays finished unless epochs increased.
     return parts.spec.start is None and epochs <= (state.max_epoch or 0)
 
 
@@ -149,7 +149,7 @@ def _attach(parts: Parts, state: State) -> Batch | None:
     else:
         if state.status == "halted":
             progress.status, progress.halted_by = state.status, state.halted_by
-        # A firing that was left in the middle comes next, and begins again.
+        # A firing that was interrupted comes next, and starts again.
         if state.event is not None and state.place.value != state.event.value:
             row = ROWS[state.event]
             if row.ends_epoch and progress.epoch not in progress.lazy_history:
@@ -175,7 +175,7 @@ def _attach(parts: Parts, state: State) -> Batch | None:
     )
     if parts.source.reader.num_skipped:
         logger.info(
-            "read past %d batches of epoch %d in %.3f s, to resume where the run was",
+            "read past %d batches of epoch %d in %.3f s to reach the position of the earlier run",
             parts.source.reader.num_skipped,
             progress.epoch,
             now() - began,

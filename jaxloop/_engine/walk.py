@@ -1,10 +1,10 @@
 """The walk: one flat loop over the table of `jaxloop._core.events`.
 
-    for state in walk(parts, firing, give=True):    # one state an epoch
+    for state in walk(parts, firing, give=True):    # one state per epoch
         ...
 
-The order matters where a comment says so. Between two firings the progress names what comes next,
-so that a state saved anywhere resumes at the right row.
+Between two firings, ``progress.place`` names the next row, so a state saved at any point resumes at
+the right row. The order of statements matters where a comment says so.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ logger = logging.getLogger("jaxloop")
 
 
 def walk(parts: Parts, firing: Firing, *, give: bool) -> Iterator[State]:
-    """Runs to the end, or until a signal interrupts. If ``give``, yields a state each epoch."""
+    """Runs to the end, or until a signal interrupts. If ``give``, yields a state per epoch."""
     try:
         yield from _rows(parts, firing, give)
     except Interrupted:
         name, progress = parts.interrupts.flag.name, parts.progress
         if name is None:
-            raise  # the interrupt of another run
+            raise  # another run was interrupted
         if not parts.interrupts.nested:
             logger.warning(
                 "%s: the run ends here with the status 'interrupted', in epoch %d after step %d; "
@@ -51,7 +51,7 @@ def _rows(parts: Parts, firing: Firing, give: bool) -> Iterator[State]:
     fire(rows[Place.STARTED], then=progress.place)
     while (place := progress.place) is not Place.END:
         if place is fetch:
-            # Polled before the batch is consumed, so that an interrupted run has not lost it.
+            # Polled before the batch is consumed, so that an interrupt does not lose it.
             if interrupts.flag.name is not None:
                 interrupts.poll()
             if savers.open_stores:
@@ -90,7 +90,7 @@ def _open_epoch(parts: Parts) -> None:
     blocks.quiet = 0
     progress.begin_epoch(parts.prefetcher.open(progress.epoch, 0))
     if blocks.program is None:
-        # The run resumed where the data of an epoch end, so this is the first batch that it sees.
+        # The run resumed at the end of an epoch's data, so this is its first batch.
         sample = parts.source.sample()
         if sample is not None:
             blocks.specialize(sample, parts.carry.step_state)
@@ -118,17 +118,17 @@ def _has_iteration(parts: Parts) -> bool:
 
 
 def _check_end(parts: Parts) -> None:
-    """Raises if the data of an epoch end where they must not."""
+    """Raises if the data of an epoch end too early."""
     progress, iterations, source = parts.progress, parts.options.iterations, parts.source
     if progress.iteration == 0 and not source.one_shot:
         raise DataError(
-            f"run: the data of epoch {progress.epoch} are empty: they gave no batch",
-            fix="pass a re-iterable (a list, jl.batches) and not one that is used up",
+            f"run: the data of epoch {progress.epoch} must have at least one batch, got empty data",
+            fix="pass a re-iterable (a list, jl.batches) instead of one that is used up",
         )
     if source.one_shot and iterations is not None:
         raise DataError(
-            f"run: the one-shot iterator ran dry: it gave {source.reader.num_read} batches, and in "
-            f"epoch {progress.epoch} only {progress.iteration} of the {iterations} that "
-            "iterations= asks for",
+            f"run: epoch {progress.epoch} must have iterations={iterations} batches, got "
+            f"{progress.iteration}; the one-shot iterator ended after {source.reader.num_read} "
+            "batches",
             fix="pass fewer epochs or iterations, or a re-iterable",
         )

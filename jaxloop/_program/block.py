@@ -5,9 +5,9 @@
     carry, outputs, ring, marker = program.run(carry, rows, start, bound)
     values = program.values(ring, 0, 10)                      # metrics after ten iterations
 
-Nothing about handlers, observers, logging or block lengths enters here. The compiled program is a
-function of step, metrics, shapes and ``fuse`` alone: XLA contracts multiplications and additions by
-context, so a program that knew who watches would differ in its last bits.
+The compiled program depends only on the step, the metrics, the shapes and ``fuse``. Handlers,
+observers, logging and block lengths never affect it. XLA contracts multiplications and additions by
+context, so a program that depended on them would give results that differ in the last bits.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ Carry: TypeAlias = tuple[PyTree, PyTree]
 """A step state, and the accumulators packed into one vector per dtype."""
 
 BlockOutput: TypeAlias = tuple[Carry, dict[str, PyTree], PyTree, Any]
-"""What a block returns, as a plain tuple, because JAX makes those fastest: the new carry; what the
-last step reported; a ring of the accumulators after each iteration; and a marker, an int32 scalar
-that is ready when the block is done."""
+"""The result of a block: the new carry, the outputs of the last step, a ring of the accumulators
+after each iteration, and a marker, an int32 scalar that is ready when the block is done. It is a
+plain tuple, because JAX returns those fastest."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -44,8 +44,8 @@ class Program:
     Attributes:
         step: The step.
         metrics: The metrics, bound to what the step reports.
-        capacity: How many iterations a block may hold. If 1, the step is never fused.
-        num_rows: How many batches a superbatch may hold.
+        capacity: The maximum number of iterations in a block. If 1, the step is never fused.
+        num_rows: The maximum number of batches in a superbatch.
         options: The options for `jax.jit`. If None, everything runs op by op.
     """
 
@@ -88,7 +88,7 @@ class Program:
 
         Returns:
             A function that returns them as NumPy arrays with a leading axis of rows. The copy to
-            the host is under way, and the function waits for it.
+            the host has started, and the function waits for it.
         """
         computed = self._compute(ring, start, stop) if self.metrics.names else {}
         for leaf in jax.tree.leaves(computed):
@@ -96,7 +96,7 @@ class Program:
         return functools.partial(jax.device_get, computed)
 
     def lower(self, carry: PyTree, batch: PyTree) -> Any:
-        """Returns the block, lowered for shapes; for reports."""
+        """Lowers the block for these shapes, for reports."""
         rows: Rows = Single(abstract(batch))
         if jax.tree.leaves(batch):
             shape = jax.ShapeDtypeStruct
@@ -139,12 +139,12 @@ class Program:
             return (state, packed), outputs, ring
 
         begin = (carry, jax.tree.map(_zeros, outputs), ring)
-        # The lower bound has the dtype of the upper one: 64 bits would not mix with 32.
+        # Both bounds must have the same dtype. A Python 0 would be 64 bits wide under x64.
         carry, outputs, ring = lax.fori_loop(jnp.int32(0), bound, body, begin)
         return carry, outputs, ring, _after(bound)
 
     def _compute_rows(self, ring: PyTree, start: Any, stop: Any) -> dict[str, PyTree]:
-        # One body for one row and for many, so that a value does not depend on which rows are read.
+        # One loop body serves one row or many, so a value does not depend on which rows are read.
         rows = jax.tree.leaves(ring)[0].shape[0] if jax.tree.leaves(ring) else 1
 
         def row(i: Any) -> dict[str, PyTree]:
@@ -164,7 +164,7 @@ class Program:
 
 
 def _packed(accumulators: PyTree) -> list[jax.Array]:
-    """Packs accumulators into one vector per dtype: XLA updates few arrays faster than many."""
+    """Packs accumulators into one vector per dtype, as XLA updates few arrays faster than many."""
     leaves = jax.tree.leaves(accumulators)
     return [jnp.concatenate([jnp.ravel(leaves[i]) for i in group]) for group in _by_dtype(leaves)]
 
@@ -199,6 +199,6 @@ def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def _after(bound: Any) -> Any:
-    # The marker must be computed: JAX returns an unchanged input as it is, and that is ready long
+    # The marker must be computed. JAX returns an unchanged input as is, and that is ready long
     # before the block is done.
     return bound + jnp.int32(1)

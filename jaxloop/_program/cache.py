@@ -1,4 +1,4 @@
-"""A loop's memory of its programs, so that a second run compiles nothing.
+"""The cache of a loop's programs, so that a second run compiles nothing.
 
     cache = ProgramCache()
     program = cache.specialize(step_fn, specs, batch, state, fuse="auto", options={})
@@ -27,9 +27,9 @@ class ProgramCache:
     """The programs of a loop.
 
     Attributes:
-        numbers: Small integers that are on a device already, by placement.
-        block_lengths: How many iterations a block of a program should have. The engine measures it
-            and remembers it here for the next run; the programs themselves know no clock.
+        numbers: Small integers on the device, by placement.
+        block_lengths: The preferred number of iterations in a block, by program. The engine
+            measures it and stores it here for the next run. The programs themselves use no clock.
     """
 
     def __init__(self) -> None:
@@ -52,10 +52,10 @@ class ProgramCache:
 
         Args:
             step_fn: The step.
-            specs: The metrics as they were declared.
+            specs: The declared metrics.
             batch: The first batch.
             state: The step state.
-            fuse: As for `run`.
+            fuse: See `run`.
             options: The options for `jax.jit`. If None, the program runs op by op.
 
         Raises:
@@ -77,7 +77,7 @@ class ProgramCache:
         return program
 
     def init(self, init_fn: Callable[..., PyTree], *, jit: bool) -> Callable[..., PyTree]:
-        """Returns ``init_fn`` under `jax.jit`, the same object each time."""
+        """Returns ``init_fn`` wrapped in `jax.jit`. Each call returns the same object."""
         if not jit:
             return init_fn
         if init_fn not in self._inits:

@@ -1,4 +1,4 @@
-"""The metrics after each iteration of a block; nothing is computed until someone reads them.
+"""The metrics after each iteration of a block, computed only when they are read.
 
     rows = MetricRows(program, ring, number)
     row = MetricRow(rows, 9, extra={})      # after the block's tenth iteration
@@ -24,8 +24,8 @@ class MetricRows:
     """The metrics after each iteration of one block.
 
     Args:
-        program: What computes them.
-        ring: The accumulators, one row an iteration.
+        program: The program that computes them.
+        ring: The accumulators, one row per iteration.
         number: Returns an int32 scalar on the device.
     """
 
@@ -38,7 +38,7 @@ class MetricRows:
         self._values: list[tuple[str, Any, bool]] | None = None
 
     def request(self, start: int, stop: int) -> None:
-        """Dispatches the computation of some rows, unless they are requested already."""
+        """Dispatches the computation of some rows, unless they are already requested."""
         low, high = self._range
         if (low <= start and stop <= high) or self._ring is None:
             return
@@ -57,7 +57,7 @@ class MetricRows:
                 (name, value, isinstance(value, np.ndarray) and value.ndim == 1)
                 for name, value in self._fetch().items()
             ]
-        # Copies, because a view would keep the values of all the rows.
+        # Copied, because a view would keep the values of all rows alive.
         return {
             name: value[index] if plain else jax.tree.map(lambda x: x[index].copy(), value)
             for name, value, plain in self._values
@@ -65,18 +65,18 @@ class MetricRows:
 
 
 class MetricRow(LazyDict):
-    """One row of a block's metrics, with those that handlers added to the epoch's.
+    """One row of a block's metrics, with the metrics that handlers added to the epoch.
 
     Args:
         rows: The rows of the block.
-        index: Which of them.
+        index: The index of the row.
         extra: ``{name: value}`` that handlers added.
     """
 
     __slots__ = ("_index", "_rows", "extra")
 
     def __init__(self, rows: MetricRows, index: int, extra: Mapping[str, Any]) -> None:
-        # Sets what LazyDict's own constructor would: one is made for every block.
+        # Sets the fields of LazyDict directly, for speed: every block makes a row.
         self._make, self._value = self._read, ReadOnlyDict()
         self._index, self.extra = index, extra
         self._rows: MetricRows | None = rows
@@ -84,7 +84,7 @@ class MetricRow(LazyDict):
     def _read(self) -> dict[str, Any]:
         assert self._rows is not None
         row = self._rows.get(self._index)
-        self._rows = None  # known values need no more of the block
+        self._rows = None  # the values are known, so the block can be freed
         if not self.extra:
             return row
         return {**row, **{name: v for name, v in self.extra.items() if name not in row}}

@@ -1,10 +1,10 @@
-"""How many iterations a compiled block may hold, and how many batches a superbatch.
+"""The sizes of compiled blocks, in iterations, and of superbatches, in batches.
 
     capacity = capacity_of(jaxpr, batch, accumulators, fuse="auto")
     num_rows = rows_of(capacity, batch)
 
-Both are decided from the jaxpr, the platform and the sizes alone, and never from a clock, so that
-two runs of one program never differ.
+Both depend only on the jaxpr, the platform and the sizes of arrays, and never on a clock, so two
+runs of one program never differ.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from jaxloop._core.arrays import size_bytes
 from jaxloop._core.types import Fuse, PyTree
 
 _CAPACITIES = (1024, 256, 64, 32, 16, 8, 4, 2)
-"""How many batches a block may hold. The largest that fits is taken."""
+"""The possible capacities of a block. The largest that fits is used."""
 _NO_DATA_CAPACITY = 4096
-"""The same for steps without data, where only the ring of accumulators needs memory."""
+"""The capacity for steps without data, where only the ring of accumulators needs memory."""
 _UNBOUNDED = 2**30
-"""The same for steps without data and without metrics, where nothing needs memory."""
+"""The capacity for steps without data and metrics, where nothing needs memory."""
 _SUPERBATCH_BYTES, _RING_BYTES = 4 * 2**20, 4 * 2**20
-"""What a superbatch and a ring of accumulators may take. More does not fit in the caches of a CPU,
-and steps on batches so large are slow enough that a block of a few is long."""
+"""The maximum sizes of a superbatch and of a ring of accumulators. More does not fit in the caches
+of a CPU, and steps on such large batches are so slow that a block of a few takes long."""
 _ROWS_UNFUSED = 16
-"""How many batches are put on the device together if their steps are not fused."""
+"""The number of batches that are put on the device together if steps are not fused."""
 _USUAL_CAPACITY = 64
 _LARGE_BYTES = 2**20
-"""What superbatch and ring may take together if a block holds more than the usual number."""
+"""The maximum size of superbatch and ring together above the usual capacity."""
 
 _SLOW_IN_CPU_LOOPS = ("conv_general_dilated",)
 """Primitives whose gradients XLA runs an order of magnitude slower inside a loop on CPU."""
 
 
 def capacity_of(jaxpr: Any, batch: PyTree, accumulators: PyTree, fuse: Fuse) -> int:
-    """Returns how many iterations a block may hold. If 1, the step runs alone, outside any loop."""
+    """Returns the capacity of a block. If 1, the step runs alone, outside any loop."""
     if isinstance(fuse, int):
         return fuse
     if jax.default_backend() == "cpu" and _contains(jaxpr, _SLOW_IN_CPU_LOOPS):
@@ -53,7 +53,7 @@ def capacity_of(jaxpr: Any, batch: PyTree, accumulators: PyTree, fuse: Fuse) -> 
 
 
 def rows_of(capacity: int, batch: PyTree) -> int:
-    """Returns how many batches a superbatch may hold, also for steps that are not fused."""
+    """Returns the capacity of a superbatch, also for steps that are not fused."""
     if capacity > 1:
         return capacity
     row = max(1, size_bytes(batch))

@@ -4,7 +4,7 @@
     jaxpr, (next_state, outputs) = step.trace(batch_shapes, state_shapes)
     new, outputs = step(batch, state)               # inside a compiled block
 
-The step that runs is the traced one, so a user's function is called once per signature.
+A block runs the traced step, so a user's function is called once per signature.
 """
 
 from __future__ import annotations

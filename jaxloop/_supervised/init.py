@@ -46,7 +46,7 @@ class SupervisedInit:
         return self.fn(batch, self.prepare(init_state))[0]
 
     def prepare(self, init_state: Any) -> PyTree:
-        """Returns what the user passed to `run` as arrays that can go through `jax.jit`."""
+        """Converts the ``init_state`` passed to `run` to arrays that `jax.jit` accepts."""
         return self.load(init_state)
 
     def check(self, evidence: Evidence) -> None:

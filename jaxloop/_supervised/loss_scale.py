@@ -5,6 +5,8 @@
     scaled_loss = scale.scale(loss, state)
     grads, state = scale.unscale(grads, state)
 
+Invariant: ``unscale`` undoes ``scale``, so gradients are those of the loss itself.
+
 Source: Micikevicius et al., Mixed Precision Training, 2018, section 3.2.
 """
 
@@ -131,5 +133,5 @@ def get(loss_scale: LossScaleLike) -> LossScale:
         return LossScale(*loss_scale)
     raise ArgumentTypeError(
         f"loss_scale must be a name or three functions, got {loss_scale!r:.80}",
-        fix="use 'identity', 'static', 'dynamic', or (init, scale, unscale)",
+        fix="pass 'identity', 'static', 'dynamic', or (init, scale, unscale)",
     )

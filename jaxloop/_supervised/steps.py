@@ -55,7 +55,7 @@ def unpack(batch: PyTree) -> tuple[PyTree, PyTree, ArrayLike | None]:
         got = f"a {type(batch).__name__}"
     raise DataError(
         f"a supervised batch must be (x, y) or (x, y, sample_weight), got {got}",
-        fix="serve pairs; for arrays in memory use jl.batches((x, y), batch_size)",
+        fix="pass batches (x, y); for arrays in memory, use jl.batches((x, y), batch_size)",
     )
 
 
@@ -112,7 +112,7 @@ def make_eval_step(model: ModelLike, loss: LossLike | None = None) -> tuple[Supe
 
 @dataclasses.dataclass(frozen=True)
 class _Training:
-    """What a training step is made of; its methods are pure.
+    """The parts of a training step. Its methods are pure.
 
     Attributes:
         skips_overflow: Whether a step whose gradients are not finite changes only the loss scale.

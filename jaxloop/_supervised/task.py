@@ -1,4 +1,4 @@
-"""What a supervised loop knows beyond its step, for the handlers that evaluate its model.
+"""The model and the loss of a supervised loop, for the handlers that evaluate its model.
 
     task = SupervisedTask(model, "mean_squared_error")
     init_fn, step_fn = task.eval_steps()

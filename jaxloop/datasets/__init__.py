@@ -1,4 +1,4 @@
-"""Small, real data sets that jaxloop ships.
+"""Small, real data sets that ship with jaxloop.
 
     (x_train, y_train), (x_test, y_test) = digits()
 

@@ -1,4 +1,4 @@
-"""Handwritten digits: 1,797 grey images of 8 by 8.
+"""Handwritten digits: 1,797 gray images of 8 by 8 pixels.
 
     (x_train, y_train), (x_test, y_test) = digits(test_fraction=0.2)
 
@@ -26,7 +26,7 @@ def digits(*, test_fraction: float = 0.2, seed: int = 0) -> tuple[Split, Split]:
 
     Args:
         test_fraction: The share of the images in the second part, at least 0 and below 1.
-        seed: The seed of the order.
+        seed: The seed of the shuffle.
 
     Returns:
         ``((x_train, y_train), (x_test, y_test))``: images of shape ``(n, 8, 8, 1)``, float32 from 0
@@ -43,7 +43,7 @@ def digits(*, test_fraction: float = 0.2, seed: int = 0) -> tuple[Split, Split]:
     if not 0 <= test_fraction < 1:
         raise ArgumentError(
             f"digits: test_fraction must be at least 0 and below 1, got {test_fraction}",
-            fix="pass for example test_fraction=0.2",
+            fix="pass a fraction such as test_fraction=0.2",
         )
     with (
         resources.files("jaxloop.datasets").joinpath("digits.npz").open("rb") as file,

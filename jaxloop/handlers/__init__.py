@@ -1,4 +1,4 @@
-"""The built-in handlers, and all that a handler package of your own needs.
+"""The built-in handlers, and everything that you need to write a handler package.
 
     from jaxloop.handlers import Handler, as_events, as_filter
 

@@ -1,4 +1,4 @@
-"""Attaching functions of your own, and saying where a loop starts.
+"""Functions that attach your own functions to a loop and set where it starts.
 
     loop = handle(loop, "epoch_completed", show, every(2))
     loop = observe(loop, "iteration_completed", lambda snapshot: print(snapshot.step))
@@ -37,13 +37,16 @@ def handle(
         loop: The loop.
         event: An event, its name, a list of them, or "all".
         handler: Gets the `State`, and returns None or ``(status, state)``.
-        filter: At which firings: "always", "once", ``jl.every(n)``, a dict, or a function
+        filter: Selects the firings: "always", "once", ``jl.every(n)``, a dict, or a function
             ``state -> bool``. A function is called at every firing, so blocks are not fused.
-        name: What errors and ``halted_by`` call it; by default the function's name.
+        name: Its name in errors and in ``halted_by``. Defaults to the function's name.
+
+    Returns:
+        A new loop with the handler.
 
     Raises:
         UnknownNameError: The event or the filter is unknown.
-        ArgumentTypeError: ``handler`` cannot be called.
+        ArgumentTypeError: ``handler`` is not callable.
 
     Example:
         >>> import jaxloop as jl
@@ -66,15 +69,24 @@ def observe(
     *,
     name: str | None = None,
 ) -> SpecT:
-    """Runs ``observer(snapshot)`` when ``event`` fires. It only looks, so blocks stay fused.
+    """Runs ``observer(snapshot)`` when ``event`` fires.
+
+    An observer changes nothing, so blocks stay fused.
 
     Args:
         loop: The loop.
-        event: As for `handle`.
-        observer: Gets a `Snapshot`. What it returns is ignored. If it has a ``close`` method, that
-            is called once when the run ends, however it ends.
-        filter: As for `handle`; a function gets the snapshot.
-        name: What errors call it.
+        event: See `handle`.
+        observer: Gets a `Snapshot`. Its result is ignored. If it has a ``close`` method, the run
+            calls it once when it ends, with or without an error.
+        filter: See `handle`. A function gets the snapshot.
+        name: Its name in errors. Defaults to the function's name.
+
+    Returns:
+        A new loop with the observer.
+
+    Raises:
+        UnknownNameError: The event or the filter is unknown.
+        ArgumentTypeError: ``observer`` is not callable.
 
     Example:
         >>> import jaxloop as jl
@@ -108,13 +120,16 @@ def metric(
 
     Args:
         loop: The loop.
-        metric: A built-in's name, a `Metric`, a function of the extracted values, or a class
-            with the CLU protocol.
+        metric: The name of a built-in metric, a `Metric`, a function of the extracted values, or a
+            class with the CLU protocol.
         name: Its key in ``state.metrics``.
-        accumulate: None for the metric's own, or "running_average", "running_sum",
+        accumulate: None for the metric's own accumulator, or "running_average", "running_sum",
             "running_min", "running_max", "last", or ``(acc, obs, i) -> acc``.
-        transform_or_fields: Names looked up in what the step reports, then in its state; or a
-            function of both merged that returns the list of arguments.
+        transform_or_fields: Names of values that the step reports or, failing that, carries in its
+            state. Or a function of both, merged into one dict, that returns the list of arguments.
+
+    Returns:
+        A new loop with the metric.
 
     Raises:
         UnknownNameError: The metric or the accumulator is unknown.
@@ -137,7 +152,10 @@ def metric(
 
 
 def from_state(loop: SpecT, state: State[Any]) -> SpecT:
-    """Starts from ``state``, also from a halted one. It wins over the init function.
+    """Starts from ``state``, which may be halted, instead of calling the init function.
+
+    Returns:
+        A new loop that starts from ``state``.
 
     Raises:
         ArgumentTypeError: ``state`` is not a `State`.
@@ -152,13 +170,16 @@ def from_state(loop: SpecT, state: State[Any]) -> SpecT:
     if not isinstance(state, State):
         raise ArgumentTypeError(
             f"from_state: state must be a jl.State, got {type(state).__name__}",
-            fix="to start from a step state alone, pass it to run as init_state",
+            fix="pass a State, or pass a bare step state to run as init_state",
         )
     return loop.replace(start=state)
 
 
 def resume(loop: SpecT, path: str | os.PathLike[str] = "checkpoint") -> SpecT:
     """Resumes from the newest good checkpoint in ``path``, or starts fresh if there is none.
+
+    Returns:
+        A new loop that resumes.
 
     Raises:
         ArgumentTypeError: ``path`` is not a path.
@@ -177,9 +198,9 @@ def check_path(where: str, path: object) -> str:
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
         raise ArgumentTypeError(
             f"{where}: path must be a string or a pathlib.Path, got {path!r}",
-            fix=f"pass a folder, or leave {where} out",
+            fix=f"pass the path of a folder, or do not call {where}",
         )
     folder = str(os.fspath(path))
     if not folder:
-        raise ArgumentError(f"{where}: path must not be empty", fix="pass a folder")
+        raise ArgumentError(f"{where}: path must not be empty", fix="pass the path of a folder")
     return folder

@@ -1,9 +1,9 @@
-"""Saving the whole state while a run continues.
+"""Checkpoints, which save the whole state while a run continues.
 
     loop = checkpoint(loop, "runs/a", criteria="validation_accuracy", mode="max", keep=3)
 
-The decision is made at the handler's turn. The save follows at the end of the firing, with the
-effects of every handler, even if one halted.
+The trigger decides when its turn among the handlers comes. The save follows at the end of the
+firing and includes the changes of every handler, even if one halted.
 """
 
 from __future__ import annotations
@@ -41,32 +41,35 @@ def checkpoint(
     file_pattern: Callable[[State[Any]], str] | None = None,
     name: str | None = None,
 ) -> SpecT:
-    """Saves the whole `State` with Orbax at the end of the firing, and how the run ended.
+    """Saves the whole `State` with Orbax at the end of the firing, and at the end of the run.
 
-    It is written in the background, in a folder that gets its name only when it is complete. If a
-    save fails, the next block or the end of the run raises. The run does not end before the last
-    save is on disk. On SIGTERM and Ctrl-C, the run saves and ends with the status "interrupted",
-    and `resume` continues from there.
+    Each checkpoint is written in the background, to a folder that gets its name only when it is
+    complete. If a save fails, the run raises at its next block or at its end. The run waits until
+    the last save is on disk. On SIGTERM or Ctrl-C, the run saves and ends with the status
+    "interrupted", and `resume` continues from there.
 
     Args:
         loop: The loop.
         path: The folder.
-        event: As for `handle`.
-        filter: As for `handle`.
-        criteria: A metric. Only when it is the best so far is the state saved.
-        mode: As for `monitor`.
-        keep: How many of the newest are kept. None keeps all.
-        keep_best: How many of the best, by ``criteria``, are kept as well.
-        keep_every: Those whose step is a multiple of this are kept too.
+        event: See `handle`.
+        filter: See `handle`.
+        criteria: The name of a metric. The state is saved only if this metric is the best so far.
+        mode: See `monitor`.
+        keep: How many of the newest checkpoints to keep. None keeps all.
+        keep_best: How many of the best checkpoints, by ``criteria``, to keep as well.
+        keep_every: Also keep every checkpoint whose step is a multiple of this.
         on_exception: Whether to save the last good state if an exception ends the run.
-        file_pattern: Names the folder of a checkpoint; by default the step's number.
-        name: What messages call it, and with ``criteria`` the key of its memory in
-            ``state.handler_state``. By default it is made of the criteria.
+        file_pattern: Returns the name of a checkpoint's folder. Defaults to the step's number.
+        name: Its name in messages and, with ``criteria``, the key of its memory in
+            ``state.handler_state``. The default is derived from the criteria.
+
+    Returns:
+        A new loop with the checkpoint.
 
     Raises:
         ArgumentError: An argument is out of range, or another checkpoint has this folder or name.
-        CheckpointError: From `run`: the folder cannot be written. Its contents are unchanged.
-        DataError: From `run`: the data are a one-shot iterator without a state of its own.
+        CheckpointError: Raised by `run` if the folder cannot be written. It stays unchanged.
+        DataError: Raised by `run` if the data are a one-shot iterator without its own state.
     """
     check_mode("checkpoint", mode)
     folder = FolderStore(
@@ -101,8 +104,8 @@ def _check_folder_is_free(loop: LoopSpec, folder: FolderStore) -> None:
         other = trigger.open_store
         if isinstance(other, FolderStore) and _absolute(other) == _absolute(folder):
             raise ArgumentError(
-                f"two checkpoints of one loop have the folder {folder.path!r}",
-                fix="give each a folder of its own",
+                f"two checkpoints of this loop have the folder {folder.path!r}",
+                fix="pass a different path to each",
             )
 
 
@@ -112,17 +115,17 @@ def _absolute(folder: FolderStore) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class FolderStore:
-    """Opens a folder of checkpoints for a run to write to.
+    """A folder of checkpoints that a run can open and write to.
 
-    Pass one as ``open_store`` of a `CheckpointTrigger`, and its `check` as ``check``.
+    Pass an instance as ``open_store`` of a `CheckpointTrigger`, and its `check` as ``check``.
 
     Attributes:
         path: The folder.
-        keep: How many of the newest are kept. None keeps all.
-        keep_best: How many of those that were the best are kept as well.
-        keep_every: Those whose step is a multiple of this are kept too.
+        keep: How many of the newest checkpoints to keep. None keeps all.
+        keep_best: How many of the checkpoints that were the best so far to keep as well.
+        keep_every: Also keep every checkpoint whose step is a multiple of this.
         on_exception: Whether to save the last good state if an exception ends the run.
-        file_pattern: Names the folder of a checkpoint; by default the step's number.
+        file_pattern: Returns the name of a checkpoint's folder. Defaults to the step's number.
     """
 
     path: str
@@ -187,7 +190,7 @@ class _OpenFolder:
 
 @dataclasses.dataclass(frozen=True)
 class _Criterion:
-    """Decides whether a state is saved, and remembers the best value in ``handler_state``."""
+    """The decision whether to save a state. Its memory in ``handler_state`` is the best value."""
 
     name: str
     path: str
@@ -197,8 +200,7 @@ class _Criterion:
     def _memory(self, state: State[Any]) -> tuple[str, Any]:
         """Returns the key and the value of the memory.
 
-        It used to be named by the path as it was written, so that is where an older checkpoint has
-        it.
+        Older checkpoints store the memory under the path as it was passed.
         """
         old = f"checkpoint_{self.path}"
         for key in (self.name, old):

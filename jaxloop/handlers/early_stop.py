@@ -1,6 +1,8 @@
 """Early stopping: a monitor that halts the loop.
 
-loop = early_stop(loop, "validation_loss", patience=5, restore_best=True)
+    loop = early_stop(loop, "validation_loss", patience=5, restore_best=True)
+
+The monitor keeps its memory in the state, so a resumed run stops where an uninterrupted one would.
 """
 
 from __future__ import annotations
@@ -27,20 +29,23 @@ def early_stop(
     filter: FilterLike = "always",
     name: str | None = None,
 ) -> SpecT:
-    """Halts the loop when ``metric`` has not improved ``patience`` times in a row.
+    """Halts the loop when ``metric`` has not improved for ``patience`` events in a row.
 
     Args:
         loop: The loop.
         metric: The metric to watch.
-        mode: As for `monitor`.
-        patience: As for `monitor`.
-        min_delta: As for `monitor`.
-        restore_best: Whether the output of `run` is made from the step state of the best event.
-            The state that is saved stays the last.
-        event: As for `handle`.
-        filter: As for `handle`.
-        name: Its key in ``state.handler_state``, and what ``halted_by`` says. By default it is
-            made of the metric's name.
+        mode: See `monitor`.
+        patience: See `monitor`.
+        min_delta: See `monitor`.
+        restore_best: Whether `run` makes its output from the step state of the best event.
+            Checkpoints still save the last one.
+        event: See `handle`.
+        filter: See `handle`.
+        name: Its key in ``state.handler_state``, and its name in ``halted_by``. The default is
+            derived from the metric's name.
+
+    Returns:
+        A new loop that stops early.
 
     Raises:
         ArgumentError: An argument is out of range, or the name is taken.

@@ -1,6 +1,9 @@
 """Lines of text about a run, written by an observer.
 
-loop = log(loop, lambda s: f"epoch {s.epoch}: {s.metrics['loss']:.4f}", event="epoch_completed")
+    line = lambda s: f"epoch {s.epoch}: {s.metrics['loss']:.4f}"
+    loop = log(loop, line, event="epoch_completed")
+
+Logging never changes a run, because an observer only reads.
 """
 
 from __future__ import annotations
@@ -27,17 +30,20 @@ def log(
     filter: FilterLike = "always",
     file: IO[str] | None = None,
 ) -> SpecT:
-    """Writes ``message_fn(snapshot)`` as a line, as an observer.
+    """Writes ``message_fn(snapshot)`` as a line of text, from an observer.
 
     Args:
         loop: The loop.
         message_fn: Makes the line.
-        event: As for `handle`.
-        filter: As for `observe`.
-        file: Where the line goes; by default standard output.
+        event: See `handle`.
+        filter: See `observe`.
+        file: The file to write to. Defaults to standard output.
+
+    Returns:
+        A new loop with the log.
 
     Raises:
-        ArgumentTypeError: ``message_fn`` cannot be called.
+        ArgumentTypeError: ``message_fn`` is not callable.
 
     Example:
         >>> import jaxloop as jl
@@ -59,8 +65,8 @@ def log(
 def log_progress(loop: SpecT, every_n: int) -> SpecT:
     """Attaches the trainer's own log.
 
-    It shows a line each ``every_n`` iterations of an epoch and at its end, and at the end of the
-    run where the time went.
+    It prints a line every ``every_n`` iterations and at the end of each epoch. At the end of the
+    run, it prints how the time was spent.
     """
     loop = log(loop, progress_line, filter=every(every_n, per="epoch"))
     loop = log(loop, progress_line, event=[Event.EPOCH_COMPLETED, Event.EPOCH_HALTED])
@@ -68,7 +74,7 @@ def log_progress(loop: SpecT, every_n: int) -> SpecT:
 
 
 def progress_line(snapshot: Snapshot) -> str:
-    """Returns epoch, batch and every scalar metric as a line.
+    """Returns a line with the epoch, the batch and every scalar metric.
 
     Example:
         >>> progress_line(Snapshot(epoch=1, iteration=50))
@@ -84,7 +90,7 @@ def progress_line(snapshot: Snapshot) -> str:
 
 
 def times_line(snapshot: Snapshot) -> str:
-    """Returns where the time of the epochs went as a line.
+    """Returns a line that says how the time of the epochs was spent.
 
     Example:
         >>> from jaxloop._core.lazy import EpochRecords

@@ -2,8 +2,8 @@
 
     loop = monitor(loop, "loss", lower_something, name="lower", patience=5)
 
-A monitor keeps its memory in ``state.handler_state[name]`` and nowhere else, so that a resumed run
-decides as if it had not been interrupted. `is_better` is the one place that compares values.
+A monitor keeps its memory in ``state.handler_state[name]`` and nowhere else, so a resumed run
+makes the same decisions as an uninterrupted one. Only `is_better` compares values.
 """
 
 from __future__ import annotations
@@ -39,13 +39,16 @@ def monitor(
     Args:
         loop: The loop.
         metric: The metric to watch.
-        handler: As for `handle`. Afterwards counting starts again, and the best value stays.
+        handler: See `handle`. After the call, counting starts again and the best value stays.
         name: Its key in ``state.handler_state``.
         mode: "min", "max", or a function ``(new, best) -> bool``.
-        patience: Events in a row, at least 1.
-        min_delta: An improvement is better by strictly more than this.
-        event: As for `handle`.
-        filter: As for `handle`.
+        patience: The number of events in a row without an improvement, at least 1.
+        min_delta: An improvement must be better by strictly more than this.
+        event: See `handle`.
+        filter: See `handle`.
+
+    Returns:
+        A new loop with the monitor.
 
     Raises:
         ArgumentError: An argument is out of range.
@@ -60,8 +63,8 @@ def read_scalar(state: State[Any], who: str, name: str) -> float:
     """Returns the scalar metric ``name``.
 
     Raises:
-        MissingMetricError: It does not exist; the error lists those that do.
-        ShapeError: It is not a scalar.
+        MissingMetricError: The metric does not exist. The error lists the ones that do.
+        ShapeError: The metric is not a scalar.
     """
     if name not in state.metrics:
         raise missing_metric(who, name, state.metrics)
@@ -77,7 +80,7 @@ def read_scalar(state: State[Any], who: str, name: str) -> float:
 def is_better(new: float, best: float, mode: Mode, min_delta: float) -> bool:
     """Returns whether ``new`` improves on ``best`` by strictly more than ``min_delta``.
 
-    NaN never does, and the first number always does.
+    NaN is never an improvement, and the first number always is.
 
     Example:
         >>> is_better(0.5, 0.6, "min", 0.0), is_better(float("nan"), 0.6, "min", 0.0)
@@ -94,17 +97,17 @@ def is_better(new: float, best: float, mode: Mode, min_delta: float) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Watcher:
-    """Counts events without an improvement, and calls ``handler`` when patience runs out.
+    """A counter of events without an improvement, which calls ``handler`` at ``patience``.
 
     Attributes:
         name: The key of its memory.
         metric: The metric to watch.
-        handler: What it calls.
+        handler: The function to call.
         mode: Which values are better.
-        patience: Events in a row.
-        min_delta: How much better an improvement is.
-        cooldown: Events after a call that do not count.
-        keeps_state: Whether it remembers the step state of the best event.
+        patience: The number of events in a row.
+        min_delta: How much better an improvement must be.
+        cooldown: The number of events after a call that do not count.
+        keeps_state: Whether its memory includes the step state of the best event.
     """
 
     name: str
@@ -153,11 +156,15 @@ def watch(loop: SpecT, watcher: Watcher, event: EventLike, filter: FilterLike) -
     check_mode(where, watcher.mode)
     if not isinstance(watcher.metric, str):
         raise ArgumentTypeError(
-            f"{where}: metric must be the name of a metric, got {watcher.metric!r}"
+            f"{where}: metric must be the name of a metric, got {watcher.metric!r}",
+            fix="pass the name of an attached metric, such as 'loss'",
         )
     check_count("patience", watcher.patience, at_least=1, where=where)
     if not watcher.min_delta >= 0:
-        raise ArgumentError(f"{where}: min_delta must be at least 0, got {watcher.min_delta}")
+        raise ArgumentError(
+            f"{where}: min_delta must be at least 0, got {watcher.min_delta}",
+            fix="pass 0 or a positive number",
+        )
     return loop.attach(
         Handler(
             as_events(event),

@@ -3,8 +3,8 @@
     loop = nan_guard(checkpoint(loop, "runs/a"), "rewind")
     loop = nan_guard(loop, "skip")          # inside the compiled block; metric "skipped_steps"
 
-Skipping is part of the step. Halting and rewinding are a guard's, which is also asked before each
-save, so that a bad state never becomes a checkpoint.
+Skipping is part of the compiled step. A guard halts or rewinds. The guard also runs before each
+save, so a bad state is never saved.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from jaxloop.metrics import SKIPPED, Metric
 
 _ACTIONS = ("halt", "skip", "rewind")
 _MOST_LEAVES = 5
-"""How many leaves a message names."""
+"""The number of leaves that a message names."""
 
 
 def nan_guard(
@@ -43,25 +43,28 @@ def nan_guard(
 ) -> SpecT:
     """Checks the step state for NaN and infinity, and halts, skips or rewinds.
 
-    "halt" and "rewind" check when ``filter`` says so, at the end of each epoch, and before each
-    save: a state that is not finite is never saved. "skip" checks at every step, inside the
-    compiled block, without waiting for it.
+    "halt" and "rewind" check when ``filter`` matches, at the end of each epoch, and before each
+    save, so a state that is not finite is never saved. "skip" checks every step inside the compiled
+    block, without waiting for the device.
 
     Args:
         loop: The loop.
-        action: "halt" ends the loop, with ``halted_by`` the guard's name. "skip" leaves state and
-            metrics unchanged by a step that made a number of the state, or a reported ``loss``,
-            infinite or NaN; the metric ``skipped_steps`` counts such steps. "rewind" returns to the
-            state of the newest good checkpoint, with its metrics and the handlers' memories, and
-            continues with the data that follow, so the bad stretch is left out. Without a
-            checkpoint it halts.
-        event: As for `handle`; "skip" does not use it.
-        filter: As for `handle`; "skip" does not use it.
-        name: What ``halted_by`` says.
+        action: "halt" halts the loop and sets ``halted_by`` to the guard's name. "skip" discards a
+            step that makes a number in the state, or a reported ``loss``, NaN or infinite. State
+            and metrics stay unchanged, and the metric ``skipped_steps`` counts the step. "rewind"
+            restores the step state, the metrics and the handlers' memories from the newest good
+            checkpoint, and continues with the next data, so the bad part is left out. If there is
+            no checkpoint yet, it halts.
+        event: See `handle`. Ignored by "skip".
+        filter: See `handle`. Ignored by "skip".
+        name: Its name in ``halted_by``.
+
+    Returns:
+        A new loop with the guard.
 
     Raises:
         UnknownNameError: The action is unknown.
-        ArgumentError: From `run`: "rewind" without a `checkpoint`.
+        ArgumentError: "skip" is attached twice. Raised by `run` if "rewind" has no `checkpoint`.
 
     Example:
         >>> import jaxloop as jl
@@ -74,9 +77,7 @@ def nan_guard(
         raise unknown_name("action of nan_guard", action, _ACTIONS)
     if action == "skip":
         if any(one.name == SKIPPED for one in loop.metrics):
-            raise ArgumentError(
-                "nan_guard(action='skip') is attached already", fix="attach it once"
-            )
+            raise ArgumentError("nan_guard(action='skip') is attached already", fix="call it once")
         loop = loop.replace(step_fn=_skipping(loop.step_fn))
         count = Metric(lambda: jnp.int32(0), _count, jnp.add, lambda count: count)
         return metric(loop, count, SKIPPED, None, [SKIPPED])
@@ -101,7 +102,7 @@ def _is_inexact(leaf: Any) -> bool:
 
 @jax.jit
 def _are_good(tree: PyTree) -> list[jax.Array]:
-    # A single number may be infinite, such as a best value before the first.
+    # A scalar may be infinite, such as a best value before the first comparison.
     return [
         jnp.all(jnp.isfinite(leaf)) if leaf.ndim else ~jnp.isnan(leaf)
         for leaf in jax.tree.leaves(tree)
@@ -126,7 +127,7 @@ def _describe_problem(state: State[Any]) -> str | None:
 
 
 def _skipping(step_fn: Callable[[PyTree, PyTree], PyTree]) -> Callable[..., PyTree]:
-    """Returns the step, which changes nothing if its result is not finite, and reports that."""
+    """Wraps the step. If its result is not finite, the step changes nothing and reports a skip."""
 
     @functools.wraps(step_fn)
     def step(batch: PyTree, state: PyTree) -> PyTree:
@@ -135,7 +136,7 @@ def _skipping(step_fn: Callable[[PyTree, PyTree], PyTree]) -> Callable[..., PyTr
         good = jnp.all(jnp.isfinite(outputs["loss"])) if "loss" in outputs else jnp.bool_(True)
         for after, before in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
             if _is_inexact(after):
-                # A number that was infinite before, such as a best value, may stay so.
+                # A number that was infinite before, such as a best value, may stay infinite.
                 good &= jnp.all(jnp.isfinite(after) | ~jnp.isfinite(before))
         kept = jax.tree.map(lambda after, before: jnp.where(good, after, before), new, state)
         return emit(kept, **{**outputs, SKIPPED: (~good).astype(jnp.int32)})
@@ -147,10 +148,10 @@ def _check_has_checkpoint(loop: LoopSpec) -> None:
     if not loop.triggers():
         raise ArgumentError(
             "nan_guard(action='rewind') needs a checkpoint to return to, and the loop has none",
-            fix="attach one: loop.checkpoint(path, ...)",
+            fix="call loop.checkpoint(path, ...)",
         )
 
 
 def _count(count: jax.Array, skipped: jax.Array, weight: Any = None) -> jax.Array:
-    del weight  # a step counts, whatever its examples weigh
+    del weight  # a step counts as one, regardless of the weights of its examples
     return count + skipped

@@ -1,6 +1,8 @@
 """Learning-rate reduction: a monitor that scales the learning rate of any Optax optimizer.
 
-loop = reduce_lr_on_plateau(loop, "validation_loss", factor=0.5, patience=2)
+    loop = reduce_lr_on_plateau(loop, "validation_loss", factor=0.5, patience=2)
+
+The scale is a part of the step state, so changing it does not recompile the step.
 """
 
 from __future__ import annotations
@@ -39,22 +41,28 @@ def reduce_lr_on_plateau(
     Args:
         loop: The loop.
         metric: The metric to watch.
-        factor: What the scale is multiplied by, between 0 and 1.
-        mode: As for `monitor`.
-        patience: As for `monitor`.
-        min_delta: As for `monitor`.
+        factor: The factor of a reduction, between 0 and 1.
+        mode: See `monitor`.
+        patience: See `monitor`.
+        min_delta: See `monitor`.
         min_scale: The lowest scale.
-        cooldown: Events after a reduction that do not count.
-        event: As for `handle`.
-        filter: As for `handle`.
-        name: Its key in ``state.handler_state``. By default it is made of the metric's name.
+        cooldown: The number of events after a reduction that do not count.
+        event: See `handle`.
+        filter: See `handle`.
+        name: Its key in ``state.handler_state``. The default is derived from the metric's name.
+
+    Returns:
+        A new loop with the monitor.
 
     Raises:
-        ArgumentError: An argument is out of range, or from `run`: no learning rate was found.
+        ArgumentError: An argument is out of range. Raised by `run` if there is no learning rate.
         ArgumentTypeError: An argument has the wrong type.
     """
     if not 0 < factor < 1:
-        raise ArgumentError(f"reduce_lr_on_plateau: factor must be between 0 and 1, got {factor}")
+        raise ArgumentError(
+            f"reduce_lr_on_plateau: factor must be between 0 and 1, got {factor}",
+            fix="pass a factor such as 0.1",
+        )
     check_count("cooldown", cooldown, at_least=0, where="reduce_lr_on_plateau")
 
     def reduce(state: State[Any]) -> tuple[StatusLike, State[Any]]:
@@ -76,8 +84,8 @@ def reduce_lr_on_plateau(
 def scale_learning_rate(step_state: PyTree, factor: float, min_scale: float) -> PyTree:
     """Returns the step state with its learning rate scaled by ``factor``.
 
-    The trainer's optimizer carries ``learning_rate_scale``. In a step of your own, an optimizer
-    under `optax.inject_hyperparams` has ``learning_rate``, which is scaled itself.
+    The trainer's optimizer carries ``learning_rate_scale``. If you write your own step, wrap the
+    optimizer in `optax.inject_hyperparams`. Its ``learning_rate`` is then scaled directly.
 
     Raises:
         ArgumentError: The step state has neither.

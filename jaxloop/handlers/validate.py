@@ -1,9 +1,9 @@
-"""Evaluating a model on other data while it is trained.
+"""The evaluation of a model on other data during training.
 
     loop = validate(metric(loop, "accuracy"), validation_data)     # adds validation_accuracy
 
-The evaluation is a loop with its own accumulators, so that it does not touch what the epoch has
-accumulated. It is made once, so that every epoch runs the same executable.
+The evaluation is a loop with its own accumulators, so it does not affect the metrics of the epoch.
+It is made once, so every epoch runs the same executable.
 """
 
 from __future__ import annotations
@@ -31,15 +31,18 @@ def validate(
     filter: FilterLike = "always",
     prefix: str = "validation_",
 ) -> SpecT:
-    """Evaluates the metrics that are attached so far on ``data``, and adds them to the metrics.
+    """Evaluates the metrics attached so far on ``data``, and adds them to ``state.metrics``.
 
     Args:
         loop: The loop.
         data: A re-iterable of supervised batches, or a function ``epoch -> iterable``.
-        model: The model; by default the trainer's.
-        event: As for `handle`.
-        filter: As for `handle`.
-        prefix: What the names of the metrics begin with.
+        model: The model. Defaults to the trainer's.
+        event: See `handle`.
+        filter: See `handle`.
+        prefix: The prefix of the metrics' names.
+
+    Returns:
+        A new loop with the validation.
 
     Raises:
         ArgumentError: The loop has no model, or no metric.
@@ -58,7 +61,7 @@ def validate(
                 "validate: this loop has no model",
                 fix="pass model=, or make the loop with jl.trainer",
             )
-        # Imported here, because it brings Optax, which `import jaxloop` does not.
+        # Imported here, because it imports Optax, which `import jaxloop` does not.
         from jaxloop._supervised.task import SupervisedTask
 
         task = SupervisedTask(model)

@@ -1,4 +1,10 @@
-"""The averages of a loss: over the axes of one example, and over the examples of a batch."""
+"""The averages of a loss: over the axes of one example, and over the examples of a batch.
+
+    values = per_example(loss_values, num_examples)         # (batch,)
+    scalar = reduce(values, sample_weight, num_examples)
+
+Invariant: examples of weight 0 add nothing, even if their loss is NaN.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +84,7 @@ def reduce(loss_value: ArrayLike, sample_weight: ArrayLike | None, num_examples:
     if weight.shape != (num_examples,):
         raise errors.ShapeError(
             f"sample_weight must have shape ({num_examples},), got {weight.shape}",
-            fix="give one weight per example",
+            fix="pass one weight per example",
         )
     weight = weight.astype(values.dtype)
     total = jnp.sum(jnp.where(weight == 0, 0, values * weight))

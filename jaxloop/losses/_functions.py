@@ -1,4 +1,4 @@
-"""The losses by name, with the meaning that they have in Axon.
+"""The built-in losses, with the same definitions as in Axon.
 
     value = mean_squared_error(y_true, y_pred)
 
@@ -303,7 +303,7 @@ def margin_ranking(
         y_true: ``(batch, *rest)``, 1 where the first should rank higher, and -1 where the second
             should.
         y_pred: A pair of arrays ``(batch, *rest)``.
-        margin: The difference by which it should rank higher.
+        margin: The minimum difference between the two.
 
     Returns:
         ``(batch,)``.
@@ -313,7 +313,7 @@ def margin_ranking(
     if not isinstance(y_pred, tuple | list) or len(y_pred) != 2:
         raise errors.ShapeError(
             f"margin_ranking: y_pred must be a pair of arrays, got {type(y_pred).__name__}",
-            fix="let the model return (scores_1, scores_2)",
+            fix="return (scores_1, scores_2) from the model",
         )
     order, first = same_shape("margin_ranking", y_true, y_pred[0])
     _, second = same_shape("margin_ranking", y_true, y_pred[1])

@@ -1,4 +1,10 @@
-"""One way to look up any loss: by name, as a function, or as a list for several outputs."""
+"""The lookup of any loss: by name, as a function, or as a list for several outputs.
+
+    loss = get("mean_squared_error")
+    loss = get([("mean_squared_error", 1.0), ("hinge", 0.5)])
+
+Invariant: every `Loss` takes ``(y_true, y_pred)``, in this order.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +29,10 @@ LossFn: TypeAlias = Callable[..., ArrayLike]
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss that is ready to be called.
+    """A loss function with a name.
 
     Attributes:
-        name: What error messages call it.
+        name: Its name in error messages.
         fn: ``(y_true, y_pred) -> (batch,)``, ``(batch, *rest)`` or a scalar.
         probabilities: Whether ``y_pred`` must be probabilities.
 
@@ -121,12 +127,12 @@ def get(loss: LossLike) -> Loss:
         return _from_function(loss)
     raise errors.ArgumentTypeError(
         f"a loss must be a name, a function or a list of (loss, weight), got {loss!r}",
-        fix="pass for example 'mean_squared_error' or optax.l2_loss",
+        fix="pass a loss such as 'mean_squared_error' or optax.l2_loss",
     )
 
 
 def names() -> tuple[str, ...]:
-    """Returns all names that `get` knows, sorted.
+    """Returns all names that `get` accepts, sorted.
 
     Example:
         >>> "huber" in names()
@@ -155,7 +161,7 @@ def _from_function(fn: LossFn) -> Loss:
     if _AXON.get(name) is core:
         takes = name in _PROBABILITIES and not keywords.get("from_logits", False)
         return Loss(name, fn, takes)
-    # The function's module tells where it comes from without an import of Optax.
+    # The function's module shows whether it is from Optax, without importing Optax.
     if str(getattr(core, "__module__", "")).split(".")[0] == "optax":
         if name in _OPTAX_NOT_PAIRWISE:
             raise errors.ArgumentTypeError(
@@ -178,7 +184,7 @@ def _from_optax(fn: LossFn, name: str) -> Loss:
                 )
         elif name not in _OPTAX_FREE_SHAPES:
             y_true, y_pred = same_shape(name, y_true, y_pred)
-        # Optax mixes ranks and dtypes inside, even if the user forbids it elsewhere.
+        # Optax mixes ranks and dtypes internally, even if the user forbids promotion.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             return fn(y_pred, y_true)
 
@@ -189,7 +195,7 @@ def _weighted_sum(pairs: Sequence[Any]) -> Loss:
     if not pairs or not all(isinstance(p, tuple | list) and len(p) == 2 for p in pairs):
         raise errors.ArgumentTypeError(
             f"a list of losses must be a list of (loss, weight), got {list(pairs)!r}",
-            fix="pass for example [('mean_squared_error', 1.0), ('hinge', 0.5)]",
+            fix="pass a list such as [('mean_squared_error', 1.0), ('hinge', 0.5)]",
         )
     for _, weight in pairs:
         if isinstance(weight, str | list | tuple) or callable(weight):
@@ -203,18 +209,18 @@ def _weighted_sum(pairs: Sequence[Any]) -> Loss:
         targets, predictions = jax.tree.leaves(y_true), jax.tree.leaves(y_pred)
         if not len(targets) == len(predictions) == len(parts):
             raise errors.ShapeError(
-                "losses, predictions and targets must be equally many, got "
+                "the numbers of losses, predictions and targets must be equal, got "
                 f"{len(parts)} losses for {len(predictions)} predictions and {len(targets)} "
                 "targets",
-                fix="give one (loss, weight) for each leaf of prediction and target, in order",
+                fix="pass one (loss, weight) for each leaf of prediction and target, in order",
             )
         values = []
         for (loss, _), target, prediction in zip(parts, targets, predictions, strict=True):
             value = jnp.asarray(loss.fn(target, prediction))
             values.append(per_example(value, value.shape[0]) if value.ndim else value)
         if any(v.ndim == 0 for v in values):
-            # If one loss is a scalar, the sum is a scalar too. `reduce` then refuses weights, which
-            # a scalar that was broadcast to the examples would accept and not honor.
+            # If one loss is a scalar, the sum is a scalar too, so that `reduce` rejects weights. A
+            # scalar that was broadcast to the examples would accept weights and ignore them.
             values = [jnp.mean(v) for v in values]
         with jax.numpy_dtype_promotion("standard"):
             dtype = functools.reduce(jnp.promote_types, (v.dtype for v in values))

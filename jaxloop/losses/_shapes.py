@@ -1,4 +1,9 @@
-"""Arrays of one shape and dtype, so that a loss never broadcasts by accident."""
+"""Arrays of one shape and dtype, so that a loss never broadcasts by accident.
+
+    y_true, y_pred = same_shape("huber", y_true, y_pred)
+
+Invariant: targets get the dtype of the predictions, and never change its shape.
+"""
 
 from __future__ import annotations
 

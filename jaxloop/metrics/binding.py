@@ -38,8 +38,8 @@ from jaxloop.metrics.reductions import reduction_of
 from jaxloop.metrics.weights import batch_weights, is_float_weight
 
 SKIPPED = "skipped_steps"
-"""The output, 0 or 1, of a step that may leave its state unchanged, and the metric that counts it.
-"""
+"""The name of the output, 0 or 1, of a step that may leave its state unchanged, and of the metric
+that counts it."""
 
 Accumulators = dict[str, PyTree]
 """One accumulator for each metric, by name."""
@@ -82,9 +82,9 @@ class Metrics:
 
         Args:
             accs: The accumulators.
-            outputs: What the step reports.
-            step_state: What it carries.
-            batch: The batch, of which only the number of examples is read.
+            outputs: The outputs that the step reports.
+            step_state: The step state.
+            batch: The batch. Only its number of examples is read.
 
         Raises:
             ShapeError: A metric returned another structure, shape or dtype than in `bind`.
@@ -101,7 +101,7 @@ class Metrics:
         return {name: new[name] if name == SKIPPED else chosen[name] for name in new}
 
     def merge(self, a: Mapping[str, PyTree], b: Mapping[str, PyTree]) -> Accumulators:
-        """Combines two sets of accumulators, of which ``b`` is the later one."""
+        """Combines two sets of accumulators, where ``b`` is the later one."""
         return {
             slot.name: cast_like(slot.name, slot.merge(a[slot.name], b[slot.name]), a[slot.name])
             for slot in self.slots
@@ -119,9 +119,9 @@ def bind(
 
     Args:
         specs: The metrics. If two have the same name, the last one counts.
-        outputs: What the step reports: a mapping of arrays or `jax.ShapeDtypeStruct`.
-        step_state: What it carries.
-        batch: A batch, of which only the number of examples is read.
+        outputs: The outputs of the step, a mapping of arrays or `jax.ShapeDtypeStruct`.
+        step_state: The step state.
+        batch: A batch. Only its number of examples is read.
 
     Returns:
         The bound metrics.
@@ -219,8 +219,8 @@ def _bind_observations(spec: MetricSpec, observe: Observe, inputs: Inputs) -> _S
                 f"{spec.title} must return {structure} for every batch, got {found_structure}",
                 fix="return the same structure for every batch",
             )
-        # A leading axis that fits by chance in one batch, and not in another, is an error. A batch
-        # of one example has the kinds of the batch that was bound.
+        # Whether a leading axis means examples was decided by the first batch. If the axis has the
+        # length of the batch by chance, another batch shows it.
         if tuple(found) != kinds and not callable(spec.accumulate):
             raise errors.ShapeError(
                 f"{spec.title} must return one value per example for all batches or for none, got "

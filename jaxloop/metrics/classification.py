@@ -39,7 +39,7 @@ _CELLS: dict[str, tuple[bool, bool]] = {
 
 @functools.cache
 def accuracy(*, threshold: float = 0.5) -> Metric:
-    """Makes the metric of the share of examples whose class is predicted correctly.
+    """Makes a metric: the fraction of examples whose class is predicted correctly.
 
     Labels are class numbers ``(batch, *rest)`` or one-hot ``(batch, *rest, classes)``, and
     predictions are scores ``(batch, *rest, classes)``. Alternatively, both are one column,
@@ -75,7 +75,7 @@ def accuracy(*, threshold: float = 0.5) -> Metric:
 
 @functools.cache
 def top_k_categorical_accuracy(*, k: int = 5) -> Metric:
-    """Makes the metric of the share of examples whose class has one of the ``k`` highest scores.
+    """Makes a metric: the fraction of examples whose class has one of the ``k`` highest scores.
 
     If scores are equal, the lower class number ranks first, so constant scores do not count as
     correct. If the score of the true class is NaN, the example counts as wrong.
@@ -100,7 +100,7 @@ def top_k_categorical_accuracy(*, k: int = 5) -> Metric:
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise errors.ArgumentError(
             f"top_k_categorical_accuracy: k must be an int of at least 1, got {k!r}",
-            fix="pass for example k=5",
+            fix="pass a whole number such as k=5",
         )
 
     def correct(y_true: ArrayLike, y_pred: ArrayLike) -> jax.Array:
@@ -120,7 +120,7 @@ def top_k_categorical_accuracy(*, k: int = 5) -> Metric:
 
 @functools.cache
 def true_positives(*, threshold: float = 0.5) -> Metric:
-    """Makes the metric of the number of positives predicted positive.
+    """Makes a metric: the number of positives predicted positive.
 
     The value is int32, or float32 with float weights.
 
@@ -135,7 +135,7 @@ def true_positives(*, threshold: float = 0.5) -> Metric:
 
 @functools.cache
 def false_positives(*, threshold: float = 0.5) -> Metric:
-    """Makes the metric of the number of negatives predicted positive.
+    """Makes a metric: the number of negatives predicted positive.
 
     The value is int32, or float32 with float weights.
 
@@ -150,7 +150,7 @@ def false_positives(*, threshold: float = 0.5) -> Metric:
 
 @functools.cache
 def true_negatives(*, threshold: float = 0.5) -> Metric:
-    """Makes the metric of the number of negatives predicted negative.
+    """Makes a metric: the number of negatives predicted negative.
 
     The value is int32, or float32 with float weights.
 
@@ -165,7 +165,7 @@ def true_negatives(*, threshold: float = 0.5) -> Metric:
 
 @functools.cache
 def false_negatives(*, threshold: float = 0.5) -> Metric:
-    """Makes the metric of the number of positives predicted negative.
+    """Makes a metric: the number of positives predicted negative.
 
     The value is int32, or float32 with float weights.
 
@@ -180,7 +180,7 @@ def false_negatives(*, threshold: float = 0.5) -> Metric:
 
 @functools.cache
 def precision(*, threshold: float = 0.5) -> Metric:
-    """Makes the metric ``tp / (tp + fp)`` of binary predictions.
+    """Makes a metric: ``tp / (tp + fp)`` for binary predictions.
 
     The value is 0 if no example is predicted positive, and NaN before the first example.
 
@@ -195,7 +195,7 @@ def precision(*, threshold: float = 0.5) -> Metric:
 
 @functools.cache
 def recall(*, threshold: float = 0.5) -> Metric:
-    """Makes the metric ``tp / (tp + fn)`` of binary predictions.
+    """Makes a metric: ``tp / (tp + fn)`` for binary predictions.
 
     The value is 0 if no example is positive, and NaN before the first example.
 
@@ -210,7 +210,7 @@ def recall(*, threshold: float = 0.5) -> Metric:
 
 @functools.cache
 def sensitivity(*, threshold: float = 0.5) -> Metric:
-    """Makes the metric `recall` under its other name.
+    """Makes the metric `recall` under another name.
 
     Args:
         threshold: The score above which a prediction is positive.
@@ -223,7 +223,7 @@ def sensitivity(*, threshold: float = 0.5) -> Metric:
 
 @functools.cache
 def specificity(*, threshold: float = 0.5) -> Metric:
-    """Makes the metric ``tn / (tn + fp)`` of binary predictions.
+    """Makes a metric: ``tn / (tn + fp)`` for binary predictions.
 
     The value is 0 if no example is negative, and NaN before the first example.
 

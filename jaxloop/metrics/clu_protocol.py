@@ -4,7 +4,7 @@
     instance = from_output(cls, keywords)
     metric = clu_metric(cls, jax.eval_shape(from_output, cls, keywords), "name")
 
-Invariant: nothing of clu or metrax is imported. jaxloop reads the signature of
+Invariant: clu and metrax are never imported. jaxloop reads the signature of
 ``from_model_output`` and passes only the keywords that it declares, because metrax's methods accept
 no others.
 """
@@ -54,14 +54,14 @@ def model_output(
 
     Args:
         cls: The class.
-        outputs: What the step reported.
+        outputs: The outputs that the step reported.
         args: ``(y_true, y_pred)`` if the user named fields. If None, both come from ``outputs``.
         weight: ``(batch,)`` or None.
         name: The name of the metric, for the error message.
 
     Returns:
-        The outputs by name, and the targets, predictions and weights under all their usual names,
-        as far as ``from_model_output`` takes them.
+        The outputs by name, and the targets, predictions and weights under all their usual names.
+        Only keywords that ``from_model_output`` takes are included.
 
     Raises:
         ArgumentError: A keyword is missing. The message lists the ones that exist.

@@ -22,10 +22,10 @@ from jaxloop.metrics.metric import Metric
 from jaxloop.metrics.reductions import AccumulateFn, AccumulateName
 
 MetricLike: TypeAlias = str | Metric | Callable[..., PyTree] | type[CluMetric]
-"""A built-in's name, a `Metric`, a function of the arguments, or a class with the CLU protocol."""
+"""A built-in metric's name, a `Metric`, a function, or a class with the CLU protocol."""
 
 AccumulateLike: TypeAlias = AccumulateName | AccumulateFn | None
-"""How the values of the batches become one; None for the metric's own way."""
+"""How to combine the values of the batches. None uses the metric's own accumulator."""
 
 FieldsFn: TypeAlias = Callable[[dict[str, PyTree]], list[PyTree] | tuple[PyTree, ...]]
 
@@ -57,7 +57,7 @@ class BatchMean:
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """A metric as it was declared.
+    """A declared metric.
 
     Attributes:
         name: Its key in the results.
@@ -73,7 +73,7 @@ class MetricSpec:
 
     @property
     def title(self) -> str:
-        """What error messages call this metric."""
+        """The name of this metric in error messages."""
         return f"metric {self.name!r}"
 
 
@@ -104,10 +104,10 @@ def declare(
     """Declares a metric, and raises every error that needs no data.
 
     Args:
-        metric: A built-in's name, a `Metric`, a function of the extracted values, or a class with
-            ``from_model_output``, ``merge`` and ``compute``.
+        metric: The name of a built-in metric, a `Metric`, a function of the extracted values, or a
+            class with ``from_model_output``, ``merge`` and ``compute``.
         name: Its key in the results. The default is the metric's own name.
-        accumulate: None (the metric's own way; the values of a function are averaged),
+        accumulate: None (the metric's own accumulator, or the average of a function's values),
             ``"running_average"``, ``"running_sum"``, ``"running_min"``, ``"running_max"``,
             ``"last"``, or ``(acc, obs, i) -> acc``.
         transform_or_fields: Names of outputs or parts of the step state, or a function of both,
@@ -138,7 +138,7 @@ def declare(
     elif not isinstance(metric, Metric) and not callable(metric):
         raise errors.ArgumentTypeError(
             f"a metric must be a name, a Metric, a function or a CLU class, got {metric!r}",
-            fix="pass for example 'accuracy', or a function of (y_true, y_pred)",
+            fix="pass a name such as 'accuracy', or a function of (y_true, y_pred)",
         )
     return MetricSpec(
         _checked_name(metric, name),
@@ -153,8 +153,8 @@ def declare_batch_mean(name: str, field: str) -> MetricSpec:
 
     Args:
         name: Its key in the results.
-        field: The output that holds the scalar. A batch weighs the sum of ``sample_weight``, or
-            its number of examples (the leading axis of ``y_true``).
+        field: The output that holds the scalar. The weight of a batch is the sum of
+            ``sample_weight``, or its number of examples (the leading axis of ``y_true``).
 
     Returns:
         The declared metric. A batch of weight 0 adds nothing, even if its mean is NaN.
@@ -175,7 +175,7 @@ def _checked_name(metric: MetricLike, name: object) -> str:
     own = metric.name if isinstance(metric, Metric) else getattr(metric, "__name__", "")
     if not own or own == "<lambda>":
         raise errors.ArgumentError(
-            f"a metric must have a name, got {metric!r}, which has none",
+            f"a metric must have a name, got {metric!r} without one",
             fix="pass name='...'",
         )
     return str(own)
@@ -203,5 +203,5 @@ def _checked_fields(fields: FieldsLike) -> tuple[str, ...] | FieldsFn:
         return fields
     raise errors.ArgumentTypeError(
         f"transform_or_fields must be names of outputs or a function, got {fields!r}",
-        fix="pass for example ('y_true', 'y_pred')",
+        fix="pass names such as ('y_true', 'y_pred')",
     )

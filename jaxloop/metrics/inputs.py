@@ -1,4 +1,4 @@
-"""What the metrics of a loop may read: what a step reports, what it carries, and its batch.
+"""The values that metrics may read: a step's outputs, its state, and its batch.
 
     inputs = Inputs.of(outputs, step_state, batch)
     y_true, y_pred = inputs.arguments(spec)
@@ -26,9 +26,9 @@ class Inputs:
     """The values of one step by name.
 
     Attributes:
-        reported: What the step reports.
-        named: What it reports and what it carries. If both have a name, the reported value counts.
-        batch: The batch, of which metrics read only the number of examples.
+        reported: The outputs that the step reports.
+        named: The outputs and the carried values. If both have the same name, the output counts.
+        batch: The batch. Metrics read only its number of examples.
     """
 
     reported: dict[str, PyTree]

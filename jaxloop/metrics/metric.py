@@ -1,4 +1,4 @@
-"""What a metric is: an accumulator and four pure functions.
+"""The `Metric` type: an accumulator and four pure functions.
 
     metric = mean(lambda y_true, y_pred: (y_true - y_pred) ** 2)
     acc = metric.update(metric.init(), y_true, y_pred, weight=mask)
@@ -66,7 +66,7 @@ class Metric:
 
 
 def mean(values_fn: Callable[..., ArrayLike], *, name: str = "") -> Metric:
-    """Makes the metric that averages, over all examples, what a function returns for each.
+    """Makes a metric that averages the values of a function over all examples.
 
     Args:
         values_fn: ``(*values) -> (batch,)`` or ``(batch, *rest)``. The mean runs over all axes. A

@@ -1,10 +1,10 @@
-"""What a metric observes in each batch, for the metrics that a reduction accumulates.
+"""The observations of metrics, one per batch, which a reduction accumulates.
 
     observe = observe_function(declare(top, accumulate="running_max"), top)
     value, per_example, weights = observe(inputs)
 
 Invariant: whether a leaf has one value per example or one for its batch follows from its shape, and
-a scalar is refused where the weights of the examples would change it.
+a scalar is rejected if the weights of the examples would change it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from jaxloop.metrics.weights import BatchWeights, batch_weights, scalar_with_wei
 
 
 class Observation(NamedTuple):
-    """What a metric observed in one batch.
+    """The observation of a metric in one batch.
 
     Attributes:
         value: A pytree of arrays.
         per_example: For each leaf, whether it has one value per example.
-        weights: What the examples weigh.
+        weights: The weights of the examples.
     """
 
     value: PyTree

@@ -50,7 +50,7 @@ class _Init(Protocol):
 
 @dataclass(frozen=True)
 class Reduction:
-    """How the observations of one leaf become one value.
+    """A way to reduce the observations of one leaf to one value.
 
     Attributes:
         init: ``(shape, per_example, float_weights) -> acc``, where ``shape`` is the
@@ -93,7 +93,7 @@ def _or_nan(seen: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def _one_value(value: jax.Array, weights: BatchWeights) -> Pair:
-    """Returns a batch's one value as a pair, or 0 if the batch weighs nothing."""
+    """Returns a batch's one value as a pair, or 0 if its weights are all 0."""
     value = jnp.where(weights.present, value, jnp.zeros((), value.dtype))
     return sum_examples(value[None], None)
 

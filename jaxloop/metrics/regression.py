@@ -19,7 +19,10 @@ from jaxloop.metrics.metric import Metric, mean
 
 @functools.cache
 def mean_absolute_error() -> Metric:
-    """Makes the metric of the mean of ``|y_true - y_pred|`` over the data set.
+    """Makes a metric: the mean of ``|y_true - y_pred|`` over the data set.
+
+    Returns:
+        A metric of ``(y_true, y_pred)``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -32,7 +35,10 @@ def mean_absolute_error() -> Metric:
 
 @functools.cache
 def mean_squared_error() -> Metric:
-    """Makes the metric of the mean of ``(y_true - y_pred)**2`` over the data set.
+    """Makes a metric: the mean of ``(y_true - y_pred)**2`` over the data set.
+
+    Returns:
+        A metric of ``(y_true, y_pred)``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,7 +51,7 @@ def mean_squared_error() -> Metric:
 
 @functools.cache
 def of_loss(name: str) -> Metric:
-    """Makes the metric of the mean of a loss over the data set.
+    """Makes a metric: the mean of a loss over the data set.
 
     Args:
         name: One of `losses.names`.

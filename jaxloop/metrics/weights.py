@@ -1,4 +1,4 @@
-"""What each example of a batch weighs.
+"""The weights of the examples in a batch.
 
     weights = batch_weights(outputs.get("sample_weight"), num_examples, "metric 'accuracy'")
     acc = acc + jnp.where(weights.present, value, 0)
@@ -64,7 +64,7 @@ def check_weight(weight: ArrayLike | None, num_examples: int, where: str) -> jax
         raise errors.ShapeError(
             f"{where}: weight (sample_weight or mask) must have shape ({num_examples},), got "
             f"{array.shape}",
-            fix="give one weight per example",
+            fix="pass one weight per example",
         )
     return array
 

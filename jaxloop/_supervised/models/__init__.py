@@ -48,10 +48,10 @@ _KINDS: tuple[tuple[str, str | None], ...] = (
     ("equinox", "equinox"),
     ("haiku", None),
 )
-"""The modules of this package for the frameworks, and the module that a framework is known by.
+"""The modules of this package for the frameworks, and the module that identifies each framework.
 
-Each module is imported when it is needed, because it imports its framework. A user who has a model
-of a framework has imported that framework, so one that is not in `sys.modules` need not be tried.
+Each module is imported when it is needed, because it imports its framework. If you have a model of
+a framework, you have imported it, so a framework that is not in `sys.modules` is not tried.
 """
 
 
@@ -59,7 +59,7 @@ def adapt(model: ModelLike) -> ModelAdapter:
     """Adapts a model of any kind.
 
     Raises:
-        ModelError: The model is of no known kind. The message names its type.
+        ModelError: The model is of an unknown kind. The message names its type.
 
     Example:
         >>> adapter = adapt((lambda key, x: 2.0, lambda w, x: w * x))

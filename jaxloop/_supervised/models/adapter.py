@@ -1,4 +1,4 @@
-"""The functions that a step needs of a model, and the state that a user passes in.
+"""The functions that a step needs from a model, and the state that a user passes in.
 
     adapter = ModelAdapter(init, split, join, apply)
     model_state = merge_state(adapter.init(key, x), adapter.load(init_state))
@@ -8,7 +8,7 @@
 
 Invariant: a model state has the form that the user of the model knows, as a pytree of arrays, such
 as Linen's variables, an `nnx.State`, ``(params, state)`` for a `Model` and ``params`` for a pair.
-Adapters know nothing of the loop.
+Adapters know nothing about the loop.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def merge_state(initialized: PyTree, given: PyTree, path: str = "init_state") ->
 
     Args:
         initialized: A model state.
-        given: A model state or a part of one, in which dicts may lack names. None gives nothing.
+        given: A model state or a part of one, in which dicts may lack names. None changes nothing.
         path: The place in ``given``, for the error messages.
 
     Raises:

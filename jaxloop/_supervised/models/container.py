@@ -1,4 +1,4 @@
-"""Several models on one input, in a tuple, list or dict; states and predictions are the same kind.
+"""Several models on one input, in a tuple, list or dict, as are their states and predictions.
 
     adapter = adapt({"a": model_a, "b": model_b}, [adapter_a, adapter_b])
 
@@ -18,7 +18,7 @@ from jaxloop._supervised.models.adapter import ModelAdapter
 
 
 def parts_of(model: Any) -> list[Any]:
-    """Returns the models in a tuple, list or dict, and nothing for anything else."""
+    """Returns the models in a tuple, list or dict. Other models have no parts."""
     if isinstance(model, dict):
         return list(model.values())
     return list(model) if isinstance(model, tuple | list) else []

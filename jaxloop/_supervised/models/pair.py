@@ -1,4 +1,4 @@
-"""Models that are two functions: a `Model`, or a plain pair such as stax makes.
+"""Models that are two functions: a `Model`, or a plain pair such as those of stax.
 
     adapter = adapt((init, apply))     # init(key, x) -> params, apply(params, x) -> prediction
 
