@@ -1,5 +1,6 @@
 """Reading ahead: the order, the positions, the thread, and errors where they belong."""
 
+import signal
 import threading
 import time
 
@@ -295,3 +296,22 @@ def test_an_error_of_the_device_comes_out_and_ends_the_thread(fuse):
     # The state before it was donated: better none than a wrong one.
     assert caught.value.loop_state is None
     assert "in the step" in caught.value.__notes__[0]
+
+
+def test_an_iterator_goes_on_after_a_signal_in_the_last_handler_before_a_read():
+    """The signal arrives after the batch was asked for and before anything was read."""
+    data = Counting(8)
+    iterator = iter(data)
+
+    def interrupt(state):
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        loop = jl.loop(step).handle("iteration_started", interrupt, jl.only(3))
+        stopped = loop.run(iterator, 0.0, iterations=4, epochs=2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped.status == "interrupted"
+    state = jl.loop(step).from_state(stopped).run(iterator, iterations=4, epochs=2)
+    assert state.step == 8 and float(state.step_state) == expected(1, 8)

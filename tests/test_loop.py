@@ -447,3 +447,33 @@ def test_methods_and_functions_are_the_same():
     assert type(by_function) is jl.Loop
     assert by_method.attachments == by_function.attachments
     assert by_function.run([1.0], epochs=9).halted_by == "early_stop_x"
+
+
+def test_a_clock_and_a_function_count_from_the_last_run():
+    clock = [0.0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxloop._engine.attached.now", lambda: clock[0])
+        patch.setattr("jaxloop._engine.clock.now", lambda: clock[0])
+        seen = []
+
+        def advance(state):
+            clock[0] += 1.0
+
+        loop = jl.loop(lambda b, s: s + b).handle("iteration_completed", advance)
+        filter = jl.every_seconds(3) & (lambda snapshot: True)
+        loop.observe("iteration_completed", lambda s: seen.append(s.step), filter).run([1] * 12, 0)
+    assert seen == [3, 6, 9, 12]
+
+
+def test_a_report_knows_the_bound_of_observed_blocks():
+    loop = jl.loop(lambda b, s: s + 1)
+    assert loop.check(None, 0, iterations=10_000).block_length == 10_000
+    observed = loop.observe("iteration_completed", print)
+    assert observed.check(None, 0, iterations=10_000).block_length == 4096
+
+
+def test_numpys_integers_are_kept(tmp_path):
+    loop = jl.loop(lambda b, s: s + b).checkpoint(tmp_path)
+    loop.run([1, 2, 3], 0, epochs=np.int64(2), iterations=np.int32(2))
+    state = jl.restore(tmp_path)
+    assert (state.epoch, state.max_epoch, state.step) == (2, 2, 4)

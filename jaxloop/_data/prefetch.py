@@ -83,7 +83,6 @@ class Prefetcher:
         self._open_epoch: int | None = None
         self._num_consumed = 0
         self._requests: queue.SimpleQueue[Fill | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[Fill] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Prefetcher:
@@ -206,16 +205,16 @@ class Prefetcher:
         if self.source.data is None:
             return
         fill = Fill(self.source.reader, self._within(most), self._pool, late)
-        self._pending = fill
-        with self._interrupts.waiting:
+        with self._interrupts.waiting:  # may raise, before anything was read
+            self._pending = fill
             fill.run()
-        fill.finished = True
         self._receive(fill)
 
     def take(self, limit: int) -> Window:
         """Returns up to ``limit`` of the batches that are ready, all of one signature."""
         superbatch = self._superbatch
-        if superbatch is None:  # a step without data
+        if superbatch is None:
+            assert self.source.data is None  # a step without data
             nothing = Superbatch(Single(None), limit, NO_BATCH.signature)
             return Window(nothing, self.number(0), self.number(limit), limit)
         count = min(limit, superbatch.num_left)
@@ -267,7 +266,7 @@ class Prefetcher:
     def _start_thread(self) -> None:
         # JAX keeps some settings per thread. This thread must use those of the loop's thread.
         x64, device = (getattr(jax.config, name) for name in _SETTINGS)
-        arguments = (self._requests, self._results, x64, device)
+        arguments = (self._requests, x64, device)
         self._thread = threading.Thread(
             target=_work, args=arguments, name=_THREAD_NAME, daemon=True
         )
@@ -277,7 +276,7 @@ class Prefetcher:
         timeout_s = patience_s
         while not fill.finished:
             try:
-                self._results.get(timeout=timeout_s).finished = True
+                fill.done.get(timeout=timeout_s)
             except queue.Empty:
                 if timeout_s == _POLL_S:
                     self._interrupts.poll()
@@ -312,7 +311,6 @@ class Prefetcher:
 
 def _work(
     requests: queue.SimpleQueue[Fill | None],
-    results: queue.SimpleQueue[Fill],
     x64: bool,
     device: Any,
 ) -> None:
@@ -320,4 +318,4 @@ def _work(
         for fill in iter(requests.get, None):
             assert fill is not None
             fill.run()
-            results.put(fill)
+            fill.done.put(None)

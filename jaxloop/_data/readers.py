@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import queue
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -43,14 +44,16 @@ class Fill:
     Attributes:
         superbatch: The result, or None if no batch was left.
         error: The error that the data raised, or None.
-        finished: Whether the waiting thread knows that one of these is set.
+        finished: Whether it has run.
+        done: Gets an item when it has run in the thread, for another thread that waits.
     """
 
-    __slots__ = ("error", "finished", "late", "limit", "pool", "reader", "superbatch")
+    __slots__ = ("done", "error", "finished", "late", "limit", "pool", "reader", "superbatch")
 
     def __init__(self, reader: Reader, limit: int, pool: BufferPool, late: Late | None) -> None:
         self.reader, self.limit, self.pool = reader, limit, pool
         self.finished = False
+        self.done: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.late: Late = late or _never
         self.superbatch: Superbatch | None = None
         self.error: BaseException | None = None
@@ -65,6 +68,7 @@ class Fill:
             self.superbatch = self.reader.fill(self)
         except BaseException as error:  # the waiting thread raises it
             self.error = error
+        self.finished = True
 
 
 def _never() -> bool:

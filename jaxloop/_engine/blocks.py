@@ -199,16 +199,20 @@ class Blocks:
 
     def _limit(self, program: Program) -> int:
         """Returns how many iterations the next block may have."""
-        progress, iterations = self._progress, self._options.iterations
-        room = min(program.capacity, self._length or 1)
+        room = self.room(min(program.capacity, self._length or 1))
+        if not self.quiet:
+            firings = self._progress.firings
+            self.quiet = block_length(self.watches, firings, max(room, _LOOK_AHEAD))
+        return min(self.quiet, room)
+
+    def room(self, most: int) -> int:
+        """Returns how many of ``most`` iterations fit, apart from what handlers and time decide."""
+        progress, iterations, room = self._progress, self._options.iterations, most
         if iterations is not None:
             room = min(room, iterations - progress.iteration)
         if self._observers.inside:
             room = min(room, _OBSERVED_ITERATIONS)
-        room = max(1, room)
-        if not self.quiet:
-            self.quiet = block_length(self.watches, progress.firings, max(room, _LOOK_AHEAD))
-        return min(self.quiet, room)
+        return max(1, room)
 
     def _superbatch_length(self, program: Program, count: int, offset: int) -> int:
         """Returns how many batches to stack, ``offset`` iterations from now, after a block."""

@@ -54,8 +54,8 @@ class Carry:
 
     def set_accumulators(self, accumulators: PyTree) -> None:
         """Replaces the accumulators by arrays that no other code holds."""
+        self.reclaim()
         self.values = (self.values[0], accumulators)
-        self._loan = None
 
     def lend(self) -> Loan:
         """Returns the arrays as a loan, the same one until it is reclaimed."""

@@ -95,7 +95,8 @@ class Observers:
         for one in self._by_event[event]:
             if not one.asks and not one.admits(total, epoch, self._clock.began_s):
                 continue
-            one.mark()
+            if not one.asks:
+                one.mark()
             if snapshot is None:
                 if isinstance(progress.lazy_metrics, MetricRow):
                     progress.lazy_metrics.start()
@@ -155,8 +156,11 @@ class Observers:
             one = attached.attachment
             at = (snapshot.event, snapshot.epoch, snapshot.iteration)
             self._activity.now = (CALLING, "observer", one.name, *at)
-            if ask is None or attached.admits(*ask, self._clock.began_s, Constant(snapshot).get):
-                one.fn(snapshot)
+            if ask is not None:
+                if not attached.admits(*ask, self._clock.began_s, Constant(snapshot).get):
+                    continue
+                attached.mark()
+            one.fn(snapshot)
         self._clock.epoch.handlers_s += now() - began
 
     def flush(self) -> None:

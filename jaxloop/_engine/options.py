@@ -58,7 +58,9 @@ class RunOptions:
         if iterations is not None:
             check_count("iterations", iterations, at_least=1)
         _check_fuse(fuse)
-        return cls(epochs, iterations, _jit_options(jit), fuse, strict, debug)
+        # NumPy's integers pass the checks, and a checkpoint cannot keep them.
+        most = None if iterations is None else int(iterations)
+        return cls(int(epochs), most, _jit_options(jit), fuse, strict, debug)
 
 
 def _check_fuse(fuse: object) -> None:

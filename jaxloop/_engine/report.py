@@ -79,8 +79,7 @@ def report(parts: Parts, output_transform: Callable[..., Any] | None) -> Report:
     if blocks.program is not None and blocks.sample is not None:
         capacity = blocks.program.capacity
         counts = {**parts.progress.firings, Event.ITERATION_STARTED: (1, 1)}
-        length = block_length(blocks.watches, counts, parts.options.iterations or capacity)
-        length = min(length, capacity)
+        length = block_length(blocks.watches, counts, blocks.room(capacity))
         compiled = blocks.program.lower(carry.values, blocks.sample.value).compile()
         flops = (compiled.cost_analysis() or {}).get("flops")
         memory = compiled.memory_analysis()
