@@ -128,6 +128,58 @@ CASES = {
     "evaluation of an iterator": (lambda: trainer().validate(iter([1])), "one-shot"),
     "unknown attribute of State": (lambda: jl.State().replace(epohc=1), "epoch"),
     "patience=0": (lambda: trainer().early_stop("loss", patience=0), "patience"),
+    "validation without a model": (lambda: plain().validate([(X, X)]), "model="),
+    "validation without a metric": (lambda: jl.evaluator(PAIR).validate([(X, X)]), "metric"),
+    "validation of a state without a model": (
+        lambda: (
+            jl.loop(lambda b, s: jl.emit(s, y_true=b[1], y_pred=b[0][:, :1]))
+            .metric("mean_squared_error")
+            .validate([(X, X[:, :1])], model=PAIR)
+            .run([(X, X[:, :1])], 0.0)
+        ),
+        "'model_state', got ArrayImpl",
+    ),
+    "a metric that is no name": (lambda: plain().early_stop(3), "name of a metric, got 3"),
+    "min_delta=-1": (lambda: plain().early_stop("loss", min_delta=-1), "min_delta"),
+    "a mode that is a number": (lambda: plain().early_stop("loss", mode=3), "'min', 'max'"),
+    "a monitor without a handler": (lambda: plain().monitor("x", 3, name="m"), "handler"),
+    "factor=2": (lambda: plain().reduce_lr_on_plateau("loss", factor=2), "between 0 and 1"),
+    "cooldown=-1": (lambda: plain().reduce_lr_on_plateau("loss", cooldown=-1), "cooldown"),
+    "no learning rate": (
+        lambda: (
+            jl.loop(lambda b, s: jl.emit(s, x=b))
+            .metric(lambda x: x, "x", None, ["x"])
+            .reduce_lr_on_plateau("x", patience=1)
+            .run([1.0], {"w": 1.0}, epochs=3)
+        ),
+        "inject_hyperparams",
+    ),
+    "a step that is no function": (lambda: jl.loop(3), "step_fn must be a function, got 3"),
+    "an init that is no function": (lambda: jl.loop(print, 3), "init_fn must be a function"),
+    "a message that is no function": (lambda: plain().log("epoch"), "message_fn"),
+    "an observer that is no function": (lambda: plain().observe("started", 3), "observer"),
+    "a state that is none": (lambda: plain().from_state({"a": 1}), "jl.State, got dict"),
+    "metrics that are no dict": (lambda: jl.State().replace(metrics=3), "metrics must be a dict"),
+    "jit=3": (lambda: plain().run([1], 0, jit=3), "jit must be True, False or a dict"),
+    "fuse=1.5": (lambda: plain().run([1], 0, fuse=1.5), "fuse must be 'auto' or"),
+    "fuse='always'": (lambda: plain().run([1], 0, fuse="always"), "auto"),
+    "epochs=-1": (lambda: plain().run([1], 0, epochs=-1), "epochs must be at least 0"),
+    "every_seconds(0)": (lambda: jl.every_seconds(0), "positive number of seconds, got 0|seconds"),
+    "an empty filter": (lambda: plain().handle("started", print, {}), "filter"),
+    "a filter per run": (lambda: jl.every(2, per="run"), "epoch"),
+    "an event that is a number": (lambda: plain().handle(3, print), "event"),
+    "data that are a string": (lambda: plain().run("data", 0), "iterable of batches"),
+    "a size that is no number": (lambda: jl.batches(X, 1.5), "batch_size must be an int"),
+    "a size of 0": (lambda: jl.batches(X, 0), "at least 1"),
+    "pad and drop_remainder": (lambda: jl.batches(X, 2, pad=True, drop_remainder=True), "both"),
+    "no arrays": (lambda: jl.batches({}, 2), "no arrays"),
+    "arrays of different lengths": (lambda: jl.batches((X, X[:2]), 2), "same number"),
+    "a mask that is there": (lambda: jl.batches({"mask": X}, 2, pad=True), "'mask'"),
+    "log=-1": (lambda: jl.trainer(PAIR, "huber", "sgd", log=-1), "log must be at least 0"),
+    "log=1.5": (lambda: jl.trainer(PAIR, "huber", "sgd", log=1.5), "log must be a whole number"),
+    "a loss scale of two functions": (lambda: trainer(loss_scale=(print, print)), "loss_scale"),
+    "an optimizer that is a number": (lambda: jl.trainer(PAIR, "huber", 3), "optimizer"),
+    "a fraction of digits": (lambda: jl.datasets.digits(test_fraction=1), "test_fraction"),
 }
 
 
