@@ -20,7 +20,6 @@ from jaxloop._core.events import Event
 from jaxloop._core.state import State
 from jaxloop._core.step_result import Emission
 from jaxloop._core.types import OutputT, PyTree, S
-from jaxloop._engine.report import kind_of
 from jaxloop._engine.run import check, run, stream
 from jaxloop._spec import LoopSpec
 
@@ -58,7 +57,7 @@ class Loop(LoopSpec[S, OutputT]):
             lines.append(f"  metrics: {', '.join(one.name for one in self.metrics)}")
         for one in self.attachments:
             events = "all" if len(one.events) == len(Event) else ", ".join(one.events)
-            lines.append(f"  {kind_of(one)} {one.name} on {events} when {one.filter!r}")
+            lines.append(f"  {one.kind} {one.name} on {events} when {one.filter!r}")
         if self.start is not None:
             lines.append(f"  from {self.start!r}")
         if self.resume_path is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from jaxloop._core.events import Event, StatusLike
 from jaxloop._core.filters import Filter
@@ -71,6 +71,9 @@ class Attachment:
         name: Its name in messages and in ``halted_by``.
     """
 
+    kind: ClassVar[str] = "attachment"
+    """What a report calls it."""
+
     events: tuple[Event, ...]
     filter: Filter
     name: str
@@ -89,6 +92,8 @@ class Handler(Attachment):
             memory in ``state.handler_state``.
     """
 
+    kind = "handler"
+
     fn: HandlerFn
     watches: tuple[str, ...] = ()
     adds: tuple[str, ...] | None = None
@@ -104,6 +109,8 @@ class Observer(Attachment):
         fn: The function.
         close: Called once when the run ends, with or without an error.
     """
+
+    kind = "observer"
 
     fn: ObserverFn
     close: Callable[[], None] | None = None
@@ -122,6 +129,8 @@ class CheckpointTrigger(Attachment):
         check: Called with the loop before the first step.
         unique: See `Handler`.
     """
+
+    kind = "checkpoint"
 
     decide: Callable[[State[Any]], State[Any] | None]
     open_store: Callable[[], Store]
@@ -149,6 +158,8 @@ class Guard(Attachment):
         check: Called with the loop before the first step.
         unique: See `Handler`.
     """
+
+    kind = "guard"
 
     inspect: Callable[[State[Any]], str | None]
     action: GuardAction = GuardAction.HALT

@@ -17,7 +17,6 @@ from jaxloop._core.checks import name_of
 from jaxloop._core.events import Event
 from jaxloop._core.schedule import block_length
 from jaxloop._engine.parts import Parts
-from jaxloop._spec import Attachment, CheckpointTrigger, Guard, Observer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +60,6 @@ class Report:
         return "\n".join([*lines, *(f"{name}: {fact}" for name, fact in facts.items())])
 
 
-def kind_of(attachment: Attachment) -> str:
-    """Returns the kind of an attachment, for reports."""
-    if isinstance(attachment, Observer):
-        return "observer"
-    if isinstance(attachment, CheckpointTrigger):
-        return "checkpoint"
-    return "guard" if isinstance(attachment, Guard) else "handler"
-
-
 def report(parts: Parts, output_transform: Callable[..., Any] | None) -> Report:
     """Returns the report of a run that has not started."""
     blocks, carry = parts.blocks, parts.carry
@@ -85,7 +75,7 @@ def report(parts: Parts, output_transform: Callable[..., Any] | None) -> Report:
         memory = compiled.memory_analysis()
         temp_bytes = None if memory is None else memory.temp_size_in_bytes
     schedule = tuple(
-        (kind_of(one), one.name, ", ".join(one.events), repr(one.filter))
+        (one.kind, one.name, ", ".join(one.events), repr(one.filter))
         for one in parts.spec.attachments
     )
     return Report(

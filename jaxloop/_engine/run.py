@@ -10,7 +10,7 @@ Each makes one run from its parts, and uses it once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from jaxloop._core.checks import check_callable
 from jaxloop._core.state import State
@@ -19,10 +19,12 @@ from jaxloop._engine.firing import Firing
 from jaxloop._engine.options import RunOptions
 from jaxloop._engine.parts import Parts
 from jaxloop._engine.recovery import Recovery
-from jaxloop._engine.report import Report, report
 from jaxloop._engine.start import begin
 from jaxloop._engine.walk import walk
 from jaxloop._spec import LoopSpec
+
+if TYPE_CHECKING:
+    from jaxloop._engine.report import Report
 
 Transform: TypeAlias = Callable[[State[S]], ResultT]
 """Makes an output from a state."""
@@ -199,6 +201,9 @@ def check(
         >>> report.num_leaves
         1
     """
+    # Imported here, because a run needs no report.
+    from jaxloop._engine.report import report
+
     options = RunOptions.of(epochs, iterations, jit, fuse, strict, debug)
     current = _Run(loop, data, init_state, options, output_transform)
     return report(current.parts, current.output_transform)
