@@ -19,6 +19,7 @@ Every error derives from `JaxloopError` and from the nearest builtin, so both
     ├── RecompilationError (RuntimeError)
     ├── CheckpointError (OSError)
     └── SerializationError (ValueError)
+        └── DamagedError
 
 The first line of a message says what must be true and what jaxloop got instead. The second line
 starts with "fix:" and says what to do.
@@ -108,6 +109,10 @@ class CheckpointError(JaxloopError, OSError):
 
 class SerializationError(JaxloopError, ValueError):
     """The bytes are not a serialized state, are damaged, or do not fit ``like``."""
+
+
+class DamagedError(SerializationError):
+    """A checkpoint or serialized state is truncated, altered or malformed."""
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:

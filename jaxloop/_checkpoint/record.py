@@ -28,7 +28,7 @@ from jaxloop._core.types import PyTree
 from jaxloop._data.position import FROM_COUNTERS, Position
 from jaxloop.errors import SerializationError
 
-FORMAT = 1
+FORMAT = 2
 """The version of the record's format. A later jaxloop reads every earlier version."""
 
 
