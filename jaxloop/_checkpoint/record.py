@@ -60,6 +60,7 @@ def pack(state: State) -> tuple[dict[str, Any], dict[str, PyTree]]:
         value = getattr(state, field)
         record[key] = _CODECS[key].pack(value, packer) if key in _CODECS else value
     record["leaves"] = {name: describe(tree) for name, tree in trees.items()}
+    record["empty_nodes"] = empty_nodes(step_state)
     return record, trees
 
 
@@ -79,6 +80,22 @@ def describe(tree: PyTree) -> list[list[Any]]:
         [jax.tree_util.keystr(path), str(leaf.dtype), list(leaf.shape)]
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     ]
+
+
+def empty_nodes(tree: PyTree) -> list[str]:
+    """Returns the paths of the nodes without leaves, such as ``optax.EmptyState()`` or ``{}``.
+
+    Example:
+        >>> empty_nodes({"a": (), "b": [1, None]})
+        ["['a']", "['b'][1]"]
+    """
+    # As in JAX, None is a node without leaves.
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_has_no_leaves)
+    return [jax.tree_util.keystr(path) for path, node in found if _has_no_leaves(node)]
+
+
+def _has_no_leaves(node: Any) -> bool:
+    return not is_array(node) and not jax.tree.leaves(node)
 
 
 class _Packer:
@@ -322,6 +339,10 @@ def check_leaves(record: dict[str, Any], like: PyTree, where: str) -> None:
     """
     kept = {name: (dtype, tuple(shape)) for name, dtype, shape in record["leaves"]["step_state"]}
     mine = {name: (dtype, tuple(shape)) for name, dtype, shape in describe(like)}
+    if "empty_nodes" in record:  # older formats have none
+        # An optimizer's state without arrays, such as that of weight decay, is part of it too.
+        kept |= dict.fromkeys(record["empty_nodes"], _EMPTY)
+        mine |= dict.fromkeys(empty_nodes(like), _EMPTY)
     differ = [
         f"step_state{name} is {_words(kept.get(name))} there and {_words(mine.get(name))} here"
         for name in {**kept, **mine}
@@ -333,15 +354,21 @@ def check_leaves(record: dict[str, Any], like: PyTree, where: str) -> None:
             f"{where} belongs to another model or optimizer; these leaves differ: "
             + "; ".join(differ[:_MOST_LEAVES])
             + more,
-            fix="use the model, optimizer and step that the state was made with",
+            fix="use the model, optimizer and step that the state was made with, or another folder "
+            "for the new ones; to start from parts of the old state, read it with jl.restore(path) "
+            "and pass them as init_state= to run",
         )
 
 
 _MOST_LEAVES = 20
 """The maximum number of leaves that an error lists."""
 
+_EMPTY = ("a part without arrays", ())
+
 
 def _words(leaf: tuple[str, tuple[int, ...]] | None) -> str:
+    if leaf == _EMPTY:
+        return leaf[0]
     return "missing" if leaf is None else f"{leaf[0]}[{','.join(map(str, leaf[1]))}]"
 
 
