@@ -57,6 +57,9 @@ class Store(Protocol):
     def newest(self, like: PyTree) -> State[Any] | None:
         """Waits for the last save, and returns the newest good state."""
 
+    def newest_name(self) -> tuple[int, str] | None:
+        """Waits for the last save, and returns the step and the name of the newest good state."""
+
     def close(self) -> None:
         """Waits for the last save, raises if it failed, and stops the threads."""
 

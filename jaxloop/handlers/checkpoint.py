@@ -8,6 +8,7 @@ firing and includes the changes of every handler, even if one halted.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from jaxloop._core.filters import FilterLike, as_filter
 from jaxloop._core.state import State
 from jaxloop._core.types import Mode, PyTree
 from jaxloop._spec import CheckpointTrigger, LoopSpec, SpecT, Store
-from jaxloop.errors import ArgumentError
+from jaxloop.errors import ArgumentError, CheckpointError
 from jaxloop.handlers.attach import check_path
 from jaxloop.handlers.monitor import is_better, read_scalar
 
@@ -45,8 +46,8 @@ def checkpoint(
 
     Each checkpoint is written in the background, to a folder that gets its name only when it is
     complete. If a save fails, the run raises at its next block or at its end. The run waits until
-    the last save is on disk. On SIGTERM or Ctrl-C, the run saves and ends with the status
-    "interrupted", and `resume` continues from there.
+    the last save is on disk. On SIGTERM or Ctrl-C, the run saves a state with the status
+    "interrupted", and `resume` continues from there. SIGTERM then ends the script; see `run`.
 
     Args:
         loop: The loop.
@@ -159,10 +160,11 @@ class _OpenFolder:
         self._file_pattern = folder.file_pattern
         self.on_exception = folder.on_exception
         # Imported here, because only a run with a checkpoint needs them.
+        from jaxloop._checkpoint.layout import entries
         from jaxloop._checkpoint.reader import load_latest
         from jaxloop._checkpoint.writer import Writer
 
-        self._load_latest = load_latest
+        self._entries, self._load_latest = entries, load_latest
         self._writer = Writer(
             folder.path,
             keep=folder.keep,
@@ -183,6 +185,12 @@ class _OpenFolder:
     def newest(self, like: PyTree) -> State[Any] | None:
         self._writer.wait()
         return self._load_latest(self._writer.path, like)
+
+    def newest_name(self) -> tuple[int, str] | None:
+        with contextlib.suppress(CheckpointError):  # the one before it is named
+            self._writer.wait()
+        good = (one for one in self._entries(self._writer.path) if one.record is not None)
+        return next(((one.step, str(one.folder)) for one in good), None)
 
     def close(self) -> None:
         self._writer.close()
