@@ -121,7 +121,7 @@ class RecompilationError(JaxloopError, RuntimeError):
 
 
 class ShardingError(JaxloopError, ValueError):
-    """A batch is sharded, or several processes run, which jaxloop does not support yet."""
+    """A batch is sharded, a mesh has explicit axes, or several processes run: not supported yet."""
 
 
 class CheckpointError(JaxloopError, OSError):

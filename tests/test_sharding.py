@@ -84,6 +84,15 @@ def test_a_state_that_is_sharded_over_local_devices_stays_so(sharded, tmp_path):
         assert state.history == expected.history
 
 
+def test_explicit_axes_are_refused_before_the_first_step():
+    """`jax.make_mesh` makes them, unless it is told otherwise."""
+    explicit = NamedSharding(jax.make_mesh((4,), ("d",)), P("d"))
+    for method in (LOOP.run, LOOP.check, LOOP.stream):
+        with pytest.raises(ShardingError, match=r"type Auto.* leaf step_state\['w'\]") as caught:
+            method(DATA, {"w": jax.device_put(jnp.zeros(8), explicit)})
+        assert caught.value.loop_state.step == 0
+
+
 def test_several_processes_are_refused_before_the_first_step(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     loop = jl.loop(lambda batch, total: total + batch.sum())
@@ -109,7 +118,7 @@ for data, init in (([np.ones(2, np.float32)], 0.0), ([spread], 0.0), ([np.ones(4
     try:
         loop.run(data, init)
     except jl.errors.ShardingError as error:
-        print(error.loop_state, str(error).splitlines()[0][:46], flush=True)
+        print(error.loop_state, str(error).splitlines()[0][:47], flush=True)
 """
 
 
@@ -132,7 +141,7 @@ def test_two_processes_each_get_the_error():
         for one in both:
             out, err = one.communicate(timeout=SAFETY_S)
             assert one.returncode == 0, err
-            assert out == "None run: jax.process_count() must be 1, got 2; each\n" * 3
+            assert out == "None run: jax.process_count() must be 1, got 2; each\n" * 3, out
     finally:
         for one in both:
             one.kill()  # the notifier of jax.distributed ignores SIGTERM

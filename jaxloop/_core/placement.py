@@ -87,3 +87,20 @@ def check_whole(array: jax.Array, where: str) -> None:
             fix="pass host arrays, such as np.asarray(batch); the step state may be sharded over "
             "the devices of this process",
         )
+
+
+def check_axes(state: PyTree) -> None:
+    """Raises if a state is on a mesh with explicit axes, which is what `jax.make_mesh` makes.
+
+    Raises:
+        ShardingError: The types of the metrics' arrays would not fit those of the state.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        mesh = getattr(getattr(leaf, "sharding", None), "mesh", None)
+        if mesh is not None and jax.sharding.AxisType.Explicit in mesh.axis_types:
+            raise ShardingError(
+                f"run: the axes of the mesh must be of type Auto, got explicit axes {mesh} for the "
+                f"leaf step_state{jax.tree_util.keystr(path)}",
+                fix="make the mesh with jax.make_mesh(shape, names, axis_types=(jax.sharding."
+                "AxisType.Auto,) * len(names))",
+            )

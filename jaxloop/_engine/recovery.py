@@ -102,7 +102,7 @@ class Recovery:
         activity = self._parts.activity
         if not isinstance(error, (JaxloopError, *ENDED_BY_SIGNAL)):
             error.add_note(f"jaxloop: {activity}")
-        keep_state(error, activity.first_state())
+        keep_state(error, activity.first_state() if self._is_alive() else None)
 
     def _say_what_is_left(self) -> str:
         """Returns a note that the carried arrays are lost, and where the newest checkpoint is."""

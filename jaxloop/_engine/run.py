@@ -219,7 +219,11 @@ def check(
 
     options = RunOptions.of(epochs, iterations, jit, fuse, strict, debug)
     current = _Run(loop, data, init_state, options, output_transform)
-    return report(current.parts, current.output_transform)
+    try:
+        return report(current.parts, current.output_transform)
+    except BaseException as error:
+        keep_state(error, current.parts.state())
+        raise
 
 
 class _Run:
@@ -246,6 +250,7 @@ class _Run:
             # Nothing is lost if a signal ends this at any point, so it raises at once.
             with parts.interrupts, parts.interrupts.waiting:
                 ended = begin(parts, init_state)
+                parts.interrupts.poll()  # an exception that a signal raises may get lost in JAX
         except BaseException as error:
             self._recovery.explain_start(error)
             if isinstance(error, ENDED_BY_SIGNAL):

@@ -14,7 +14,7 @@ from jaxloop._core.arrays import as_state, copy, put
 from jaxloop._core.batch import Batch
 from jaxloop._core.events import IN_EPOCH, ROWS, Place
 from jaxloop._core.lazy import Constant
-from jaxloop._core.placement import check_processes
+from jaxloop._core.placement import check_axes, check_processes
 from jaxloop._core.state import State
 from jaxloop._core.step_result import split_emission
 from jaxloop._core.types import PyTree
@@ -192,6 +192,7 @@ def _specialize(parts: Parts, sample: Batch) -> None:
     """Finds the program for the sample. The shapes of step, loss and metrics are checked here."""
     parts.activity.now = ("while checking the step and its metrics on the first batch",)
     place = parts.progress.place
+    check_axes(parts.carry.step_state)
     parts.blocks.specialize(sample, parts.carry.step_state)
     if place in IN_EPOCH:
         parts.blocks.continue_metrics()

@@ -56,7 +56,7 @@ def _interrupt(parts: Parts, firing: Firing, name: str) -> None:
             name,
             progress.epoch,
             progress.step,
-            "then jl.Terminated ends the script"
+            "then the script ends"
             if interrupts.flag.terminates
             else "a second Ctrl-C stops at once",
         )
