@@ -60,6 +60,9 @@ class Store(Protocol):
         A state that is later than ``state`` does not count.
         """
 
+    def newest_name(self) -> tuple[int, str] | None:
+        """Waits for the last save, and returns the step and the name of the newest good state."""
+
     def close(self) -> None:
         """Waits for the last save, raises if it failed, and stops the threads."""
 

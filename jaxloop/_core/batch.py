@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxloop._core.placement import check_whole
 from jaxloop._core.types import PyTree
 from jaxloop.errors import DataError
 
@@ -48,6 +49,7 @@ def as_batch(batch: PyTree, where: str, like: Signature | None = None) -> Batch:
 
     Raises:
         DataError: A leaf is not numeric; the error names it.
+        ShardingError: A leaf is sharded; the error names it.
     """
     leaves, tree = jax.tree.flatten(batch)
     if like is not None and tree == like.tree:
@@ -63,6 +65,8 @@ def as_batch(batch: PyTree, where: str, like: Signature | None = None) -> Batch:
 
 def _as_array(leaf: Any, index: int, batch: PyTree, where: str) -> Any:
     if isinstance(leaf, jax.Array):
+        if not leaf.sharding.is_fully_replicated:
+            check_whole(leaf, f"{where}: the leaf batch{_path(index, batch)}")
         return leaf
     try:
         array = np.asarray(leaf)
@@ -70,13 +74,16 @@ def _as_array(leaf: Any, index: int, batch: PyTree, where: str) -> Any:
             raise TypeError(array.dtype)
         return canonical(array)
     except (TypeError, ValueError):
-        path = jax.tree_util.tree_leaves_with_path(batch)[index][0]
         raise DataError(
-            f"{where}: the leaf batch{jax.tree_util.keystr(path)} must be an array of numbers, got "
+            f"{where}: the leaf batch{_path(index, batch)} must be an array of numbers, got "
             f"{type(leaf).__name__} {leaf!r:.80}",
             fix="pass batches that are pytrees of arrays; for arrays in memory, use "
             "jl.batches((x, y), batch_size)",
         ) from None
+
+
+def _path(index: int, batch: PyTree) -> str:
+    return jax.tree_util.keystr(jax.tree_util.tree_leaves_with_path(batch)[index][0])
 
 
 def signature_change(old: Signature, new: Signature) -> str:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxloop._core.batch import canonical
-from jaxloop._core.placement import Placement
+from jaxloop._core.placement import Placement, check_whole
 from jaxloop._core.types import PyTree
 from jaxloop._data.padding import marked
 from jaxloop.errors import ArgumentError, ArgumentTypeError
@@ -55,6 +55,7 @@ def batches(
         ArgumentError: There are no arrays, the arrays differ in their first axis, ``batch_size``
             is below 1, or ``pad`` cannot add a mask to the structure.
         ArgumentTypeError: ``batch_size`` is not an int.
+        ShardingError: An array is sharded over several devices.
 
     Example:
         >>> [b.shape for b in batches(np.zeros((5, 2)), 2)]
@@ -75,11 +76,17 @@ def batches(
             "batches: pad and drop_remainder cannot both be True", fix="pass only one of them"
         )
     # Converted to the dtypes of a device once, instead of for every batch.
-    arrays = jax.tree.map(lambda leaf: canonical(np.asarray(leaf)), arrays)
+    arrays = jax.tree.map(_on_host, arrays)
     num_examples = _num_examples(arrays)
     if pad:
         _check_can_be_marked(arrays)
     return Batches(arrays, num_examples, batch_size, shuffle, seed, drop_remainder, pad, device)
+
+
+def _on_host(leaf: Any) -> np.ndarray[Any, Any]:
+    if isinstance(leaf, jax.Array):
+        check_whole(leaf, "batches: every array")
+    return canonical(np.asarray(leaf))
 
 
 def _num_examples(arrays: PyTree) -> int:

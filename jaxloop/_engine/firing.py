@@ -57,8 +57,14 @@ class Firing:
         )
         self._unsettled: list[LazyDict] = []
 
-    def fire(self, row: Row, *, then: Place | None = None) -> None:
-        """Fires an event. If ``then`` is given, it replaces the next place of the table."""
+    def fire(self, row: Row, *, then: Place | None = None, handlers: bool = True) -> None:
+        """Fires an event.
+
+        Args:
+            row: The row of the event.
+            then: If given, it replaces the next place of the table.
+            handlers: Whether its handlers run. Saves and observers always do.
+        """
         parts, event = self._parts, row.event
         progress = parts.progress
         progress.event = event
@@ -72,7 +78,8 @@ class Firing:
             progress.lazy_times = progress.lazy_times.added(progress.epoch, clock)
         if self._debug:
             logger.info("%s: epoch %d, iteration %d", event, progress.epoch, progress.iteration)
-        if self._by_event[event] and not (parts.blocks.quiet and event in ITERATION_EVENTS):
+        quiet = parts.blocks.quiet and event in ITERATION_EVENTS
+        if handlers and self._by_event[event] and not quiet:
             self._handle(row, event if then is None else then)
         else:
             progress.count(event)

@@ -14,6 +14,8 @@ from typing import Any
 from jaxloop._core.arrays import as_state, copy, put
 from jaxloop._core.batch import Batch
 from jaxloop._core.events import IN_EPOCH, ROWS, Place
+from jaxloop._core.lazy import Constant
+from jaxloop._core.placement import check_axes, check_processes
 from jaxloop._core.state import State
 from jaxloop._core.step_result import split_emission
 from jaxloop._core.types import PyTree
@@ -46,9 +48,11 @@ def begin(parts: Parts, init_state: Any) -> State | None:
             state = load_latest(spec.resume_path, step_state)
         if state is None:
             parts.carry.set(step_state, {})
+            parts.activity.first_state = parts.state
         else:
             parts.prefetcher.close_epoch()
     if state is not None:
+        parts.activity.first_state = Constant(state).get
         if _has_ended(parts, state):
             parts.progress.place = Place.END
             return state
@@ -77,6 +81,7 @@ def _check_names(parts: Parts) -> None:
 
 
 def _check(parts: Parts) -> None:
+    check_processes()
     spec = parts.spec
     _check_watched_metrics(spec)
     if not parts.source.keeps_position and spec.triggers():
@@ -203,6 +208,7 @@ def _specialize(parts: Parts, sample: Batch) -> None:
     """Finds the program for the sample. The shapes of step, loss and metrics are checked here."""
     parts.activity.now = ("while checking the step and its metrics on the first batch",)
     place = parts.progress.place
+    check_axes(parts.carry.step_state)
     parts.blocks.specialize(sample, parts.carry.step_state)
     if place in IN_EPOCH:
         parts.blocks.continue_metrics()
