@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import uuid
 from pathlib import Path
 from typing import Any
 
-from jaxloop._checkpoint.record import checksum
+from jaxloop._checkpoint.parsing import load
+from jaxloop.errors import DamagedError, first_line
 
 REPLACED, DELETED, UNFINISHED = ".replaced", ".deleted", ".orbax-checkpoint-tmp"
 
@@ -51,12 +51,11 @@ class Entry:
 def read(folder: Path) -> Entry:
     """Returns the checkpoint in a folder."""
     try:
-        record = json.loads((folder / "meta" / "metadata").read_text())
-    except (OSError, ValueError) as error:
+        return Entry(folder, load(folder / "meta" / "metadata"))
+    except OSError as error:
         return Entry(folder, None, f"its record cannot be read: {error}")
-    if not isinstance(record, dict) or record.get("sha256") != checksum(record):
-        return Entry(folder, None, "its record was altered: the checksum differs")
-    return Entry(folder, record)
+    except DamagedError as error:
+        return Entry(folder, None, first_line(error))
 
 
 def entries(path: Path) -> list[Entry]:

@@ -19,21 +19,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxloop._checkpoint.dtypes import leaf_dtype
 from jaxloop._checkpoint.layout import UNFINISHED, Entry, entries, tidy
 from jaxloop._checkpoint.orbax_io import plain_path, restore_trees, stored_tree
+from jaxloop._checkpoint.packing import is_array
 from jaxloop._checkpoint.record import (
-    NUMBERED,
     check_format,
     check_leaves,
-    is_array,
     numbered,
     step_state_of,
     unpack,
 )
+from jaxloop._checkpoint.schema import NUMBERED
 from jaxloop._core.placement import placement
 from jaxloop._core.state import State
 from jaxloop._core.types import PyTree
-from jaxloop.errors import ArgumentError, CheckpointError, SerializationError, first_line
+from jaxloop.errors import (
+    ArgumentError,
+    CheckpointError,
+    DamagedError,
+    SerializationError,
+    first_line,
+)
 
 logger = logging.getLogger("jaxloop")
 
@@ -145,6 +152,8 @@ def _newest_good(found: Iterable[Entry], like: PyTree) -> State[Any] | None:
         if entry.record is not None:
             try:
                 return _load(entry, like)
+            except DamagedError as error:
+                problem = first_line(error)
             except (SerializationError, MemoryError, jax.errors.JaxRuntimeError):
                 raise  # not damage, so other checkpoints would fail in the same way
             except Exception as error:  # Orbax raises a bare Exception for damage
@@ -193,13 +202,18 @@ def _load(entry: Entry, like: PyTree) -> State[Any]:
     for name, leaves in record["leaves"].items():
         if name in NUMBERED:
             # Handlers' arrays are restored as NumPy arrays, because JAX does not have every dtype.
-            make = np.zeros if name == "arrays" else placed
-            shapes[name] = numbered([make(s, jnp.dtype(d)) for _, d, s in leaves])
+            make = _host_shape if name == "arrays" else placed
+            shapes[name] = numbered([make(s, leaf_dtype(d)) for _, d, s in leaves])
         elif like is not None:
             shapes[name] = jax.tree.map(like_leaf, like)
         else:
             shapes[name] = stored(name) if leaves else {}
     return unpack(record, restore_trees(entry.folder, shapes))
+
+
+def _host_shape(shape: Any, dtype: Any) -> np.ndarray[Any, Any]:
+    """Returns an array of this shape that takes no memory, because a record may say any shape."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def _array_like(leaf: Any) -> Any:

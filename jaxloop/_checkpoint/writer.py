@@ -19,7 +19,7 @@ from typing import Any
 
 from jaxloop._checkpoint.layout import REPLACED, delete, entries, read, tidy
 from jaxloop._checkpoint.orbax_io import OrbaxIO, are_on_cpu, empty_arrays
-from jaxloop._checkpoint.record import checksum, pack
+from jaxloop._checkpoint.record import pack, seal
 from jaxloop._core.state import State
 from jaxloop.errors import CheckpointError, first_line
 
@@ -82,7 +82,7 @@ class Writer:
                     value = before["value"]  # it is still the best
                 os.rename(target, old)
             record |= {"order": self._order, "value": value, "empty": empty_arrays(trees)}
-            record["sha256"] = checksum(record)
+            seal(record)
             arguments = self._io.arguments(record, trees)
             if are_on_cpu(trees):
                 # Nothing has to be copied to the host, so the thread can do all of the work.
