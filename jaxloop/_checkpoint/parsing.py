@@ -65,10 +65,13 @@ def load(file: Path) -> dict[str, Any]:
         OSError: The file cannot be read.
         DamagedError: The file is not a record.
     """
-    if not stat.S_ISREG(file.stat().st_mode):
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for a writer
         raise DamagedError("its record is not a file", fix=_COPY)
-    with file.open("rb") as opened:  # a file may be larger than it says
-        raw = opened.read(MOST_BYTES + 1)
+    if status.st_size > MOST_BYTES:
+        raise DamagedError(too_large(status.st_size), fix=_COPY)
+    with file.open("rb") as opened:
+        raw = opened.read(status.st_size + 1)
     record = parse(raw, checksummed=True)
     check_folder_fields(record)
     return record

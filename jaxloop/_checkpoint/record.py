@@ -123,8 +123,8 @@ def unpack(record: dict[str, Any], trees: dict[str, PyTree]) -> State:
         DamagedError: A value is malformed, or an array is not what the record says.
     """
     check_format(record)
-    for name in NUMBERED:
-        _check_numbered(name, describe(trees[name]), record["leaves"][name])
+    for name, leaves in record["leaves"].items():
+        _check_arrays(name, trees[name], leaves)
     unpacker = Unpacker(trees)
     fields: dict[str, Any] = {}
     for key, field in saved_fields().items():
@@ -141,16 +141,21 @@ def unpack(record: dict[str, Any], trees: dict[str, PyTree]) -> State:
     return State(**fields, loan=loan)
 
 
-def _check_numbered(name: str, mine: list[list[Any]], said: list[list[Any]]) -> None:
+def _check_arrays(name: str, tree: PyTree, leaves: list[list[Any]]) -> None:
+    """Raises if the arrays of a tree are not those that the record says."""
+    mine = [leaf[1:] for leaf in describe(tree)]
+    said = [leaf[1:] for leaf in leaves]
+    if name not in NUMBERED:  # without ``like``, their containers and their order may differ
+        mine, said = sorted(mine), sorted(said)
     if mine == said:
         return
-    if [leaf[2] for leaf in mine] == [leaf[2] for leaf in said]:
+    if sorted(shape for _, shape in mine) == sorted(shape for _, shape in said):
         raise SerializationError(
-            f"the {name} must have the dtypes with which they were saved, got "
-            f"{[leaf[1] for leaf in mine]} instead of {[leaf[1] for leaf in said]}",
+            f"the arrays of the {name} must have the dtypes {sorted({d for d, _ in said})}, as "
+            f"they were saved, got {sorted({d for d, _ in mine})}",
             fix="set jax_enable_x64 as the run that wrote the state did",
         )
-    raise DamagedError(f"the {name} must have the shapes that the record says", fix=_COPY)
+    raise DamagedError(f"the arrays of the {name} must be as the record says", fix=_COPY)
 
 
 _COPY = "use another copy"
@@ -208,11 +213,20 @@ def _unpack_position(kept: dict[str, Any], unpacker: Unpacker) -> Position:
             fields[name] = unpacker.unpack(value)
         elif name == "settings":
             fields[name] = {key: unpacker.unpack(one) for key, one in value.items()}
+            if not all(map(_is_plain, fields[name].values())):
+                raise malformed("position", kept)
         elif name != "unread" and matches(value, hints_of(Position)[name]):
             fields[name] = value
         else:
             raise malformed("position", kept)
     return Position(**fields)
+
+
+def _is_plain(value: Any) -> bool:
+    """Returns whether ``==`` of two such values gives a bool."""
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str | np.generic)
 
 
 def _unpack_dict(kept: Any, unpacker: Unpacker) -> ReadOnlyDict:

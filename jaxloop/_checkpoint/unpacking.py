@@ -28,7 +28,7 @@ from jaxloop._core.state import EpochTime
 from jaxloop._core.types import PyTree
 from jaxloop.errors import DamagedError, SerializationError
 
-MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error)
 """What Python and NumPy raise for a record whose checksum is right and whose content is not."""
 
 _MOST_AXES = 64
@@ -246,9 +246,18 @@ def _reshaped(raw: bytes, kept: dict[str, Any]) -> np.ndarray[Any, Any]:
     if math.prod(shape) * dtype.itemsize != len(raw):
         raise _malformed(kept)
     array = np.frombuffer(raw, dtype).reshape(shape).copy()
-    if not is_native(dtype) and dtype.kind in "UV":
-        array.tolist()  # raises for numbers that are no characters
+    _check_text(array)
     return array
+
+
+def _check_text(array: np.ndarray[Any, Any]) -> None:
+    """Raises if an array of text has a number that is no character, which Python cannot read."""
+    for name in array.dtype.names or ():
+        _check_text(array[name])
+    if array.dtype.kind == "U":
+        codes = np.ascontiguousarray(array).reshape(-1).view(array.dtype.byteorder + "u4")
+        if (codes > sys.maxunicode).any():
+            raise _malformed("text with numbers that are no characters")
 
 
 def _shape(kept: Any) -> tuple[int, ...]:
