@@ -258,7 +258,7 @@ class Packer:
     def _dict(self, value: Any, where: str, level: int) -> Any:
         items = []
         for key, inner in value.items():
-            at = f"{where}[{key!r:.80}]"
+            at = f"{where}[{_shown(key)}]"
             items.append([self.pack(key, at, level + 1), self.pack(inner, at, level + 1)])
         kept: dict[str, Any] = {"$dict": items}
         if type(value) in _DICT_NAMES:
@@ -291,14 +291,22 @@ _SCALARS: dict[type, Callable[[Packer, Any], Any]] = {
         "$complex": [packer._float(value.real), packer._float(value.imag)]
     },
     bytes: lambda packer, value: {"$bytes": packer._raw(value)},
-    np.str_: lambda packer, value: {"$numpy": packer._text(str(value))},
-    np.bytes_: lambda packer, value: {"$numpy": {"$bytes": packer._raw(bytes(value))}},
+    # A slice, because `str` drops zeros at the end.
+    np.str_: lambda packer, value: {"$numpy": packer._text(value[:])},
+    np.bytes_: lambda packer, value: {"$numpy": {"$bytes": packer._raw(value[:])}},
     EpochTime: lambda packer, value: {"$time": [packer._float(part) for part in value.parts]},
     **{
         kind: lambda packer, value: {"$enum": value.value, "kind": type(value).__name__}
         for kind in ENUMS.values()
     },
 }
+
+
+def _shown(key: Any) -> str:
+    try:
+        return f"{key!r:.80}"
+    except Exception:  # a repr may be anyone's code, and Python limits the digits of a number
+        return f"a {type(key).__name__}"
 
 
 def _is_text(value: str) -> bool:
