@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxloop._checkpoint.record import is_key
+from jaxloop._checkpoint.packing import is_key
 from jaxloop._core.types import PyTree
 from jaxloop.errors import DamagedError
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import stat
@@ -23,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxloop._checkpoint.names import DELETED, REPLACED, UNFINISHED
-from jaxloop._checkpoint.record import checksum
-from jaxloop.errors import CheckpointError
+from jaxloop._checkpoint.parsing import load
+from jaxloop.errors import CheckpointError, DamagedError, first_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,16 +68,13 @@ def read(folder: Path) -> Entry:
     """
     file = folder / "meta" / "metadata"
     try:
-        record = json.loads(file.read_text())
+        return Entry(folder, load(file))
     except (FileNotFoundError, NotADirectoryError) as error:
         return Entry(folder, None, f"its record is missing: {error}")
     except OSError as error:
         raise inaccessible(folder, error) from error
-    except ValueError as error:
-        return Entry(folder, None, f"its record cannot be read: {error}")
-    if not isinstance(record, dict) or record.get("sha256") != checksum(record):
-        return Entry(folder, None, "its record was altered: the checksum differs")
-    return Entry(folder, record)
+    except DamagedError as error:
+        return Entry(folder, None, first_line(error))
 
 
 def entries(path: Path) -> list[Entry]:

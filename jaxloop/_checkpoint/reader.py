@@ -20,19 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxloop._checkpoint.digests import check_digests, plain_path
+from jaxloop._checkpoint.dtypes import leaf_dtype
 from jaxloop._checkpoint.layout import Entry, check_readable, entries, unfinished
 from jaxloop._checkpoint.lock import FolderLock
 from jaxloop._checkpoint.names import UNFINISHED, check_path
 from jaxloop._checkpoint.orbax_io import restore_trees, stored_tree
+from jaxloop._checkpoint.packing import is_array
 from jaxloop._checkpoint.record import (
-    NUMBERED,
     check_format,
     check_leaves,
-    is_array,
     numbered,
     step_state_of,
     unpack,
 )
+from jaxloop._checkpoint.schema import NUMBERED
 from jaxloop._core.placement import placement
 from jaxloop._core.state import State
 from jaxloop._core.types import PyTree
@@ -233,16 +234,23 @@ def _load(entry: Entry, like: PyTree) -> State[Any]:
     for name, leaves in record["leaves"].items():
         if name in NUMBERED:
             # Handlers' arrays are restored as NumPy arrays, because JAX does not have every dtype.
-            make = np.zeros if name == "arrays" else placed
-            shapes[name] = numbered([make(s, jnp.dtype(d)) for _, d, s in leaves])
+            make = _host_shape if name == "arrays" else placed
+            shapes[name] = numbered([make(s, leaf_dtype(d)) for _, d, s in leaves])
         elif like is not None:
             shapes[name] = jax.tree.map(like_leaf, like)
         else:
             shapes[name] = stored(name) if leaves else {}
     trees = restore_trees(entry.folder, shapes)
-    if "digests" in record:  # older formats have none
+    state = unpack(record, trees)
+    # Afterwards, because arrays of another dtype are no damage. Older formats have no digests.
+    if "digests" in record:
         check_digests(record["digests"], trees, f"the checkpoint {entry.folder}")
-    return unpack(record, trees)
+    return state
+
+
+def _host_shape(shape: Any, dtype: Any) -> np.ndarray[Any, Any]:
+    """Returns an array of this shape that takes no memory, because a record may say any shape."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def _array_like(leaf: Any) -> Any:

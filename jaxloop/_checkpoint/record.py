@@ -5,39 +5,41 @@
 
 Everything that a run needs to resume is in the record or in the trees. No pickle is written or
 read. If you change the record's contents, bump its format version.
+
+A stranger may have written a record. `parsing` checks its fields before it gets here, and `unpack`
+checks the values in them.
 """
 
 from __future__ import annotations
 
-import base64
-import functools
+import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxloop._core.arrays import structure
+from jaxloop._checkpoint.packing import Packer, is_array, step_state_test
+from jaxloop._checkpoint.schema import (
+    NUMBERED,
+    check_size,
+    hints_of,
+    is_whole,
+    malformed,
+    matches,
+)
+from jaxloop._checkpoint.unpacking import MALFORMED, Unpacker
 from jaxloop._core.events import Event, Place
 from jaxloop._core.lazy import EpochRecords, LazyDict, ReadOnlyDict
-from jaxloop._core.state import EpochTime, EventCounts, Loan, State, saved_fields
+from jaxloop._core.state import NO_COUNTS, EpochTime, EventCounts, Loan, State, saved_fields
 from jaxloop._core.types import PyTree
 from jaxloop._data.position import FROM_COUNTERS, Position
-from jaxloop.errors import SerializationError
+from jaxloop.errors import DamagedError, SerializationError
 
 FORMAT = 2
 """The version of the record's format. A later jaxloop reads every earlier version."""
-
-
-NUMBERED = ("accumulators", "arrays")
-"""The trees of numbered leaves, which do not have the structure of the step state."""
-
-
-_INLINE_BYTES = 1024
-"""Handlers' arrays up to this size are stored in the record, and larger ones as arrays."""
 
 
 def pack(state: State) -> tuple[dict[str, Any], dict[str, PyTree]]:
@@ -54,14 +56,32 @@ def pack(state: State) -> tuple[dict[str, Any], dict[str, PyTree]]:
         "accumulators": numbered(jax.tree.leaves(state.loan.accumulators)),
         "arrays": arrays,
     }
-    packer = _Packer(step_state, trees, arrays)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(step_state):
+        if not is_array(leaf):
+            raise SerializationError(
+                f"step_state{jax.tree_util.keystr(path)} must be an array, got {leaf!r:.80}",
+                fix="pass a state that a run returned, or make the leaf an array",
+            )
+    packer = Packer(trees, arrays, step_state_test(step_state, describe))
     record: dict[str, Any] = {"format": FORMAT}
     for key, field in saved_fields().items():
         value = getattr(state, field)
-        record[key] = _CODECS[key].pack(value, packer) if key in _CODECS else value
+        record[key] = CODECS[key].pack(value, packer) if key in CODECS else _plain(field, value)
     record["leaves"] = {name: describe(tree) for name, tree in trees.items()}
     record["empty_nodes"] = empty_nodes(step_state)
     return record, trees
+
+
+def _plain(field: str, value: Any) -> Any:
+    """Returns the value of a field that JSON can hold as it is."""
+    value = value.item() if isinstance(value, np.generic) else value
+    hint = hints_of(State)[field]
+    if not matches(value, hint):
+        raise SerializationError(
+            f"State.{field} must be {hint}, got {value!r:.80}",
+            fix="return a state with a value of this type from the handler",
+        )
+    return value
 
 
 def step_state_of(like: State | PyTree) -> PyTree:
@@ -98,144 +118,6 @@ def _has_no_leaves(node: Any) -> bool:
     return not is_array(node) and not jax.tree.leaves(node)
 
 
-class _Packer:
-    """A converter of handlers' memories to data for JSON."""
-
-    def __init__(self, step_state: PyTree, trees: dict[str, PyTree], arrays: dict[str, Any]):
-        self._trees, self._arrays = trees, arrays
-        self._structure, self._leaves = structure(step_state), describe(step_state)
-
-    def pack(self, value: Any, where: str) -> Any:
-        if value is None or isinstance(value, bool | int | str):
-            return value
-        if isinstance(value, float) and not isinstance(value, np.generic):
-            return value
-        if isinstance(value, bytes):
-            return {"$bytes": base64.b64encode(value).decode()}
-        if is_key(value):
-            kept = self.pack(np.asarray(jax.random.key_data(value)), where)
-            return {"$key": kept, "impl": str(jax.random.key_impl(value))}
-        if is_array(value):
-            return self._array(value)
-        if _is_torch(value):  # in the states of torchdata's loaders
-            return {"$torch": self._array(value.numpy())}
-        if self._like_step_state(value):
-            name = f"like_{len(self._trees)}"
-            self._trees[name] = value
-            return {"$like": name}
-        if isinstance(value, dict):
-            items = [
-                [self.pack(k, where), self.pack(v, f"{where}[{k!r}]")] for k, v in value.items()
-            ]
-            return {"$dict": items}
-        if type(value) in (tuple, list):
-            items = [self.pack(v, f"{where}[{i}]") for i, v in enumerate(value)]
-            return {"$tuple" if isinstance(value, tuple) else "$list": items}
-        raise SerializationError(
-            f"{where} must be a value that a checkpoint can save, got a {type(value).__name__}",
-            fix="use numbers, strings, bytes, arrays, keys, and dicts, lists and plain tuples of "
-            "them, or a whole step state",
-        )
-
-    def columns(self, table: Mapping[int, Mapping[str, Any]], where: str) -> dict[str, Any]:
-        """Returns ``{row: {name: value}}`` by columns, which is fast and compact for many rows."""
-        columns: dict[Any, tuple[list[int], list[Any]]] = {}
-        others: dict[int, dict[str, Any]] = {}
-        for row, values in table.items():
-            for name, value in values.items():
-                if isinstance(value, np.ndarray | np.generic):
-                    column = columns.setdefault((name, value.dtype, value.shape), ([], []))
-                    column[0].append(row)
-                    column[1].append(value)
-                else:
-                    others.setdefault(row, {})[name] = value
-        return {
-            "rows": list(table),
-            "columns": [
-                [name, rows, _inline(np.array(values, dtype))]
-                for (name, dtype, _), (rows, values) in columns.items()
-            ],
-            "others": self.pack(others, where),
-        }
-
-    def _like_step_state(self, value: Any) -> bool:
-        try:
-            if not self._leaves or structure(value) != self._structure:
-                return False
-        except ValueError:  # a dict whose keys have no order
-            return False
-        return all(map(is_array, jax.tree.leaves(value))) and describe(value) == self._leaves
-
-    def _array(self, value: Any) -> dict[str, Any]:
-        on_device = isinstance(value, jax.Array)
-        if value.nbytes <= _INLINE_BYTES:
-            kept = _inline(np.asarray(value))
-        else:
-            name = f"{len(self._arrays):05d}"
-            self._arrays[name] = value
-            kept = {"$at": name}
-        return {**kept, "device": True} if on_device else kept
-
-
-def _inline(array: np.ndarray[Any, Any]) -> dict[str, Any]:
-    data = base64.b64encode(array.tobytes()).decode()
-    return {"$array": data, "dtype": array.dtype.name, "shape": list(array.shape)}
-
-
-def is_array(leaf: Any) -> bool:
-    """Returns whether a leaf has a shape and a dtype."""
-    return isinstance(leaf, np.ndarray | np.generic | jax.Array)
-
-
-def is_key(leaf: Any) -> bool:
-    """Returns whether a leaf is an array of typed PRNG keys."""
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _is_torch(value: Any) -> bool:
-    return type(value).__module__ == "torch" and type(value).__name__ == "Tensor"
-
-
-def _unpacked(value: Any, trees: dict[str, PyTree]) -> Any:
-    if not isinstance(value, dict):
-        return value
-    again = functools.partial(_unpacked, trees=trees)
-    if "$array" in value or "$at" in value:
-        if "$at" in value:
-            array = np.asarray(trees["arrays"][value["$at"]])
-        else:
-            raw = np.frombuffer(base64.b64decode(value["$array"]), jnp.dtype(value["dtype"]))
-            array = raw.reshape(value["shape"]).copy()[()]
-        return jnp.asarray(array) if value.get("device") else array
-    if "$bytes" in value:
-        return base64.b64decode(value["$bytes"])
-    if "$key" in value:
-        return jax.random.wrap_key_data(jnp.asarray(again(value["$key"])), impl=value["impl"])
-    if "$torch" in value:
-        # An optional dependency. If a state holds a tensor, the process that saved it had torch.
-        import torch
-
-        return torch.from_numpy(np.array(again(value["$torch"])))
-    if "$like" in value:
-        return trees[value["$like"]]
-    if "$dict" in value:
-        return {again(k): again(v) for k, v in value["$dict"]}
-    if "$tuple" in value:
-        return tuple(again(v) for v in value["$tuple"])
-    return [again(v) for v in value["$list"]]
-
-
-def _table(kept: dict[str, Any], trees: dict[str, PyTree]) -> dict[int, dict[str, Any]]:
-    """Undoes `_Packer.columns`."""
-    table: dict[int, dict[str, Any]] = {row: {} for row in kept["rows"]}
-    for name, rows, values in kept["columns"]:
-        for row, value in zip(rows, _unpacked(values, trees), strict=True):
-            table[row][name] = value
-    for row, others in _unpacked(kept["others"], trees).items():
-        table[row].update(others)
-    return table
-
-
 def check_format(record: dict[str, Any]) -> None:
     """Raises if a later jaxloop wrote the record.
 
@@ -250,20 +132,50 @@ def check_format(record: dict[str, Any]) -> None:
 
 
 def unpack(record: dict[str, Any], trees: dict[str, PyTree]) -> State:
-    """Restores a state from a record and its trees.
+    """Restores a state from a record that `parsing` returned, and its trees.
 
     Raises:
-        SerializationError: A later jaxloop wrote the record.
+        SerializationError: A later jaxloop wrote the record, or this process lacks what a value
+            needs, such as 64-bit types.
+        DamagedError: A value is malformed, or an array is not what the record says.
     """
     check_format(record)
+    for name, leaves in record["leaves"].items():
+        _check_arrays(name, trees[name], leaves)
+    unpacker = Unpacker(trees)
     fields: dict[str, Any] = {}
     for key, field in saved_fields().items():
-        if key in record:  # an older record lacks fields that were added later
-            value = record[key]
-            fields[field] = _CODECS[key].unpack(value, trees) if key in _CODECS else value
+        if key not in record:  # an older record lacks fields that were added later
+            continue
+        value = record[key]
+        try:
+            fields[field] = CODECS[key].unpack(value, unpacker) if key in CODECS else value
+        except SerializationError:
+            raise
+        except (*MALFORMED, RecursionError) as error:
+            raise malformed(key, value) from error
     loan = Loan(trees["step_state"], list(trees["accumulators"].values()))
     return State(**fields, loan=loan)
 
+
+def _check_arrays(name: str, tree: PyTree, leaves: list[list[Any]]) -> None:
+    """Raises if the arrays of a tree are not those that the record says."""
+    mine = [leaf[1:] for leaf in describe(tree)]
+    said = [leaf[1:] for leaf in leaves]
+    if name not in NUMBERED:  # without ``like``, their containers and their order may differ
+        mine, said = sorted(mine), sorted(said)
+    if mine == said:
+        return
+    if sorted(shape for _, shape in mine) == sorted(shape for _, shape in said):
+        raise SerializationError(
+            f"the arrays of the {name} must have the dtypes {sorted({d for d, _ in said})}, as "
+            f"they were saved, got {sorted({d for d, _ in mine})}",
+            fix="set jax_enable_x64 as the run that wrote the state did",
+        )
+    raise DamagedError(f"the arrays of the {name} must be as the record says", fix=_COPY)
+
+
+_COPY = "use another copy"
 
 # --- the fields of a state that JSON cannot hold as they are -------------------------------------
 
@@ -271,63 +183,104 @@ def unpack(record: dict[str, Any], trees: dict[str, PyTree]) -> State:
 class _Codec(NamedTuple):
     """The conversion of a field to its form in the record, and back."""
 
-    pack: Callable[[Any, _Packer], Any]
-    unpack: Callable[[Any, dict[str, PyTree]], Any]
+    pack: Callable[[Any, Packer], Any]
+    unpack: Callable[[Any, Unpacker], Any]
 
 
-def _pack_times(times: EpochRecords, packer: _Packer) -> Any:
+def _unpack_counts(kept: dict[str, list[int]], unpacker: Unpacker) -> EventCounts:
+    counts = {Event(name): (total, epoch) for name, (total, epoch) in kept.items()}
+    if not all(is_whole(number) for pair in counts.values() for number in pair):
+        raise malformed("event_counts", kept)
+    return EventCounts({**NO_COUNTS, **counts})
+
+
+def _pack_times(times: EpochRecords, packer: Packer) -> Any:
     rows = [[epoch, *EpochTime.of(seconds).parts] for epoch, seconds in times.get().items()]
-    return _inline(np.array(rows, np.float64))
+    return packer.array(np.array(rows, np.float64))
 
 
-def _unpack_times(kept: Any, trees: dict[str, PyTree]) -> EpochRecords:
-    rows = _unpacked(kept, trees).tolist()
-    return EpochRecords.of({int(epoch): EpochTime(*parts) for epoch, *parts in rows})
+def _unpack_times(kept: Any, unpacker: Unpacker) -> EpochRecords:
+    rows = unpacker.unpack(kept).tolist()
+    times = {int(epoch): EpochTime(*parts) for epoch, *parts in rows}
+    if not all(map(is_whole, times)):
+        raise malformed("times", kept)
+    return EpochRecords.of(times)
 
 
-def _pack_position(position: Position | None, packer: _Packer) -> Any:
-    known = position or FROM_COUNTERS
-    return {
-        "one_shot": known.one_shot,
-        "state": packer.pack(known.state, "the data's own state"),
-        "skip": known.skip,
-        "at_end": known.at_end,
-        "settings": dict(known.settings),
-    }
+_THEIR_OWN = "the data's own state"
 
 
-def _unpack_metrics(kept: Any, trees: dict[str, PyTree]) -> LazyDict:
-    metrics = _unpacked(kept, trees)
+def _pack_position(position: Position | None, packer: Packer) -> Any:
+    kept = {}
+    for field in dataclasses.fields(Position):
+        value = getattr(position or FROM_COUNTERS, field.name)
+        if field.name == "state":
+            kept["state"] = packer.pack(value, _THEIR_OWN)
+        elif field.name == "settings":
+            kept["settings"] = {name: packer.pack(one, name) for name, one in value.items()}
+        elif field.name != "unread":  # these batches exist in this process only
+            kept[field.name] = value
+    return kept
+
+
+def _unpack_position(kept: dict[str, Any], unpacker: Unpacker) -> Position:
+    fields: dict[str, Any] = {}
+    for name, value in kept.items():
+        if name == "state":
+            fields[name] = unpacker.unpack(value)
+        elif name == "settings":
+            fields[name] = {key: unpacker.unpack(one) for key, one in value.items()}
+            if not all(map(_is_plain, fields[name].values())):
+                raise malformed("position", kept)
+        elif name != "unread" and matches(value, hints_of(Position)[name]):
+            fields[name] = value
+        else:
+            raise malformed("position", kept)
+    return Position(**fields)
+
+
+def _is_plain(value: Any) -> bool:
+    """Returns whether ``==`` of two such values gives a bool."""
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str | np.generic)
+
+
+def _unpack_dict(kept: Any, unpacker: Unpacker) -> ReadOnlyDict:
+    values = unpacker.unpack(kept)
+    if type(values) is not dict:
+        raise malformed("handler_state or metrics", kept)
+    return ReadOnlyDict(values)
+
+
+def _unpack_metrics(kept: Any, unpacker: Unpacker) -> LazyDict:
+    metrics = _unpack_dict(kept, unpacker)
     return LazyDict(lambda: metrics)
 
 
 # By key of the record. A field without a codec is stored as it is.
-_CODECS: dict[str, _Codec] = {
+CODECS: dict[str, _Codec] = {
     "event": _Codec(
         lambda event, packer: None if event is None else event.value,
-        lambda kept, trees: None if kept is None else Event(kept),
+        lambda kept, unpacker: None if kept is None else Event(kept),
     ),
-    "next": _Codec(lambda place, packer: place.value, lambda kept, trees: Place(kept)),
+    "next": _Codec(lambda place, packer: place.value, lambda kept, unpacker: Place(kept)),
     "event_counts": _Codec(
         lambda counts, packer: {event.value: list(n) for event, n in counts.get().items()},
-        lambda kept, trees: EventCounts({Event(name): (n[0], n[1]) for name, n in kept.items()}),
+        _unpack_counts,
     ),
     "history": _Codec(
         lambda history, packer: packer.columns(history.get(), "history"),
-        lambda kept, trees: EpochRecords.of(_table(kept, trees)),
+        lambda kept, unpacker: EpochRecords.of(unpacker.table(kept)),
     ),
     "times": _Codec(_pack_times, _unpack_times),
     "handler_state": _Codec(
-        lambda memory, packer: packer.pack(dict(memory), "handler_state"),
-        lambda kept, trees: ReadOnlyDict(_unpacked(kept, trees)),
+        lambda memory, packer: packer.pack(dict(memory), "handler_state"), _unpack_dict
     ),
     "metrics": _Codec(
         lambda metrics, packer: packer.pack(dict(metrics.get()), "metrics"), _unpack_metrics
     ),
-    "position": _Codec(
-        _pack_position,
-        lambda kept, trees: Position(**{**kept, "state": _unpacked(kept["state"], trees)}),
-    ),
+    "position": _Codec(_pack_position, _unpack_position),
 }
 
 
@@ -372,7 +325,21 @@ def _words(leaf: tuple[str, tuple[int, ...]] | None) -> str:
     return "missing" if leaf is None else f"{leaf[0]}[{','.join(map(str, leaf[1]))}]"
 
 
+def seal(record: dict[str, Any]) -> None:
+    """Adds the checksum to a complete record.
+
+    Raises:
+        SerializationError: The record is so large that it could not be read again.
+    """
+    check_size(_canonical(record))
+    record["sha256"] = checksum(record)
+
+
+def _canonical(record: dict[str, Any]) -> bytes:
+    plain = {name: value for name, value in record.items() if name != "sha256"}
+    return json.dumps(plain, sort_keys=True).encode()
+
+
 def checksum(record: dict[str, Any]) -> str:
     """Returns the checksum of a record without its own ``sha256``."""
-    plain = {name: value for name, value in record.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(_canonical(record)).hexdigest()

@@ -19,7 +19,6 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxloop._checkpoint.digests import digests
@@ -27,7 +26,7 @@ from jaxloop._checkpoint.layout import Entry, delete, entries, read, tidy
 from jaxloop._checkpoint.lock import FolderLock
 from jaxloop._checkpoint.names import REPLACED, check_name
 from jaxloop._checkpoint.orbax_io import empty_arrays, on_host, save_trees
-from jaxloop._checkpoint.record import checksum, pack
+from jaxloop._checkpoint.record import pack, seal
 from jaxloop._checkpoint.retention import Rule, best, kept
 from jaxloop._core.state import State
 from jaxloop._core.types import PyTree
@@ -123,7 +122,7 @@ class Writer:
             "empty": empty_arrays(trees),
         }
         # A handler may change its own NumPy arrays at any time.
-        trees["arrays"] = jax.tree.map(np.array, trees["arrays"])
+        trees["arrays"] = {name: _copied(array) for name, array in trees["arrays"].items()}
         try:
             trees = on_host(trees)
         except Exception as error:  # the device raises errors of many kinds
@@ -201,7 +200,7 @@ class Writer:
         target = self._target(save.name, record)
         if target.exists():
             os.rename(target, target.with_name(target.name + REPLACED))
-        record["sha256"] = checksum(record)
+        seal(record)
         save_trees(target, record, save.trees)
         save.state, save.trees = None, {}
         self._settle(record["run_id"])
@@ -254,3 +253,7 @@ class Writer:
 
 def _step_state(record: dict[str, Any]) -> Any:
     return record["digests"]["step_state"]
+
+
+def _copied(array: Any) -> Any:
+    return array.copy() if isinstance(array, np.ndarray) else array
