@@ -209,7 +209,7 @@ class Firing:
 
     def _change_step_state(self, changed: object, name: str) -> None:
         carry = self._parts.carry
-        old, accumulators = carry.values
+        old = carry.step_state
         changed = as_state(cast_numbers(changed, old), f"handler `{name}`: state.step_state")
         if state_signature(changed) != state_signature(old):
             self._parts.blocks.recompile(
@@ -218,7 +218,7 @@ class Firing:
                 f"the step recompiles: {describe_change(old, changed)}",
             )
         # Copied, because the handler may keep its arrays, and the old state the accumulators.
-        carry.set_copy(changed, accumulators)
+        carry.set_copy(changed, carry.values[1])
 
 
 def _checked(result: object, name: str, event: Event) -> tuple[Status, State]:
