@@ -232,6 +232,8 @@ class State(Snapshot, Generic[S]):
     """The seconds that this epoch has taken so far."""
     metric_meanings: Mapping[str, Mapping[str, str]] | None = _field(None, internal=True)
     """What the accumulators mean, by the names of the metrics. None if it is unknown."""
+    reshaped: tuple[str, ...] = _field((), internal=True)
+    """The paths of the step state's leaves that handlers added, removed or changed in shape."""
     requested_epochs: int | None = _field(None, internal=True)
     """The ``epochs=`` of the run, which `max_epoch` is if no handler changed it."""
 

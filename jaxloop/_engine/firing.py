@@ -12,7 +12,13 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from jaxloop._core.arrays import as_state, cast_numbers, describe_change, state_signature
+from jaxloop._core.arrays import (
+    as_state,
+    cast_numbers,
+    changed_leaves,
+    describe_change,
+    state_signature,
+)
 from jaxloop._core.checks import in_words
 from jaxloop._core.events import ITERATION_EVENTS, Event, Place, Row, Status
 from jaxloop._core.lazy import Constant, LazyDict
@@ -217,6 +223,9 @@ class Firing:
                 f"handler `{name}` changed the structure, a shape or a dtype of the step state, so "
                 f"the step recompiles: {describe_change(old, changed)}",
             )
+            progress = self._parts.progress
+            paths = dict.fromkeys((*progress.reshaped, *changed_leaves(old, changed)))
+            progress.reshaped = tuple(paths)
         # Copied, because the handler may keep its arrays, and the old state the accumulators.
         carry.set_copy(changed, carry.values[1])
 
