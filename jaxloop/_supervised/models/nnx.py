@@ -77,26 +77,33 @@ def adapt(module: nnx.Module) -> ModelAdapter:
     )
 
 
-_OF_FLAX = frozenset({"hijax", "ref", "eager_sharding", "mesh"})
-"""What Flax itself adds to the metadata of a variable. It depends on how the process is set up."""
+_OF_FLAX = frozenset({"hijax", "ref", "eager_sharding", "mesh", "tag"})
+"""What Flax itself adds to the metadata of a variable."""
 
 
 def _attributes(node: Any) -> dict[str, Any] | None:
     if isinstance(node, nnx.Variable):
-        metadata = node.get_metadata()
-        return {name: value for name, value in metadata.items() if name not in _OF_FLAX}
+        return None if _is_saved(node) else _metadata(node)
     if isinstance(node, nnx.Pytree):
         held = vars(node).items()
         return {name: value for name, value in held if not name.startswith("_pytree__")}
     return None
 
 
-def _is_array(value: Any) -> bool:
+def _metadata(variable: nnx.Variable[Any]) -> dict[str, Any]:
+    known = variable.get_metadata().items()
+    return {name: value for name, value in known if name not in _OF_FLAX}
+
+
+def _is_saved(value: Any) -> bool:
+    """Returns whether the state alone tells everything about a value."""
+    if isinstance(value, nnx.Variable):
+        return type(value).__module__.startswith("flax.") and not _metadata(value)
     return isinstance(value, jax.Array | np.ndarray)
 
 
 def _statics(module: nnx.Module) -> dict[str, str]:
-    return statics_of(module, _attributes, _is_array)
+    return statics_of(module, _attributes, _is_saved)
 
 
 def _warn_of_changes(before: dict[str, str], after: dict[str, str]) -> None:
