@@ -1,7 +1,10 @@
 """A run continues only from a state that it fits: its metrics, its data, its model's attributes."""
 
 import functools
+import os
 import shutil
+import subprocess
+import sys
 
 import equinox as eqx
 import jax
@@ -546,3 +549,47 @@ def test_a_step_state_that_a_handler_reshaped_is_resumed(tmp_path):
     start["opt"] = optax.sgd(0.1, momentum=0.9).init(jnp.zeros(2))
     with pytest.raises(SerializationError, match=r"step_state\['opt'\]"):
         loop.resume(tmp_path).run([1.0, 2.0, 3.0, 4.0], start)
+
+
+# --- descriptions --------------------------------------------------------------------------------
+
+DESCRIBE = """
+import functools, json, clu.metrics, jax
+from tests import test_continuing as t
+
+def fn(x):
+    return x
+
+loop = t.STEPS
+for index, (before, after) in enumerate(t.SWAPS.values()):
+    for name, one in (("a", before), ("b", after)):
+        if one is not None:
+            metric, *rest = one
+            loop = loop.metric(metric, f"{name}{index}", *rest[1:])
+loop = loop.metric(clu.metrics.Average.from_output("x"), "clu").metric(fn, "fn", None, {"x"}.pop())
+loop = loop.metric(jax.jit(lambda x: x), "jit", None, ["x"])
+models = [t.net(), t.Dense(), t.tree(2.0), {"a": t.net(act=functools.partial(jax.nn.elu, alpha=2))}]
+found = [dict(loop.run(t.DATA, 0.0, epochs=0).metric_meanings)]
+for model in models:
+    loss = [("mean_squared_error", 1.0)] if isinstance(model, dict) else "mean_squared_error"
+    data = [(x, {"a": y} if isinstance(model, dict) else y) for x, y in t.DATA]
+    trainer = t.jl.trainer(model, loss, "sgd", log=0)
+    found.append(trainer.run(data, epochs=0, output_transform=t.whole).statics)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_descriptions_are_the_same_in_every_process():
+    seen = set()
+    for seed in ("0", "1"):
+        made = subprocess.run(
+            [sys.executable, "-c", DESCRIBE],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        seen.add(made.stdout)
+    (text,) = seen
+    assert "0x" not in text and "object at" not in text

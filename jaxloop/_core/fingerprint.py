@@ -84,8 +84,7 @@ def _describe(value: Any, depth: int) -> str:
     if isinstance(getattr(value, "dtype", None), np.dtype):  # NumPy's, `jnp.float32`, shapes
         return _array(value)
     if isinstance(value, type):
-        is_scalar = issubclass(value, np.generic)
-        return str(np.dtype(value)) if is_scalar else qualified_name(value)
+        return _class(value, depth)
     if isinstance(value, functools.partial):
         keywords = [f"{name}={again(one)}" for name, one in sorted(value.keywords.items())]
         return f"partial({', '.join([again(value.func), *map(again, value.args), *keywords])})"
@@ -130,6 +129,21 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(raw).hexdigest()[:16]
 
 
+def _class(value: type, depth: int) -> str:
+    """Describes a class by its name. If a function made it, its bases and methods say more."""
+    if issubclass(value, np.generic):
+        return str(np.dtype(value))
+    name = qualified_name(value)
+    if "<" not in name:
+        return name
+    parts = [_describe(base, depth + 1) for base in value.__bases__ if base is not object]
+    for member, one in sorted(vars(value).items()):
+        function = getattr(one, "__func__", one)
+        if isinstance(function, types.FunctionType) and not member.startswith("__"):
+            parts.append(f"{member}={_function(function, depth + 1)}")
+    return f"{name}({', '.join(parts)})"
+
+
 def _dataclass(value: Any, depth: int) -> str:
     """Describes a dataclass by the fields that differ from their defaults.
 
@@ -155,7 +169,7 @@ def _function(function: types.FunctionType, depth: int) -> str:
         # A variable that the function itself assigns is not a constant, such as a counter.
         assigned = {one.argval for one in dis.get_instructions(code) if one.opname == "STORE_DEREF"}
         for name, cell in zip(code.co_freevars, function.__closure__, strict=True):
-            if name not in assigned:
+            if name not in assigned and name != "__class__":
                 try:
                     held[name] = cell.cell_contents
                 except ValueError:  # the variable has no value yet
