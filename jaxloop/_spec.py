@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from jaxloop._core.events import Event, StatusLike
@@ -200,7 +200,18 @@ class PreparedInit(Protocol):
 
 
 class Task(Protocol):
-    """The way to evaluate the model of a supervised loop."""
+    """The way to evaluate the model of a supervised loop.
+
+    Attributes:
+        loss: The loss, or None.
+    """
+
+    @property
+    def loss(self) -> Any:
+        """The loss, or None."""
+
+    def statics(self) -> Mapping[str, str]:
+        """Returns what the model is made of besides its arrays; see `State.statics`."""
 
     def eval_steps(self, model: Any) -> tuple[BatchFn, BatchFn]:
         """Returns the init and step functions that evaluate ``model``, or the task's own model."""

@@ -33,6 +33,7 @@ from jaxloop._checkpoint.record import (
     step_state_of,
     unpack,
 )
+from jaxloop._checkpoint.reshaped import reshaped
 from jaxloop._checkpoint.schema import NUMBERED
 from jaxloop._core.placement import placement
 from jaxloop._core.state import State
@@ -206,8 +207,6 @@ def _load(entry: Entry, like: PyTree) -> State[Any]:
     record = entry.record
     assert record is not None
     check_format(record)
-    if like is not None:
-        check_leaves(record, like, f"the checkpoint {entry.folder}")
     place = placement(like)
     everywhere = place.sharding or jax.sharding.SingleDeviceSharding(
         place.device or jax.local_devices()[0]
@@ -230,6 +229,11 @@ def _load(entry: Entry, like: PyTree) -> State[Any]:
             is_leaf=lambda leaf: hasattr(leaf, "shape"),
         )
 
+    if like is not None:
+        if record.get("reshaped"):
+            saved = record["leaves"]["step_state"]
+            like = reshaped(like, saved, stored("step_state"), record["reshaped"])
+        check_leaves(record, like, f"the checkpoint {entry.folder}")
     shapes: dict[str, PyTree] = {}
     for name, leaves in record["leaves"].items():
         if name in NUMBERED:

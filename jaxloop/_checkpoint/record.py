@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,7 @@ from jaxloop._checkpoint.schema import (
     NUMBERED,
     check_size,
     hints_of,
+    is_list_of_strings,
     is_whole,
     malformed,
     matches,
@@ -258,6 +259,32 @@ def _unpack_metrics(kept: Any, unpacker: Unpacker) -> LazyDict:
     return LazyDict(lambda: metrics)
 
 
+def _are_texts(kept: Any) -> bool:
+    return isinstance(kept, dict) and all(type(text) is str for text in kept.values())
+
+
+def _unpack_statics(kept: Any, unpacker: Unpacker) -> ReadOnlyDict:
+    if not _are_texts(kept):
+        raise malformed("statics", kept)
+    return ReadOnlyDict(kept)
+
+
+def _pack_meanings(meanings: Mapping[str, Mapping[str, str]] | None, packer: Packer) -> Any:
+    return None if meanings is None else {name: dict(one) for name, one in meanings.items()}
+
+
+def _unpack_meanings(kept: Any, unpacker: Unpacker) -> Any:
+    if kept is None or (isinstance(kept, dict) and all(map(_are_texts, kept.values()))):
+        return kept
+    raise malformed("metric_meanings", kept)
+
+
+def _unpack_reshaped(kept: Any, unpacker: Unpacker) -> tuple[str, ...]:
+    if not is_list_of_strings(kept):
+        raise malformed("reshaped", kept)
+    return tuple(kept)
+
+
 # By key of the record. A field without a codec is stored as it is.
 CODECS: dict[str, _Codec] = {
     "event": _Codec(
@@ -281,6 +308,9 @@ CODECS: dict[str, _Codec] = {
         lambda metrics, packer: packer.pack(dict(metrics.get()), "metrics"), _unpack_metrics
     ),
     "position": _Codec(_pack_position, _unpack_position),
+    "statics": _Codec(lambda statics, packer: dict(statics), _unpack_statics),
+    "metric_meanings": _Codec(_pack_meanings, _unpack_meanings),
+    "reshaped": _Codec(lambda paths, packer: list(paths), _unpack_reshaped),
 }
 
 
@@ -292,7 +322,8 @@ def check_leaves(record: dict[str, Any], like: PyTree, where: str) -> None:
     """
     kept = {name: (dtype, tuple(shape)) for name, dtype, shape in record["leaves"]["step_state"]}
     mine = {name: (dtype, tuple(shape)) for name, dtype, shape in describe(like)}
-    if "empty_nodes" in record:  # older formats have none
+    # Older formats have none, and a handler that changed the structure may have added some.
+    if "empty_nodes" in record and not record["reshaped"]:
         # An optimizer's state without arrays, such as that of weight decay, is part of it too.
         kept |= dict.fromkeys(record["empty_nodes"], _EMPTY)
         mine |= dict.fromkeys(empty_nodes(like), _EMPTY)

@@ -8,6 +8,7 @@ Every leaf of a `Batch` is an array of a dtype that JAX uses.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -90,15 +91,29 @@ def signature_change(old: Signature, new: Signature) -> str:
     """Describes how the leaves of two batches differ, for messages."""
     if old.tree != new.tree:
         return f"the structure of the batch changed from {old.tree} to {new.tree}"
-    skeleton = jax.tree.unflatten(new.tree, range(len(new.leaves)))
-    names = [
-        jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(skeleton)
-    ]
     return "; ".join(
         f"batch{name} changed from {_describe(*a)} to {_describe(*b)}"
-        for name, a, b in zip(names, old.leaves, new.leaves, strict=True)
+        for name, a, b in zip(_names(new.tree), old.leaves, new.leaves, strict=True)
         if a != b
     )
+
+
+@functools.lru_cache(maxsize=64)
+def describe_leaves(tree: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...]) -> str:
+    """Describes the leaves of a batch by path, dtype and shape, for a saved position.
+
+    Example:
+        >>> describe_leaves(jax.tree.structure((1, 2)), (((3, 4), "float32"), ((3,), "int32")))
+        'batch[0] float32[3,4]; batch[1] int32[3]'
+    """
+    return "; ".join(
+        f"batch{name} {_describe(*leaf)}" for name, leaf in zip(_names(tree), leaves, strict=True)
+    )
+
+
+def _names(tree: Any) -> list[str]:
+    skeleton = jax.tree.unflatten(tree, range(tree.num_leaves))
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(skeleton)]
 
 
 def _describe(shape: tuple[int, ...], dtype: Any) -> str:

@@ -12,7 +12,13 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from jaxloop._core.arrays import as_state, cast_numbers, describe_change, state_signature
+from jaxloop._core.arrays import (
+    as_state,
+    cast_numbers,
+    changed_leaves,
+    describe_change,
+    state_signature,
+)
 from jaxloop._core.checks import in_words
 from jaxloop._core.events import ITERATION_EVENTS, Event, Place, Row, Status
 from jaxloop._core.lazy import Constant, LazyDict
@@ -216,7 +222,7 @@ class Firing:
 
     def _change_step_state(self, changed: object, name: str) -> None:
         carry = self._parts.carry
-        old, accumulators = carry.values
+        old = carry.step_state
         changed = as_state(cast_numbers(changed, old), f"handler `{name}`: state.step_state")
         if state_signature(changed) != state_signature(old):
             self._parts.blocks.recompile(
@@ -224,8 +230,11 @@ class Firing:
                 f"handler `{name}` changed the structure, a shape or a dtype of the step state, so "
                 f"the step recompiles: {describe_change(old, changed)}",
             )
+            progress = self._parts.progress
+            paths = dict.fromkeys((*progress.reshaped, *changed_leaves(old, changed)))
+            progress.reshaped = tuple(paths)
         # Copied, because the handler may keep its arrays, and the old state the accumulators.
-        carry.set_copy(changed, accumulators)
+        carry.set_copy(changed, carry.values[1])
 
 
 def _checked(result: object, name: str, event: Event) -> tuple[Status, State]:
