@@ -126,7 +126,8 @@ class Handler(Attachment):
     watches: tuple[str, ...] = ()
     adds: tuple[str, ...] | None = None
     check: CheckFn | None = None
-    open: OpenFn | None = None
+    # Not compared: it is often a method of ``fn``, and methods of equal objects are not equal.
+    open: OpenFn | None = dataclasses.field(default=None, compare=False)
     unique: bool = False
 
 

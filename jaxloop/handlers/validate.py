@@ -260,7 +260,7 @@ class _Validation:
         try:
             yield
         except Exception as error:
-            where = "validation" if self.prefix == "validation_" else self.name
+            where = "validation" if self.prefix == "validation_" else f"validation {self.prefix!r}"
             notes = getattr(error, "__notes__", [])
             # The notes of the run that evaluates would read as those of the run that trains.
             notes[:] = [note.replace("jaxloop: ", f"jaxloop: {where}: ", 1) for note in notes]
