@@ -44,7 +44,8 @@ class RunStart:
         step_state: The step state, with a `jax.ShapeDtypeStruct` in place of each array.
         metrics: The values of the loop's metrics, with a `jax.ShapeDtypeStruct` in place of each
             array. Metrics that handlers add are not known yet.
-        data: The data that were passed to `run`.
+        data: What the run iterates over in this epoch: the data that were passed to `run`, or what
+            a function ``epoch -> iterable`` returned.
         sample: The next batch of the data. None if the data of this epoch are at their end.
     """
 

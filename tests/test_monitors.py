@@ -379,10 +379,10 @@ def test_the_check_reads_no_batch_twice():
     data = Steps()
     run(TRAINER.validate(data), epochs=4)
     assert (data.num_read, data.num_iterators) == (12, 4)
-    # A validation that never runs costs one batch.
+    # A validation that runs later, or never, costs one batch.
     data = Steps()
-    run(TRAINER.validate(data, filter=jl.every(9)), epochs=4)
-    assert (data.num_read, data.num_iterators) == (1, 1)
+    run(TRAINER.validate(data, filter=jl.every(2)), epochs=4)
+    assert (data.num_read, data.num_iterators) == (7, 3)
     # Each run of the same loop has its own.
     data = Steps()
     loop = TRAINER.validate(data)
@@ -400,7 +400,7 @@ def test_the_check_calls_a_function_only_for_epochs_that_are_validated():
         return [(X, Y)] if epoch % 3 == 2 else []
 
     run(TRAINER.validate(validation, filter=jl.every(3)), epochs=7)
-    assert called == [2, 5]
+    assert called == [2, 2, 5]
     called.clear()
     run(TRAINER.validate(validation, filter=jl.every(3)), epochs=2)
     assert called == []
@@ -408,6 +408,9 @@ def test_the_check_calls_a_function_only_for_epochs_that_are_validated():
     called.clear()
     run(TRAINER.validate(validation, filter=lambda s: s.epoch == 2), epochs=4)
     assert called == [0, 2]
+    called.clear()
+    run(TRAINER.validate(validation, filter=jl.after(2)).from_state(run(TRAINER, epochs=2)), 3)
+    assert called == [2]
 
 
 class Shared:
@@ -420,12 +423,34 @@ class Shared:
             self.i += 4
 
 
-@pytest.mark.parametrize("function", [False, True])
-def test_data_for_training_and_validation_are_opened_once_at_a_time(function):
+def test_data_for_training_and_validation_are_opened_once_at_a_time():
     shared = Shared()
-    expected = run(TRAINER.validate(DATA), epochs=2)
-    state = run(TRAINER.validate((lambda e: shared) if function else shared), 2, shared)
-    assert digest(state) == digest(expected)
+    kinds = [shared, lambda epoch: shared]
+    expected = digest(run(TRAINER.validate(DATA), epochs=2))
+    for validation in kinds:
+        loop = TRAINER.validate(validation)
+        for training in kinds:
+            assert digest(run(loop, 2, training)) == expected
+
+
+class Drawing:
+    """Data that are shuffled by the global generator, as those of a PyTorch loader are."""
+
+    def __iter__(self):
+        order = np.random.permutation(12)
+        return ((X[at], Y[at] ** 2) for at in np.split(order, 3))
+
+
+@pytest.mark.parametrize("filter", ["always", jl.every(2), jl.every(9)])
+def test_the_check_changes_no_random_number(filter):
+    def draw(state):
+        np.random.permutation(12)
+
+    np.random.seed(3)
+    state = run(TRAINER.validate(Drawing(), filter=filter), 4, Drawing())
+    np.random.seed(3)
+    expected = run(TRAINER.handle("epoch_completed", draw, filter), 4, Drawing())
+    assert hash_tree(state.step_state) == hash_tree(expected.step_state)
 
 
 def test_the_check_traces_what_the_validations_run():

@@ -190,7 +190,7 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
         make(Snapshot, parts.progress.to_snapshot()),
         abstract(parts.carry.step_state),
         {} if program is None else _values_of(program.metrics),
-        parts.source.data,
+        parts.source.iterable,
         None if sample is None else sample.value,
     )
     for one in handlers:

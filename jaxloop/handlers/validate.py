@@ -6,7 +6,9 @@ The evaluation is a loop with its own accumulators, so it does not affect the me
 It is made once, so every epoch runs the same executable.
 
 Before the first step, a run reads one batch of the validation data, and traces the evaluation on
-it without compiling. Nothing is read twice: the first validation continues from that batch.
+it without compiling. If the first epoch is validated, that validation continues from this batch.
+Otherwise the batch is dropped, because an iterator that stays open for many epochs may hold on to
+worker processes. The random numbers of the run are the same in both cases as without the check.
 """
 
 from __future__ import annotations
@@ -14,8 +16,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import random
+import sys
 from collections.abc import Iterator
 from typing import Any, Final
+
+import numpy as np
 
 from jaxloop._core.batch import as_batch
 from jaxloop._core.events import Event, EventLike, Status, StatusLike, as_events
@@ -44,8 +50,8 @@ def validate(
     """Evaluates the metrics attached so far on ``data``, and adds them to ``state.metrics``.
 
     The values exist from then on to the end of the epoch. Before the first step, `run` reads one
-    batch of ``data`` and checks the model and the metrics on it. An iterator that it opens for that
-    is the one that the first validation reads, from its first batch.
+    batch of ``data`` and checks the model and the metrics on it. If the first epoch is validated,
+    the validation continues from this batch. Otherwise the batch is read again later.
 
     Args:
         loop: The loop.
@@ -184,8 +190,7 @@ class _Validation:
     def evaluate(self, state: State[Any], data: Any) -> tuple[StatusLike, State[Any]]:
         """Adds the metrics of ``data`` to the state."""
         with self._in_validation():
-            model_state = {"model_state": _model_state(state.step_state)}
-            result = run(self.evaluation, data, model_state)
+            result = run(self.evaluation, data, _evaluated(state.step_state))
         if result.status == "interrupted":
             raise Interrupted(result.halted_by)
         values = {f"{self.prefix}{name}": value for name, value in result.history[0].items()}
@@ -205,20 +210,24 @@ class _Validation:
     def open(self, start: RunStart) -> HandlerFn:
         """Checks the evaluation on the first batch, and returns the handler of one run."""
         with self._in_validation():
-            model_state = _model_state(start.step_state)
-        epoch = self._first_epoch(start)
-        if epoch is None:
-            return self
-        data = start.data if self.data is start.data else self.data_of(epoch)
+            step_state = _evaluated(start.step_state)
+        now, first_epoch = start.snapshot.epoch, self._first_epoch(start)
+        if self.is_function and self._counts_epochs and first_epoch is None:
+            return self  # no epoch is validated, and the function may have no data for the others
+        # If this epoch is validated, no other data are opened before these, so they can be kept.
+        keeps = first_epoch == now
+        with contextlib.nullcontext() if keeps else _same_random_numbers():
+            data = self.data_of(now if first_epoch is None else first_epoch)
+            with self._in_validation():
+                if data is start.data and start.sample is not None:
+                    # A second iterator over the same object could disturb the one that trains.
+                    batch = start.sample
+                else:
+                    batch, data = _first_batch(data)
+        if batch is _END and self.is_function and not self._counts_epochs:
+            return self  # the epoch is a guess, and the function may have no data for it
         with self._in_validation():
-            if data is start.data and start.sample is not None:
-                # A second iterator over the same object could disturb the one that trains.
-                first, data = start.sample, self.data
-            else:
-                first, data = _first_batch(data)
-            if first is _END:
-                if self.is_function and not self._counts_epochs:
-                    return self  # the epoch is a guess, and the function may skip epochs
+            if batch is _END:
                 raise DataError(
                     "data must have at least one batch, got empty data",
                     fix="pass at least one batch",
@@ -227,12 +236,12 @@ class _Validation:
             self.evaluation.programs.specialize(
                 self.evaluation.step_fn,
                 self.evaluation.metrics,
-                as_batch(first, "the first batch of the data"),
-                {"model_state": model_state},
+                as_batch(batch, "the first batch of the data"),
+                step_state,
                 fuse="auto",
                 options={},
             )
-        return _OneRun(self, epoch, data)
+        return _OneRun(self, data) if keeps else self
 
     @property
     def _counts_epochs(self) -> bool:
@@ -241,17 +250,13 @@ class _Validation:
         return self.events == (Event.EPOCH_COMPLETED,) and not (filter.asks or filter.timed)
 
     def _first_epoch(self, start: RunStart) -> int | None:
-        """Returns the epoch of the first validation, or None if there is none.
-
-        A function of the epoch may have no data for epochs that are not validated.
-        """
+        """Returns the first epoch that is validated, or None if there is none or it is unknown."""
         epoch = start.snapshot.epoch
-        if not (self.is_function and self._counts_epochs):
-            return epoch
         total, _ = start.snapshot.event_counts[Event.EPOCH_COMPLETED]
-        for ahead in range((start.snapshot.max_epoch or 0) - epoch):
-            if self.filter.matches(Firing(total + ahead + 1, 1)):
-                return epoch + ahead
+        if self._counts_epochs:
+            for ahead in range((start.snapshot.max_epoch or 0) - epoch):
+                if self.filter.matches(Firing(total + ahead + 1, 1)):
+                    return epoch + ahead
         return None
 
     @contextlib.contextmanager
@@ -276,19 +281,16 @@ class _OneRun:
 
     Args:
         validation: The validation.
-        epoch: The epoch whose data they are.
-        data: The data.
+        data: The data of the epoch in which the run starts.
     """
 
-    def __init__(self, validation: _Validation, epoch: int, data: Any) -> None:
-        self._validation, self._epoch, self._data = validation, epoch, data
+    def __init__(self, validation: _Validation, data: Any) -> None:
+        self._validation, self._opened = validation, data
 
     def __call__(self, state: State[Any]) -> tuple[StatusLike, State[Any]]:
-        validation = self._validation
-        data, self._data = self._data, None
-        if data is None or (validation.is_function and state.epoch != self._epoch):
-            data = validation.data_of(state.epoch)
-        return validation.evaluate(state, data)
+        opened, self._opened = self._opened, None
+        data = self._validation.data_of(state.epoch) if opened is None else opened
+        return self._validation.evaluate(state, data)
 
 
 class _Continued:
@@ -318,9 +320,10 @@ def _first_batch(data: Any) -> tuple[PyTree, Any]:
     return first, _Continued(first, iterator)
 
 
-def _model_state(step_state: PyTree) -> PyTree:
+def _evaluated(step_state: PyTree) -> PyTree:
+    """Returns the step state of the evaluation, made from that of the training."""
     if isinstance(step_state, dict) and "model_state" in step_state:
-        return step_state["model_state"]
+        return {"model_state": step_state["model_state"]}
     got = type(step_state).__name__
     if isinstance(step_state, dict):
         got = f"a dict with {', '.join(map(repr, step_state)) or 'nothing'}"
@@ -330,3 +333,17 @@ def _model_state(step_state: PyTree) -> PyTree:
         f"the step state must be a dict with 'model_state', got {got}",
         fix="use jl.trainer, or keep the model's state under 'model_state'",
     )
+
+
+@contextlib.contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """Restores the global random generators, which many data loaders draw from when opened."""
+    python, numpy, torch = random.getstate(), np.random.get_state(), sys.modules.get("torch")
+    of_torch = None if torch is None else torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        if torch is not None:
+            torch.set_rng_state(of_torch)
