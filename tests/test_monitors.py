@@ -1,5 +1,6 @@
 """Monitors and validation: what they watch exists, or it is an error before the first step."""
 
+import random
 import re
 import warnings
 
@@ -258,6 +259,76 @@ def test_nan_is_a_value_that_is_not_better():
     weights = np.zeros(12, np.float32)
     state = run(watch(TRAINER.validate([(X, Y, weights)]), seen), epochs=3)
     assert np.isnan(state.metrics[WATCHED]) and [epoch for epoch, _ in seen] == [0, 1, 2]
+
+
+# --- any events and filters, against a probe that is always allowed to look ---
+
+FILTERS = [
+    "always",
+    "once",
+    jl.every(2),
+    ~jl.every(2),
+    jl.after(2),
+    jl.before(3),
+    jl.only(4),
+    jl.only(1, per="epoch"),
+    jl.every(2, per="epoch"),
+    lambda state: state.step % 2 == 0,
+]
+MEAN = jl.loop(lambda b, s: jl.emit(s + b, x=b)).metric(lambda x: x, "x", None, ["x"])
+
+
+def check_against_a_probe(seed):
+    """The monitor counts exactly the events at which a probe in its place sees the metric."""
+    rng = random.Random(seed)
+    adds_on, looks_on = (
+        [e.value for e in rng.sample(list(jl.Event), n)] for n in (1, 1 + seed % 2)
+    )
+    filters = rng.choice(FILTERS), rng.choice(FILTERS)
+    first, halts = rng.random() < 0.7, rng.random() < 0.4
+    seen, judged = [], []
+
+    def add(state):
+        return "continue", state.replace(metrics={**state.metrics, "v": 1.0})
+
+    def halt(state):
+        return ("halt_epoch", state) if (state.epoch, state.iteration) == (1, 1) else None
+
+    def attach(look):
+        source = Handler(as_events(adds_on), as_filter(filters[0]), "adds", add, adds=("v",))
+        halting = Handler(as_events("iteration_completed"), as_filter("always"), "h", halt, adds=())
+        loop = MEAN.attach(halting) if halts else MEAN
+        return look(loop.attach(source)) if first else look(loop).attach(source)
+
+    def probe(loop):
+        return loop.handle(looks_on, lambda s: seen.append("v" in s.metrics), filters[1])
+
+    def monitor(loop):
+        never = {"mode": lambda new, best: False, "patience": 1, "name": "watch"}
+        look = {"event": looks_on, "filter": filters[1]}
+        return loop.monitor("v", lambda s: judged.append(s.step), **never, **look)
+
+    attach(probe).run([1.0] * 3, 0.0, epochs=6)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="watch never ran")
+        try:
+            attach(monitor).run([1.0] * 3, 0.0, epochs=6)
+        except jl.errors.MissingMetricError:
+            # A value of an earlier firing is refused if a newer one follows in the same firing.
+            assert not any(seen) or (not first and set(adds_on) & set(looks_on))
+        else:
+            assert len(judged) == max(0, sum(seen) - 1)
+
+
+def test_a_monitor_counts_what_a_probe_sees():
+    for seed in range(60):
+        check_against_a_probe(seed)
+
+
+@pytest.mark.slow
+def test_a_monitor_counts_what_a_probe_sees_often():
+    for seed in range(60, 3000):
+        check_against_a_probe(seed)
 
 
 # --- restore_best ---
