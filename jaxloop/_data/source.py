@@ -46,6 +46,7 @@ class DataSource:
         interrupts: The signals, which may interrupt a wait for slow data.
 
     Attributes:
+        iterable: What is iterated over in the current epoch: the data, or what a function returned.
         one_shot: Whether the data are an iterator, which continues across epochs.
         reader: The reader of the current epoch.
 
@@ -59,6 +60,7 @@ class DataSource:
     ) -> None:
         self.data, self.epochs, self.iterations = data, epochs, iterations
         self.interrupts = interrupts
+        self.iterable = data
         self.one_shot = data is not None and hasattr(data, "__next__")
         self._check()
         self.reader: Reader = IteratorReader(iter(()), 0, False)
@@ -125,6 +127,7 @@ class DataSource:
         data = self.data
         if not isinstance(data, Batches) and not hasattr(data, "__iter__"):
             data = data(epoch)
+        self.iterable = data
         if isinstance(data, Batches):
             if skip:
                 check_settings(position, data.settings, epoch)

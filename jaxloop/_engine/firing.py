@@ -28,6 +28,7 @@ from jaxloop._engine.attached import Attached
 from jaxloop._engine.clock import now
 from jaxloop._engine.parts import Parts
 from jaxloop._engine.recovery import Recovery
+from jaxloop._engine.watched import Watched
 from jaxloop._program.metric_rows import MetricRow
 from jaxloop._spec import Acting, CheckpointTrigger, Guard
 from jaxloop.errors import HaltError, HandlerReturnError
@@ -62,6 +63,7 @@ class Firing:
             if not self._debug and not self._by_event[event] and event not in parts.observers.events
         )
         self._unsettled: list[LazyDict] = []
+        self._watched = Watched(parts.spec)
 
     def fire(self, row: Row, *, then: Place | None = None, handlers: bool = True) -> None:
         """Fires an event.
@@ -96,6 +98,8 @@ class Firing:
             self._save(ending=ending)
         if event in parts.observers.events:
             parts.observers.queue_firing(event)
+        if event is Event.COMPLETED:
+            self._watched.warn()
         if not row.ends_epoch:
             progress.leave(row)
 
@@ -166,6 +170,10 @@ class Firing:
                 total, epoch, parts.clock.began_s, Constant(state).get
             ):
                 continue
+            if self._watched.is_waiting(one, state):
+                if self._debug:
+                    logger.info("handler %s waits for a metric that it watches", one.name)
+                continue
             if attached.timed:
                 attached.mark()
             began = now()
@@ -190,7 +198,7 @@ class Firing:
                 return Status.CONTINUE, state
             rewound = self._recovery.rescue(one, problem)
             return (Status.CONTINUE if rewound else Status.HALT_LOOP), self._parts.state()
-        result = one.fn(state)
+        result = self._parts.opened.get(id(one), one.fn)(state)
         if result is None:
             return Status.CONTINUE, state
         status, changed = _checked(result, one.name, event)

@@ -10,6 +10,7 @@ Each makes one run from its parts, and uses it once.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
@@ -321,7 +322,13 @@ class _Run:
         state = self._ended if self._ended is not None else self.parts.state()
         name = self.parts.spec.best_from
         best = None if name is None else state.handler_state.get(name)
-        if best is not None and best["step_state"] is not None:
+        if best is not None and "step_state" not in best:
+            warnings.warn(
+                f"{name}: the run that ended did not keep its best step state, because it had no "
+                "restore_best=True, so the output is made from the last one",
+                stacklevel=3,
+            )
+        elif best is not None and best["step_state"] is not None:
             state = state.replace(step_state=best["step_state"])
         if self.output_transform is None:
             return state

@@ -15,12 +15,12 @@ from typing import Any
 
 import jax
 
-from jaxloop._core.arrays import as_state, copy, put, state_signature
+from jaxloop._core.arrays import abstract, as_state, copy, put, state_signature
 from jaxloop._core.batch import Batch
 from jaxloop._core.events import IN_EPOCH, ROWS, Place
 from jaxloop._core.lazy import Constant, LazyDict
 from jaxloop._core.placement import check_axes, check_processes
-from jaxloop._core.state import State
+from jaxloop._core.state import Snapshot, State, make
 from jaxloop._core.step_result import split_emission
 from jaxloop._core.types import PyTree
 from jaxloop._data.position import FROM_COUNTERS
@@ -28,9 +28,11 @@ from jaxloop._data.source import KEEPS_POSITION
 from jaxloop._engine import fitting
 from jaxloop._engine.clock import now
 from jaxloop._engine.parts import Parts
+from jaxloop._engine.watched import check_watched_metrics
 from jaxloop._program.block import Program
-from jaxloop._spec import Handler, LoopSpec, PreparedInit
-from jaxloop.errors import DataError, SerializationError, missing_metric
+from jaxloop._spec import Handler, PreparedInit, RunStart
+from jaxloop.errors import DataError, SerializationError
+from jaxloop.metrics.binding import Metrics
 
 logger = logging.getLogger("jaxloop")
 
@@ -77,6 +79,7 @@ def begin(parts: Parts, init_state: Any) -> State | None:
         if sample is not None:
             _specialize(parts, sample)
         _fit_metrics(parts, state)
+    _open_handlers(parts, sample)
     _check_names(parts)
     return None
 
@@ -98,7 +101,7 @@ def _check_names(parts: Parts) -> None:
 def _check(parts: Parts) -> None:
     check_processes()
     spec = parts.spec
-    _check_watched_metrics(spec)
+    check_watched_metrics(spec)
     if not parts.source.keeps_position and spec.triggers():
         raise DataError(
             "checkpoint: the data must have a position that can be saved, got a one-shot iterator; "
@@ -108,25 +111,6 @@ def _check(parts: Parts) -> None:
     for one in spec.acting():
         if one.check is not None:
             one.check(spec)
-
-
-def _check_watched_metrics(spec: LoopSpec) -> None:
-    """Raises if a watched metric cannot exist when it is read.
-
-    A user's own handler may add any metric. If one runs before the read, this raises nothing.
-    """
-    declared = {one.name for one in spec.metrics}
-    for index, one in enumerate(spec.attachments):
-        known, unknowable = set(declared), False
-        for position, other in enumerate(spec.attachments):
-            same = bool(set(other.events) & set(one.events))
-            if position == index or (same and position > index) or not isinstance(other, Handler):
-                continue
-            unknowable |= other.adds is None
-            known |= set(other.adds or ())
-        for name in getattr(one, "watches", ()):
-            if name not in known and not unknowable:
-                raise missing_metric(one.name, name, known)
 
 
 # --- the first state -----------------------------------------------------------------------------
@@ -319,3 +303,28 @@ def _num_consumed(parts: Parts) -> int:
             fix="finish the epoch with the iterations= of the earlier run, and change it after it",
         )
     return consumed
+
+
+def _open_handlers(parts: Parts, sample: Batch | None) -> None:
+    """Lets handlers check what they need, and prepare it, now that the first state is known."""
+    handlers = [one for one in parts.spec.attachments if isinstance(one, Handler)]
+    if all(one.open is None for one in handlers):
+        return
+    program = parts.blocks.program
+    start = RunStart(
+        make(Snapshot, parts.progress.to_snapshot()),
+        abstract(parts.carry.step_state),
+        {} if program is None else _values_of(program.metrics),
+        parts.source.iterable,
+        None if sample is None else sample.value,
+    )
+    for one in handlers:
+        if one.open is not None:
+            parts.activity.now = ("while preparing the handler `{}`", one.name)
+            parts.opened[id(one)] = one.open(start)
+
+
+def _values_of(metrics: Metrics) -> dict[str, PyTree]:
+    """Returns the shapes and dtypes of the metrics' values."""
+    values: dict[str, PyTree] = jax.eval_shape(lambda: metrics.compute(metrics.init()))
+    return values
