@@ -156,10 +156,25 @@ class _Training:
         gradient = jax.value_and_grad(objective, has_aux=True)
         (_, (value, prediction, new_rest)), grads = gradient(params)
         grads, new_scale_state = self.loss_scale.unscale(grads, scale_state)
+
+        def value_fn(params: PyTree) -> jax.Array:
+            return objective(params)[1][0]
+
+        def grad_fn(params: PyTree, adversarial_step: int = 0) -> PyTree:
+            del adversarial_step  # every gradient of a step is that of its batch
+            return self.loss_scale.unscale(gradient(params)[1], scale_state)[0]
+
         # Optax mixes Python floats with int32 counters, even if the user forbids promotion.
         with jax.numpy_dtype_promotion("standard"):
             updates, optimizer_state = self.optimizer.update(
-                grads, step_state["optimizer_state"], params, value=value
+                grads,
+                step_state["optimizer_state"],
+                params,
+                value=value,
+                grad=grads,
+                value_fn=value_fn,
+                grad_fn=grad_fn,
+                obj_fn=value_fn,
             )
         new_params = optax.apply_updates(params, updates)
         if self.skips_overflow:
