@@ -28,6 +28,7 @@ from jaxloop._supervised.loss_scale import LossScale, LossScaleLike
 from jaxloop._supervised.models import ModelAdapter, ModelLike, adapt, merge_state
 from jaxloop.errors import DataError
 from jaxloop.losses import Loss, LossLike
+from jaxloop.metrics import SKIPPED
 from jaxloop.optimizers import OptimizerLike
 
 StepFn: TypeAlias = Callable[[PyTree, PyTree], Emission]
@@ -115,7 +116,8 @@ class _Training:
     """The parts of a training step. Its methods are pure.
 
     Attributes:
-        skips_overflow: Whether a step whose gradients are not finite changes only the loss scale.
+        skips_overflow: Whether a step whose loss or gradients are not finite changes only the loss
+            scale.
     """
 
     adapter: ModelAdapter
@@ -160,8 +162,12 @@ class _Training:
         def value_fn(params: PyTree) -> jax.Array:
             return objective(params)[1][0]
 
+        num_extra_gradients = 0
+
         def grad_fn(params: PyTree, adversarial_step: int = 0) -> PyTree:
+            nonlocal num_extra_gradients
             del adversarial_step  # every gradient of a step is that of its batch
+            num_extra_gradients += 1
             return self.loss_scale.unscale(gradient(params)[1], scale_state)[0]
 
         # Optax mixes Python floats with int32 counters, even if the user forbids promotion.
@@ -177,18 +183,24 @@ class _Training:
                 obj_fn=value_fn,
             )
         new_params = optax.apply_updates(params, updates)
+        skipped = {}
         if self.skips_overflow:
-            finite = loss_scales.all_finite(grads)
+            finite = jnp.isfinite(value) & loss_scales.all_finite(grads)
+            if num_extra_gradients:
+                finite &= loss_scales.all_finite(updates)
             new_params = _select(finite, new_params, params)
             new_rest = _select(finite, new_rest, rest)
             optimizer_state = _select(finite, optimizer_state, step_state["optimizer_state"])
+            key = _select(finite, key, step_state["key"])
+            # The metrics do not count the examples of a step that did not happen.
+            skipped = {SKIPPED: (~finite).astype(jnp.int32)}
         state = {
             "model_state": adapter.join(new_params, new_rest),
             "optimizer_state": optimizer_state,
             "loss_scale_state": new_scale_state,
             "key": key,
         }
-        return _report(state, y, prediction, weight, loss=value)
+        return _report(state, y, prediction, weight, loss=value, **skipped)
 
 
 def _num_examples(y: PyTree) -> int:
