@@ -198,7 +198,7 @@ def test_a_large_loss_scale_does_not_stop_float16_parameters():
 
 
 class Noisy(nn.Module):
-    """A module with all that a skipped step must leave alone: batch statistics and a dropout key."""
+    """A module with all that a skipped step must leave alone: statistics and a dropout key."""
 
     @nn.compact
     def __call__(self, x, train):

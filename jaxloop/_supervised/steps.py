@@ -10,6 +10,7 @@ what a metric needs to be exact over the data set: targets, predictions, weights
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import TypeAlias
@@ -26,7 +27,7 @@ from jaxloop._supervised import loss_scale as loss_scales
 from jaxloop._supervised.init import Evidence, SupervisedInit, may_be_probabilities
 from jaxloop._supervised.loss_scale import LossScale, LossScaleLike
 from jaxloop._supervised.models import ModelAdapter, ModelLike, adapt, merge_state
-from jaxloop.errors import DataError
+from jaxloop.errors import ArgumentError, DataError
 from jaxloop.losses import Loss, LossLike
 from jaxloop.metrics import SKIPPED
 from jaxloop.optimizers import OptimizerLike
@@ -96,19 +97,39 @@ def make_eval_step(model: ModelLike, loss: LossLike | None = None) -> tuple[Supe
 
     def init_fn(batch: PyTree, prepared: PyTree) -> tuple[PyTree, Evidence]:
         x, _, _ = unpack(batch)
-        model_state = merge_state(adapter.init(jax.random.key(0), x), prepared)
-        return {"model_state": model_state}, None
+        holds = adapter.holds_state
+        if prepared is None and not holds:
+            raise ArgumentError(
+                "an evaluation must have the state of its model, got none, and the model "
+                f"({type(model).__name__}) does not hold one",
+                fix="pass what the trainer returned, as in evaluator(model).run(data, model_state)",
+            )
+        initialized = adapter.init(jax.random.key(0), x)
+        return {"model_state": merge_state(initialized, prepared, complete=not holds)}, None
 
     def step_fn(batch: PyTree, step_state: PyTree) -> Emission:
         x, y, weight = unpack(batch)
         params, rest = adapter.split(step_state["model_state"])
-        prediction, _ = adapter.apply(params, rest, x, train=False, key=None)
+        prediction = _evaluate(adapter, params, rest, x)
         if found is None:
             return _report(step_state, y, prediction, weight)
         value = losses.reduce(found.fn(y, prediction), weight, _num_examples(y))
         return _report(step_state, y, prediction, weight, loss=value)
 
     return SupervisedInit(init_fn, adapter.load), step_fn
+
+
+def _evaluate(adapter: ModelAdapter, params: PyTree, rest: PyTree, x: PyTree) -> PyTree:
+    """Returns the predictions in evaluation mode."""
+    # Without a key first: many models take a key as the sign of training.
+    try:
+        return adapter.apply(params, rest, x, train=False, key=None)[0]
+    except Exception:
+        # Only a model that draws in evaluation too, such as a dropout without a flag, succeeds
+        # with a key. A fixed one makes the evaluation repeatable.
+        with contextlib.suppress(Exception):
+            return adapter.apply(params, rest, x, train=False, key=jax.random.key(0))[0]
+        raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +161,8 @@ class _Training:
         }
         if not self.loss.probabilities:
             return state, None
-        prediction, _ = adapter.apply(params, rest, x, train=False, key=key)
+        # In training mode, as in the steps, because a model may have no other.
+        prediction, _ = adapter.apply(params, rest, x, train=True, key=key)
         return state, may_be_probabilities(self.loss, prediction)
 
     def step(self, batch: PyTree, step_state: PyTree) -> Emission:

@@ -51,7 +51,8 @@ def nan_guard(
         loop: The loop.
         action: "halt" halts the loop and sets ``halted_by`` to the guard's name. "skip" discards a
             step that makes a number in the state, or a reported ``loss``, NaN or infinite. State
-            and metrics stay unchanged, and the metric ``skipped_steps`` counts the step. "rewind"
+            and metrics stay unchanged, and the metric ``skipped_steps`` counts the step. It also
+            counts the steps that the trainer's ``loss_scale`` skips. "rewind"
             restores the step state, the metrics and the handlers' memories from the newest good
             checkpoint, and continues with the next data, so the bad part is left out. If there is
             no checkpoint yet, it halts.

@@ -34,6 +34,7 @@ def adapt(model: Any, parts: Sequence[ModelAdapter]) -> ModelAdapter:
         container.apply,
         container.export,
         container.load,
+        holds_state=all(part.holds_state for part in parts),
     )
 
 
