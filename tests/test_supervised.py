@@ -217,7 +217,7 @@ SKIPS = [
     for bad in ("loss", "gradient", "weighted")
     for guard in (False, True)
 ]
-QUICK_SKIPS = [("dynamic", "gradient", True), ("static", "weighted", False)]
+QUICK_SKIPS = [("dynamic", "gradient", True)]
 
 
 @pytest.mark.parametrize(

@@ -121,15 +121,12 @@ def make_eval_step(model: ModelLike, loss: LossLike | None = None) -> tuple[Supe
 
 def _evaluate(adapter: ModelAdapter, params: PyTree, rest: PyTree, x: PyTree) -> PyTree:
     """Returns the predictions in evaluation mode."""
-    # Without a key first: many models take a key as the sign of training.
-    try:
+    # Without a key first, because many models take a key as the sign of training.
+    with contextlib.suppress(Exception):
         return adapter.apply(params, rest, x, train=False, key=None)[0]
-    except Exception:
-        # Only a model that draws in evaluation too, such as a dropout without a flag, succeeds
-        # with a key. A fixed one makes the evaluation repeatable.
-        with contextlib.suppress(Exception):
-            return adapter.apply(params, rest, x, train=False, key=jax.random.key(0))[0]
-        raise
+    # A model that draws in evaluation too, such as one with a dropout but no train flag, needs a
+    # key. A fixed one makes the evaluation repeatable.
+    return adapter.apply(params, rest, x, train=False, key=jax.random.key(0))[0]
 
 
 @dataclasses.dataclass(frozen=True)
