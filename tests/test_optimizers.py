@@ -287,6 +287,10 @@ def needs_the_batch():
     return optax.GradientTransformationExtraArgs(lambda params: (), update)
 
 
+def private():
+    return contrib.differentially_private_aggregate(1.0, 1.0, key=jax.random.key(0))
+
+
 def compares_the_value():
     def update(updates, state, params=None, *, value=None, **extra_args):
         if value is not None and value > 1:
@@ -300,7 +304,7 @@ def compares_the_value():
 IMPOSSIBLE = {
     "lookahead": (lambda: optax.lookahead(optax.sgd(0.1), 2, 0.5), "no attribute 'fast'"),
     "the batch": (needs_the_batch, "'batch'"),
-    "gradients by example": (lambda: contrib.dpsgd(0.1, 1.0, 1.0, key=0), "batch dimension"),
+    "gradients by example": (private, "batch dimension"),
     "a branch on a value": (compares_the_value, "TracerBoolConversionError"),
     "refused arguments": (
         lambda: optax.chain(plain_sam(opaque_mode=True), contrib.momo(0.1)),

@@ -283,4 +283,4 @@ def test_bare_steps():
     out = jax.jit(step_fn)((X, Y), state)
     assert out.outputs["y_pred"].shape == (50, 3) and out.outputs["loss"].shape == ()
     init_fn, step_fn = jl.eval_step(Plain())
-    assert step_fn((X, Y), init_fn((X, Y), None)).outputs["y_pred"].shape == (50, 3)
+    assert step_fn((X, Y), init_fn((X, Y), state["model_state"])).outputs["y_pred"].shape == (50, 3)
