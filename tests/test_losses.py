@@ -74,10 +74,9 @@ def test_dtypes_of_losses_and_gradients_and_finite_losses(name, dtype):
     y_true, y_pred = jnp.array([[0, 1], [1, 0]]), jnp.array([[0.0, 1.0], [0.25, 0.75]], dtype)
     fn = losses.get(name).fn
     assert fn(y_true, y_pred).shape == (2,)
-    assert fn(y_true, y_pred).dtype == dtype
+    assert fn(y_true, y_pred).dtype == jnp.float32
+    assert bool(jnp.all(jnp.isfinite(fn(y_true, y_pred))))
     gradient = jax.eval_shape(jax.grad(lambda p: jnp.sum(fn(y_true, p))), y_pred)
-    if name != "poisson" or dtype == jnp.float32:
-        assert bool(jnp.all(jnp.isfinite(fn(y_true, y_pred))))
     assert gradient.dtype == dtype
 
 
