@@ -59,11 +59,10 @@ def binary_cross_entropy(
         # The log sigmoid is accurate where a clipped probability is not.
         log_p, log_not_p = jax.nn.log_sigmoid(y_pred), jax.nn.log_sigmoid(-y_pred)
     else:
-        # Clipped and shifted, as in Axon. 1 - p is clipped after the subtraction, which is exact for
-        # p near 1, while a float32 cannot hold 1 - eps.
-        log_p, log_not_p = (
-            jnp.log(_clip(p, _EPS, 1 - _EPS) + _EPS) for p in (y_pred, 1 - y_pred)
-        )
+        # Clipped and shifted, as in Axon. 1 - p is clipped after the subtraction, which is exact
+        # for p near 1, while a float32 cannot hold 1 - eps.
+        p, not_p = _clip(y_pred, _EPS, 1 - _EPS), _clip(1 - y_pred, _EPS, 1 - _EPS)
+        log_p, log_not_p = jnp.log(p + _EPS), jnp.log(not_p + _EPS)
     values = -(_times_log(y_true, log_p) + _times_log(1 - y_true, log_not_p))
     return trailing_mean(nan_unless(valid, values))
 

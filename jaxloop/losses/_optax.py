@@ -81,6 +81,7 @@ def unwrap(fn: object) -> Unwrapped:
     core: Any = fn
     keywords: dict[str, Any] = {}
     transparent = True
+    claims: Any = None
     # A wrapper may wrap itself, so the number of layers is bounded.
     for _ in range(100):
         if isinstance(core, functools.partial):
@@ -88,10 +89,15 @@ def unwrap(fn: object) -> Unwrapped:
             transparent = transparent and not core.args
             core = core.func
         elif hasattr(core, "__wrapped__") and not _is_exported(core):
+            claims = core if _is_from_optax(core) else claims
             transparent = transparent and isinstance(core, jax.stages.Wrapped)
             core = core.__wrapped__
         else:
             break
+    # The last function inside a `jax.vmap` is not the user's. But the outer one has the name and
+    # module of the function that it was made from.
+    if claims is not None and not _is_from_optax(core):
+        core, transparent = claims, False
     return Unwrapped(core, keywords, transparent)
 
 
@@ -248,6 +254,12 @@ def is_optax_loss(fn: object) -> bool:
     """
     core = fn.fn if isinstance(fn, InOptaxOrder) else unwrap(fn).core
     return _is_from_optax(core) and getattr(core, "__name__", "") not in _NOT_PAIRWISE
+
+
+def target_first(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a loss of Optax as a function of ``(y_true, y_pred)``, and other functions as is."""
+    loss = of_optax(fn) if is_optax_loss(fn) else None
+    return fn if loss is None else loss.fn
 
 
 def _is_from_optax(core: object) -> bool:
