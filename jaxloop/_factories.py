@@ -51,8 +51,10 @@ def train_step(
             pair ``(init, apply)``, or a tuple, list or dict of models. A Linen module or a Haiku
             function learns from a flag whether it trains: ``train``, ``training``,
             ``deterministic``, ``use_running_average`` or, for Haiku, ``is_training``.
-        loss: A name, a function of ``(y_true, y_pred)``, a loss of Optax, or a list of
-            ``(loss, weight)``.
+        loss: A name, a function of ``(y_true, y_pred)``, a loss of Optax (also inside
+            `functools.partial`, `jax.jit` or `functools.wraps`), or a list of ``(loss, weight)``.
+            It gets predictions and targets in float32 or wider. A label that is not a class is an
+            error in the first batch, and makes loss and gradient NaN later.
         optimizer: An `optax.GradientTransformation` or a name. Its update gets those of these
             arguments that it takes: ``value``, the loss; ``grad``, the gradients; ``value_fn`` and
             ``obj_fn``, the loss of this batch as a function of the parameters; ``grad_fn``, its
@@ -64,7 +66,10 @@ def train_step(
 
     Returns:
         ``init_fn(batch, init_state)`` and ``step_fn(batch, step_state)``. The step state is a dict
-        of ``model_state``, ``optimizer_state``, ``loss_scale_state`` and ``key``.
+        of ``model_state``, ``optimizer_state``, ``loss_scale_state`` and ``key``. An example of
+        weight 0 changes neither loss nor gradients, whatever its target is. NaN and infinity in its
+        inputs are replaced before the model sees them. A model that mixes examples, as batch
+        normalization does, still sees its finite inputs.
 
     Raises:
         ModelError: The model is of an unknown kind. Raised by the step if a forward pass changes

@@ -13,18 +13,28 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxloop._core.types import PyTree
-from jaxloop.errors import ArgumentError
-from jaxloop.losses import Loss
+from jaxloop.errors import ArgumentError, DataError
+from jaxloop.losses import Labels, Loss
 
-Evidence = jax.Array | None
-"""Whether the predictions for the first batch can be probabilities; None if they need not be."""
+
+class Evidence(NamedTuple):
+    """What the first batch shows about the model and the labels. None is nothing to check.
+
+    Attributes:
+        probabilities: Whether the predictions can be probabilities.
+        labels: For each array of labels, ``(all are classes, one that is not, num_classes)``.
+    """
+
+    probabilities: jax.Array | None = None
+    labels: tuple[tuple[jax.Array, jax.Array, jax.Array], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +47,7 @@ class SupervisedInit:
         loss: The loss, for the check. None if nothing is checked.
     """
 
-    fn: Callable[[PyTree, PyTree], tuple[PyTree, Evidence]]
+    fn: Callable[[PyTree, PyTree], tuple[PyTree, Evidence | None]]
     load: Callable[[Any], PyTree]
     loss: Loss | None = None
 
@@ -49,13 +59,24 @@ class SupervisedInit:
         """Converts the ``init_state`` passed to `run` to arrays that `jax.jit` accepts."""
         return self.load(init_state)
 
-    def check(self, evidence: Evidence) -> None:
-        """Checks that the predictions for the first batch are what the loss takes.
+    def check(self, evidence: Evidence | None) -> None:
+        """Checks that predictions and labels of the first batch are what the loss takes.
 
         Raises:
             ArgumentError: The loss takes probabilities, and the predictions are not.
+            DataError: A label of an example whose weight is not 0 is not a class.
         """
-        if self.loss is None or evidence is None or bool(np.asarray(evidence)):
+        if self.loss is None or evidence is None:
+            return
+        for valid, label, num_classes in evidence.labels:
+            if not bool(np.asarray(valid)):
+                raise DataError(
+                    f"the labels for the loss {self.loss.name!r} must be class numbers from 0 to "
+                    f"{int(num_classes) - 1}, got {np.asarray(label)} in the first batch",
+                    fix="correct the labels, or give examples without a label the weight 0, as "
+                    "in batches of (x, y, y >= 0)",
+                )
+        if evidence.probabilities is None or bool(np.asarray(evidence.probabilities)):
             return
         raise ArgumentError(
             f"the loss {self.loss.name!r} takes probabilities, so the model's predictions must be "
@@ -64,6 +85,41 @@ class SupervisedInit:
             "functools.partial(jl.losses.categorical_cross_entropy, from_logits=True)) or "
             "optax.softmax_cross_entropy, optax.sigmoid_binary_cross_entropy",
         )
+
+
+def evidence_of(
+    loss: Loss, y: PyTree, weight: ArrayLike | None, predict: Callable[[], PyTree]
+) -> Evidence | None:
+    """Returns what one batch shows.
+
+    Args:
+        loss: The loss.
+        y: The targets.
+        weight: The weights, or None.
+        predict: Returns the predictions. They are computed only if the loss takes probabilities.
+    """
+    if loss.labels is None and not loss.probabilities:
+        return None
+    probabilities = None
+    labels: tuple[tuple[jax.Array, jax.Array, jax.Array], ...] = ()
+    prediction = predict() if loss.probabilities else jax.eval_shape(predict)
+    if loss.probabilities:
+        probabilities = may_be_probabilities(loss, prediction)
+    if loss.labels is not None:
+        labels = tuple(_worst(found, weight) for found in loss.labels(y, prediction))
+    return Evidence(probabilities, labels)
+
+
+def _worst(labels: Labels, weight: ArrayLike | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns whether all labels are classes, one that is not, and the number of classes."""
+    wrong = ~labels.valid
+    if weight is not None and jnp.shape(weight) == wrong.shape[:1]:
+        present = jnp.asarray(weight).astype(jnp.bool_)
+        wrong &= present.reshape(-1, *(1,) * (wrong.ndim - 1))
+    # A first number makes the arrays nonempty.
+    wrong = jnp.concatenate([jnp.zeros(1, jnp.bool_), wrong.reshape(-1)])
+    numbers = jnp.concatenate([jnp.zeros(1, labels.numbers.dtype), labels.numbers.reshape(-1)])
+    return ~jnp.any(wrong), numbers[jnp.argmax(wrong)], jnp.asarray(labels.num_classes)
 
 
 def may_be_probabilities(loss: Loss, prediction: PyTree) -> jax.Array:

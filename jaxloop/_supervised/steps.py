@@ -4,8 +4,11 @@
     state = init_fn(batch, None)
     state = step_fn(batch, state).state
 
-Invariant: gradients are those of the weighted mean over the examples of the batch. The step reports
-what a metric needs to be exact over the data set: targets, predictions, weights, and the mean.
+Invariant: gradients are those of the weighted mean over the examples of the batch. An example of
+weight 0 changes neither the loss nor the gradients, even if its targets or inputs are NaN; only a
+model that mixes examples, as batch normalization does, still sees its finite inputs. The step
+reports what a metric needs to be exact over the data set: targets, predictions, weights, and the
+mean.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from jaxloop import losses, optimizers
 from jaxloop._core.step_result import Emission, emit
 from jaxloop._core.types import PyTree
 from jaxloop._supervised import loss_scale as loss_scales
-from jaxloop._supervised.init import Evidence, SupervisedInit, may_be_probabilities
+from jaxloop._supervised.absent import finite_where_absent
+from jaxloop._supervised.init import Evidence, SupervisedInit, evidence_of
 from jaxloop._supervised.loss_scale import LossScale, LossScaleLike
 from jaxloop._supervised.models import ModelAdapter, ModelLike, adapt, merge_state
 from jaxloop.errors import ArgumentError, DataError
@@ -78,7 +82,7 @@ def make_train_step(
         skips_overflow=loss_scale != "identity",
     )
 
-    def init_fn(batch: PyTree, prepared: PyTree) -> tuple[PyTree, Evidence]:
+    def init_fn(batch: PyTree, prepared: PyTree) -> tuple[PyTree, Evidence | None]:
         return training.init(batch, prepared, jax.random.key(seed))
 
     def step_fn(batch: PyTree, step_state: PyTree) -> Emission:
@@ -97,7 +101,7 @@ def make_eval_step(
     adapter = adapt(model)
     found = None if loss is None else losses.get(loss)
 
-    def init_fn(batch: PyTree, prepared: PyTree) -> tuple[PyTree, Evidence]:
+    def init_fn(batch: PyTree, prepared: PyTree) -> tuple[PyTree, Evidence | None]:
         x, _, _ = unpack(batch)
         holds = adapter.holds_state
         if prepared is None and not holds:
@@ -111,11 +115,12 @@ def make_eval_step(
 
     def step_fn(batch: PyTree, step_state: PyTree) -> Emission:
         x, y, weight = unpack(batch)
+        x = finite_where_absent(x, weight)
         params, rest = adapter.split(step_state["model_state"])
         prediction = _evaluate(adapter, params, rest, x)
         if found is None:
             return _report(step_state, y, prediction, weight)
-        value = losses.reduce(found.fn(y, prediction), weight, _num_examples(y))
+        value = losses.average(found, y, prediction, weight, _num_examples(y))
         return _report(step_state, y, prediction, weight, loss=value)
 
     return SupervisedInit(init_fn, adapter.load), step_fn
@@ -146,9 +151,12 @@ class _Training:
     loss_scale: LossScale
     skips_overflow: bool
 
-    def init(self, batch: PyTree, prepared: PyTree, key: jax.Array) -> tuple[PyTree, Evidence]:
+    def init(
+        self, batch: PyTree, prepared: PyTree, key: jax.Array
+    ) -> tuple[PyTree, Evidence | None]:
         adapter = self.adapter
-        x, _, _ = unpack(batch)
+        x, y, weight = unpack(batch)
+        x = finite_where_absent(x, weight)
         key, init_key = jax.random.split(key)
         model_state = merge_state(adapter.init(init_key, x), prepared)
         params, rest = adapter.split(model_state)
@@ -158,22 +166,24 @@ class _Training:
             "loss_scale_state": self.loss_scale.init(),
             "key": key,
         }
-        if not self.loss.probabilities:
-            return state, None
-        # In training mode, as in the steps, because a model may have no other.
-        prediction, _ = adapter.apply(params, rest, x, train=True, key=key)
-        return state, may_be_probabilities(self.loss, prediction)
+
+        def predict() -> PyTree:
+            # In training mode, as in the steps, because a model may have no other.
+            return adapter.apply(params, rest, x, train=True, key=key)[0]
+
+        return state, evidence_of(self.loss, y, weight, predict)
 
     def step(self, batch: PyTree, step_state: PyTree) -> Emission:
         adapter = self.adapter
         x, y, weight = unpack(batch)
+        x = finite_where_absent(x, weight)
         key, step_key = jax.random.split(step_state["key"])
         params, rest = adapter.split(step_state["model_state"])
         scale_state = step_state["loss_scale_state"]
 
         def objective(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, PyTree, PyTree]]:
             prediction, new_rest = adapter.apply(params, rest, x, train=True, key=step_key)
-            value = losses.reduce(self.loss.fn(y, prediction), weight, _num_examples(y))
+            value = losses.average(self.loss, y, prediction, weight, _num_examples(y))
             return self.loss_scale.scale(value, scale_state), (value, prediction, new_rest)
 
         gradient = jax.value_and_grad(objective, has_aux=True)

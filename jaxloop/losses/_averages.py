@@ -2,8 +2,10 @@
 
     values = per_example(loss_values, num_examples)         # (batch,)
     scalar = reduce(values, sample_weight, num_examples)
+    scalar = average(loss, y_true, y_pred, sample_weight, num_examples)
 
-Invariant: examples of weight 0 add nothing, even if their loss is NaN.
+Invariant: an example of weight 0 is not there. It adds nothing to the value, even if its loss is
+NaN or infinite. With `average`, it adds nothing to the gradient either.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloop import errors
-from jaxloop.losses._shapes import float_dtype, trailing_mean
+from jaxloop._core.types import PyTree
+from jaxloop.losses._loss import Loss
+from jaxloop.losses._shapes import as_float, trailing_mean, widened
 
 
 def per_example(values: ArrayLike, num_examples: int) -> jax.Array:
@@ -24,7 +28,7 @@ def per_example(values: ArrayLike, num_examples: int) -> jax.Array:
         num_examples: The length of the batch axis.
 
     Returns:
-        ``(batch,)``, or the scalar.
+        ``(batch,)``, or the scalar, in float32 or wider.
 
     Raises:
         ShapeError: The first axis of ``values`` is not the batch axis.
@@ -34,7 +38,7 @@ def per_example(values: ArrayLike, num_examples: int) -> jax.Array:
         >>> per_example(jnp.array([[1.0, 3.0]]), 1).tolist()
         [2.0]
     """
-    array = jnp.asarray(values)
+    array = as_float(values)
     if array.ndim == 0:
         return array
     if array.shape[0] != num_examples:
@@ -49,8 +53,11 @@ def per_example(values: ArrayLike, num_examples: int) -> jax.Array:
 def reduce(loss_value: ArrayLike, sample_weight: ArrayLike | None, num_examples: int) -> jax.Array:
     """Returns the weighted average of a loss over the examples, ``sum(l * w) / sum(w)``.
 
-    The sum is computed in float32, or in float64 if the loss is float64. Examples of weight 0 add
-    nothing, even if their loss is NaN. If all weights are 0, the result is 0.
+    The sum is computed in float32, or in float64 if the loss or the weights are float64. Examples
+    of weight 0 add nothing, even if their loss is NaN. If all weights are 0, the result is 0.
+
+    The gradient of an example of weight 0 is 0 with respect to its loss. If the derivative of that
+    loss is infinite or NaN, the product is NaN. `average` prevents this.
 
     Args:
         loss_value: ``(batch, *rest)`` or a scalar.
@@ -69,9 +76,6 @@ def reduce(loss_value: ArrayLike, sample_weight: ArrayLike | None, num_examples:
         2.5
     """
     values = per_example(loss_value, num_examples)
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        values = values.astype(float_dtype())
-    values = values.astype(jnp.float64 if values.dtype == jnp.float64 else jnp.float32)
     if sample_weight is None:
         return values if values.ndim == 0 else jnp.mean(values)
     if values.ndim == 0:
@@ -80,13 +84,73 @@ def reduce(loss_value: ArrayLike, sample_weight: ArrayLike | None, num_examples:
             "mask, got a scalar",
             fix="return one value per example",
         )
+    weight = _checked(sample_weight, num_examples)
+    wide = jnp.float64 in (values.dtype, weight.dtype)
+    weight = weight.astype(jnp.float64 if wide else values.dtype)
+    present = weight != 0
+    # The losses are replaced before the product too, because infinity times 0 is NaN.
+    values = jnp.where(present, values.astype(weight.dtype), 0)
+    total = jnp.sum(jnp.where(present, values * weight, 0))
+    norm = jnp.sum(weight)
+    return jnp.where(norm == 0, 0, total / jnp.where(norm == 0, 1, norm))
+
+
+def average(
+    loss: Loss,
+    y_true: PyTree,
+    y_pred: PyTree,
+    sample_weight: ArrayLike | None,
+    num_examples: int,
+) -> jax.Array:
+    """Returns the weighted average of a loss over the examples, computed in float32 or wider.
+
+    Targets and predictions in float16 or bfloat16 reach the loss as float32. Those of examples of
+    weight 0 are replaced by 0.5 (integers by 0) before the loss sees them, so neither the value nor
+    the gradient depends on them.
+
+    Args:
+        loss: The loss.
+        y_true: The targets, a pytree of arrays with a leading batch axis.
+        y_pred: The predictions.
+        sample_weight: ``(batch,)`` of bool, int or float, or None.
+        num_examples: The length of the batch axis.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ShapeError: The loss is a scalar and the batch has weights, or a shape does not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxloop import losses
+        >>> loss = losses.get(lambda y_true, y_pred: 1 / y_pred)
+        >>> y, weight = jnp.array([2.0, 0.0]), jnp.array([1.0, 0.0])
+        >>> jax.grad(lambda p: average(loss, y, p, weight, 2))(y).tolist()
+        [-0.25, 0.0]
+    """
+    y_true, y_pred = widened(y_true), widened(y_pred)
+    if sample_weight is not None:
+        present = _checked(sample_weight, num_examples).astype(jnp.bool_)
+        y_true, y_pred = jax.tree.map(lambda leaf: _where(present, leaf), (y_true, y_pred))
+    return reduce(loss.fn(y_true, y_pred), sample_weight, num_examples)
+
+
+def _checked(sample_weight: ArrayLike, num_examples: int) -> jax.Array:
     weight = jnp.asarray(sample_weight)
     if weight.shape != (num_examples,):
         raise errors.ShapeError(
             f"sample_weight must have shape ({num_examples},), got {weight.shape}",
             fix="pass one weight per example",
         )
-    weight = weight.astype(values.dtype)
-    total = jnp.sum(jnp.where(weight == 0, 0, values * weight))
-    norm = jnp.sum(weight)
-    return jnp.where(norm == 0, 0, total / jnp.where(norm == 0, 1, norm))
+    return weight
+
+
+def _where(present: jax.Array, leaf: PyTree) -> PyTree:
+    """Returns an array with a harmless number in the rows that are not present."""
+    array = jnp.asarray(leaf)
+    if array.shape[:1] != present.shape or not jnp.issubdtype(array.dtype, jnp.number):
+        return leaf
+    # 0.5 is a probability, a logit and a distance, and has a logarithm. 0 is a class.
+    harmless = 0.5 if jnp.issubdtype(array.dtype, jnp.inexact) else 0
+    return jnp.where(present.reshape(-1, *(1,) * (array.ndim - 1)), array, harmless)

@@ -2,8 +2,8 @@
 
     value = mean_squared_error(y_true, y_pred)
 
-Invariant: every loss returns one value per example, ``(batch,)``, in the dtype of the predictions,
-and never broadcasts targets against predictions.
+Invariant: every loss returns one value per example, ``(batch,)``, in float32 or wider, and never
+broadcasts targets against predictions.
 """
 
 from __future__ import annotations
@@ -15,9 +15,21 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloop import errors
-from jaxloop.losses._shapes import as_float, same_shape, trailing_mean
+from jaxloop.losses._labels import class_numbers, nan_unless, sparse_labels, zero_or_one
+from jaxloop.losses._shapes import as_float, same_dtype, same_shape, trailing_mean
 
 _EPS = 1e-7
+
+
+def _clip(values: jax.Array, low: float, high: float) -> jax.Array:
+    # `jnp.clip` halves the gradient of a value that equals a bound, such as a probability of 1.
+    return jnp.where(values > high, high, jnp.where(values < low, low, values))
+
+
+def _times_log(y_true: jax.Array, log_p: jax.Array) -> jax.Array:
+    """Returns ``y log p``, and 0 where ``y`` and ``p`` are both 0, as the limit is."""
+    nothing = (y_true == 0) & jnp.isneginf(log_p)
+    return y_true * jnp.where(nothing, 0, log_p)
 
 
 def binary_cross_entropy(
@@ -26,7 +38,8 @@ def binary_cross_entropy(
     """Returns the mean of ``-(y log p + (1 - y) log(1 - p))`` for each example.
 
     Args:
-        y_true: ``(batch, *rest)`` of 0 and 1.
+        y_true: ``(batch, *rest)`` of 0 and 1. Floats may lie between them. An integer label that is
+            neither 0 nor 1 gives NaN.
         y_pred: ``(batch, *rest)``, probabilities, or logits if ``from_logits``.
         from_logits: Whether ``y_pred`` holds logits, to which no sigmoid was applied.
 
@@ -40,16 +53,18 @@ def binary_cross_entropy(
         >>> round(float(binary_cross_entropy(jnp.array([1]), jnp.array([0.5]))[0]), 4)
         0.6931
     """
+    valid = zero_or_one(y_true)
     y_true, y_pred = same_shape("binary_cross_entropy", y_true, y_pred)
     if from_logits:
         # The log sigmoid is accurate where a clipped probability is not.
         log_p, log_not_p = jax.nn.log_sigmoid(y_pred), jax.nn.log_sigmoid(-y_pred)
     else:
-        # Clipped and shifted, as in Axon. In half precision 1 - eps is 1, and without the shift
-        # log(1 - p) would be infinite.
-        y_pred = jnp.clip(y_pred, _EPS, 1 - _EPS)
-        log_p, log_not_p = jnp.log(y_pred + _EPS), jnp.log(1 - y_pred + _EPS)
-    return trailing_mean(-(y_true * log_p + (1 - y_true) * log_not_p))
+        # Clipped and shifted, as in Axon. 1 - p is clipped after the subtraction, which is exact
+        # for p near 1, while a float32 cannot hold 1 - eps.
+        p, not_p = _clip(y_pred, _EPS, 1 - _EPS), _clip(1 - y_pred, _EPS, 1 - _EPS)
+        log_p, log_not_p = jnp.log(p + _EPS), jnp.log(not_p + _EPS)
+    values = -(_times_log(y_true, log_p) + _times_log(1 - y_true, log_not_p))
+    return trailing_mean(nan_unless(valid, values))
 
 
 def categorical_cross_entropy(
@@ -58,7 +73,8 @@ def categorical_cross_entropy(
     """Returns ``-sum(y log p)`` over the classes, the last axis, for each example.
 
     Args:
-        y_true: ``(batch, *rest, classes)``, or class numbers ``(batch, *rest)`` if ``sparse``.
+        y_true: ``(batch, *rest, classes)``, or class numbers ``(batch, *rest)`` if ``sparse``. A
+            class number below 0 or from ``classes`` on gives NaN.
         y_pred: ``(batch, *rest, classes)``, probabilities, or logits if ``from_logits``.
         from_logits: Whether ``y_pred`` holds logits, to which no softmax was applied.
         sparse: Whether ``y_true`` holds class numbers.
@@ -68,6 +84,7 @@ def categorical_cross_entropy(
 
     Raises:
         ShapeError: The shapes do not fit, or ``y_true`` holds class numbers without ``sparse``.
+        ArgumentTypeError: With ``sparse``, ``y_true`` does not hold integers.
 
     Source: `Axon.Losses.categorical_cross_entropy`.
 
@@ -79,35 +96,24 @@ def categorical_cross_entropy(
     """
     name = "categorical_cross_entropy"
     y_pred = as_float(y_pred)
-    y_true = jnp.asarray(y_true)
+    valid: jax.Array | None = None
     if sparse:
-        if y_true.shape == (*y_pred.shape[:-1], 1):
-            y_true = y_true[..., 0]
-        if y_true.shape != y_pred.shape[:-1] or y_pred.ndim == 0:
-            raise errors.ShapeError(
-                f"{name}: with sparse=True, y_true must have the shape of y_pred without its last "
-                f"axis, got y_true {y_true.shape} and y_pred {y_pred.shape}",
-                fix="pass one class number per example",
-            )
-        if not jnp.issubdtype(y_true.dtype, jnp.integer):
-            raise errors.ShapeError(
-                f"{name}: with sparse=True, y_true must be integer class numbers, got "
-                f"{y_true.dtype}",
-                fix="cast the labels to int32",
-            )
-    elif y_true.ndim == y_pred.ndim - 1 and y_true.shape == y_pred.shape[:-1]:
+        y_true = sparse_labels(name, y_true, y_pred)
+        y_true, valid = class_numbers(name, y_true, y_pred.shape[-1])
+    elif jnp.ndim(y_true) == y_pred.ndim - 1 and jnp.shape(y_true) == y_pred.shape[:-1]:
         raise errors.ShapeError(
-            f"{name}: y_true must have the shape of y_pred, got y_true {y_true.shape} (class "
+            f"{name}: y_true must have the shape of y_pred, got y_true {jnp.shape(y_true)} (class "
             f"numbers?) and y_pred {y_pred.shape}",
             fix="pass sparse=True, one-hot encode the labels, or use "
             "optax.softmax_cross_entropy_with_integer_labels (which takes logits)",
         )
     else:
         y_true, y_pred = same_shape(name, y_true, y_pred)
-    log_p = jax.nn.log_softmax(y_pred) if from_logits else jnp.log(jnp.clip(y_pred, _EPS, 1))
-    if sparse:
-        return trailing_mean(-jnp.take_along_axis(log_p, y_true[..., None], axis=-1)[..., 0])
-    return trailing_mean(-jnp.sum(y_true * log_p, axis=-1))
+    log_p = jax.nn.log_softmax(y_pred) if from_logits else jnp.log(_clip(y_pred, _EPS, 1))
+    if valid is not None:
+        values = -jnp.take_along_axis(log_p, y_true[..., None], axis=-1)[..., 0]
+        return trailing_mean(nan_unless(valid, values))
+    return trailing_mean(-jnp.sum(_times_log(y_true, log_p), axis=-1))
 
 
 def categorical_hinge(y_true: ArrayLike, y_pred: ArrayLike) -> jax.Array:
@@ -159,7 +165,7 @@ def kl_divergence(y_true: ArrayLike, y_pred: ArrayLike) -> jax.Array:
     Source: `Axon.Losses.kl_divergence`.
     """
     y_true, y_pred = same_shape("kl_divergence", y_true, y_pred)
-    y_true, y_pred = jnp.clip(y_true, _EPS, 1), jnp.clip(y_pred, _EPS, 1)
+    y_true, y_pred = _clip(y_true, _EPS, 1), _clip(y_pred, _EPS, 1)
     return trailing_mean(jnp.sum(y_true * jnp.log(y_true / y_pred), axis=-1))
 
 
@@ -173,12 +179,21 @@ def log_cosh(y_true: ArrayLike, y_pred: ArrayLike) -> jax.Array:
     Returns:
         ``(batch,)``.
 
-    Source: `Axon.Losses.log_cosh`, in a form that does not overflow.
+    Source: `Axon.Losses.log_cosh`, in forms that neither overflow nor cancel.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> f"{log_cosh(jnp.array([0.0]), jnp.array([1e-4]))[0]:.3g}"
+        '5e-09'
     """
     y_true, y_pred = same_shape("log_cosh", y_true, y_pred)
     # cosh is even, and exp(-2|x|) cannot overflow.
     x = jnp.abs(y_pred - y_true)
-    return trailing_mean(x + jnp.log1p(jnp.exp(-2 * x)) - jnp.log(jnp.asarray(2, x.dtype)))
+    large = x + jnp.log1p(jnp.exp(-2 * x)) - jnp.log(jnp.asarray(2, x.dtype))
+    # Near 0 that form subtracts log 2 from log 2. This one uses cosh**2 = 1 + sinh**2.
+    is_small = x < 1
+    small = 0.5 * jnp.log1p(jnp.square(jnp.sinh(jnp.where(is_small, x, 0))))
+    return trailing_mean(jnp.where(is_small, small, large))
 
 
 def mean_absolute_error(y_true: ArrayLike, y_pred: ArrayLike) -> jax.Array:
@@ -288,10 +303,24 @@ def cosine_similarity(y_true: ArrayLike, y_pred: ArrayLike) -> jax.Array:
     Source: `Axon.Losses.cosine_similarity`.
     """
     y_true, y_pred = same_shape("cosine_similarity", y_true, y_pred)
+    # The squares of squares below would overflow above 1e9, and vanish below 1e-9. Dividing by a
+    # power of 2 changes no other bit of the quotient.
+    scale_true, scale_pred = _power_of_two(y_true), _power_of_two(y_pred)
+    y_true, y_pred = y_true / scale_true, y_pred / scale_pred
     dot = jnp.sum(y_true * y_pred, axis=-1)
-    # The maximum is inside the root, because the gradient of sqrt at 0 is infinite.
     squares = jnp.sum(jnp.square(y_true), axis=-1) * jnp.sum(jnp.square(y_pred), axis=-1)
-    return trailing_mean(dot / jnp.sqrt(jnp.maximum(squares, 1e-12)))
+    least = jnp.square(1e-6 / scale_true / scale_pred)[..., 0]
+    least = jnp.maximum(least, jnp.finfo(dot.dtype).tiny)
+    # The maximum is inside the root, because the gradient of sqrt at 0 is infinite.
+    return trailing_mean(dot / jnp.sqrt(jnp.maximum(squares, least)))
+
+
+def _power_of_two(values: jax.Array) -> jax.Array:
+    """Returns the power of 2 at or below the largest magnitude on the last axis, which stays."""
+    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(values)), axis=-1, keepdims=True, initial=0)
+    usable = jnp.isfinite(largest) & (largest > 0)
+    largest = jnp.where(usable, largest, 1)
+    return largest / (2 * jnp.frexp(largest)[0])
 
 
 def margin_ranking(
@@ -315,45 +344,7 @@ def margin_ranking(
             f"margin_ranking: y_pred must be a pair of arrays, got {type(y_pred).__name__}",
             fix="return (scores_1, scores_2) from the model",
         )
-    order, first = same_shape("margin_ranking", y_true, y_pred[0])
-    _, second = same_shape("margin_ranking", y_true, y_pred[1])
-    return trailing_mean(jnp.maximum(margin - order * (first - second.astype(first.dtype)), 0))
-
-
-def connectionist_temporal_classification(
-    y_true: Sequence[ArrayLike], y_pred: ArrayLike, *, blank: int = 0
-) -> jax.Array:
-    """Returns the negative log-likelihood of each target sequence over all alignments.
-
-    Args:
-        y_true: A pair ``(lengths (batch,), labels (batch, longest))`` of integers.
-        y_pred: ``(batch, time, classes)``, log-probabilities or logits, which give the same value.
-        blank: The class that means no label.
-
-    Returns:
-        ``(batch,)``.
-
-    Source: `Axon.Losses.connectionist_temporal_classification`. `optax.ctc_loss` computes it.
-    """
-    # Imported here, so that `import jaxloop` does not import Optax.
-    import optax
-
-    if not isinstance(y_true, tuple | list) or len(y_true) != 2:
-        raise errors.ShapeError(
-            "connectionist_temporal_classification: y_true must be a pair (lengths, labels), got "
-            f"{type(y_true).__name__}",
-            fix="pass the number of labels of each sequence, then the padded labels",
-        )
-    y_pred = as_float(y_pred)
-    lengths, labels = jnp.asarray(y_true[0]), jnp.asarray(y_true[1])
-    if y_pred.ndim != 3 or lengths.shape != y_pred.shape[:1] or labels.shape[:1] != lengths.shape:
-        raise errors.ShapeError(
-            "connectionist_temporal_classification: the batch axes must be equal, got lengths "
-            f"{lengths.shape}, labels {labels.shape} and y_pred {y_pred.shape}",
-            fix="pass lengths (batch,), labels (batch, longest), y_pred (batch, time, classes)",
-        )
-    padding = (jnp.arange(labels.shape[1])[None, :] >= lengths[:, None]).astype(y_pred.dtype)
-    no_padding = jnp.zeros(y_pred.shape[:2], y_pred.dtype)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        value = optax.ctc_loss(y_pred, no_padding, labels, padding, blank_id=blank)
-    return jnp.asarray(value)
+    same_shape("margin_ranking", y_true, y_pred[0])
+    same_shape("margin_ranking", y_true, y_pred[1])
+    order, first, second = same_dtype(y_true, *y_pred)
+    return trailing_mean(jnp.maximum(margin - order * (first - second), 0))

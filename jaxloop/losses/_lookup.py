@@ -9,8 +9,8 @@ Invariant: every `Loss` takes ``(y_true, y_pred)``, in this order.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -21,30 +21,11 @@ from jaxloop import errors
 from jaxloop._core.types import PyTree
 from jaxloop.losses import _functions
 from jaxloop.losses._averages import per_example
-from jaxloop.losses._shapes import as_float, same_shape
-
-LossFn: TypeAlias = Callable[..., ArrayLike]
-"""``(y_true, y_pred) -> (batch,)``, ``(batch, *rest)`` or a scalar."""
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A loss function with a name.
-
-    Attributes:
-        name: Its name in error messages.
-        fn: ``(y_true, y_pred) -> (batch,)``, ``(batch, *rest)`` or a scalar.
-        probabilities: Whether ``y_pred`` must be probabilities.
-
-    Example:
-        >>> Loss("gap", lambda y_true, y_pred: abs(y_true - y_pred)).name
-        'gap'
-    """
-
-    name: str
-    fn: LossFn
-    probabilities: bool = False
-
+from jaxloop.losses._ctc import connectionist_temporal_classification
+from jaxloop.losses._labels import class_numbers, sparse_labels, zero_or_one
+from jaxloop.losses._loss import Labels, Loss, LossFn
+from jaxloop.losses._optax import of_optax, pairwise, unwrap
+from jaxloop.losses._shapes import as_float
 
 LossLike: TypeAlias = str | Loss | LossFn | Sequence[tuple[str | Loss | LossFn, float]]
 """A name, a function of ``(y_true, y_pred)``, one of Optax's, or a list of ``(loss, weight)``."""
@@ -55,7 +36,6 @@ _AXON: dict[str, LossFn] = {
         _functions.binary_cross_entropy,
         _functions.categorical_cross_entropy,
         _functions.categorical_hinge,
-        _functions.connectionist_temporal_classification,
         _functions.cosine_similarity,
         _functions.hinge,
         _functions.huber,
@@ -68,29 +48,8 @@ _AXON: dict[str, LossFn] = {
         _functions.soft_margin,
     )
 }
+_AXON["connectionist_temporal_classification"] = connectionist_temporal_classification
 _PROBABILITIES = frozenset({"binary_cross_entropy", "categorical_cross_entropy"})
-
-# Optax's losses whose targets are class numbers, with one axis less than the predictions.
-_OPTAX_INTEGER_LABELS = frozenset(
-    {
-        "softmax_cross_entropy_with_integer_labels",
-        "multiclass_hinge_loss",
-        "multiclass_perceptron_loss",
-        "multiclass_sparsemax_loss",
-    }
-)
-# Public in `optax.losses`, but not a loss of one prediction and one target.
-_OPTAX_NOT_PAIRWISE = frozenset(
-    {
-        "ctc_loss",
-        "ctc_loss_with_forward_probs",
-        "make_fenchel_young_loss",
-        "smooth_labels",
-        "triplet_margin_loss",
-    }
-)
-# These do not compare targets element by element, so Optax checks the shapes.
-_OPTAX_FREE_SHAPES = frozenset({"ntxent"})
 
 
 def get(loss: LossLike) -> Loss:
@@ -98,8 +57,10 @@ def get(loss: LossLike) -> Loss:
 
     Args:
         loss: One of `names` (Axon's meaning wins over Optax's), a function of ``(y_true, y_pred)``,
-            a function of `optax.losses` (jaxloop recognizes it and calls it in Optax's order of
-            arguments), or a list of ``(loss, weight)``, one for each leaf of prediction and target.
+            a function of `optax.losses` (jaxloop recognizes it, also inside `functools.partial`,
+            `jax.jit` and `functools.wraps`, and calls it in Optax's order of arguments), or a list
+            of ``(loss, weight)``, one for each leaf of prediction and target. A loss of weight 0 is
+            not computed.
 
     Returns:
         The loss.
@@ -116,10 +77,10 @@ def get(loss: LossLike) -> Loss:
         return loss
     if isinstance(loss, str):
         if loss in _AXON:
-            return Loss(loss, _AXON[loss], loss in _PROBABILITIES)
-        optax_losses = _optax_losses()
-        if loss in optax_losses:
-            return _from_optax(optax_losses[loss], loss)
+            return _of_axon(_AXON[loss], loss, {})
+        found = of_optax(pairwise()[loss], loss) if loss in pairwise() else None
+        if found is not None:
+            return found
         raise errors.unknown_name("loss", loss, names())
     if isinstance(loss, list | tuple):
         return _weighted_sum(loss)
@@ -138,57 +99,38 @@ def names() -> tuple[str, ...]:
         >>> "huber" in names()
         True
     """
-    return tuple(sorted({*_AXON, *_optax_losses()}))
-
-
-@functools.cache
-def _optax_losses() -> dict[str, LossFn]:
-    """Returns the losses of `optax.losses` that take one prediction and one target."""
-    # Imported here, so that `import jaxloop` does not import Optax.
-    import optax
-
-    found = {n: f for n, f in vars(optax.losses).items() if callable(f) and not n.startswith("_")}
-    return {n: f for n, f in found.items() if n not in _OPTAX_NOT_PAIRWISE}
+    return tuple(sorted({*_AXON, *pairwise()}))
 
 
 def _from_function(fn: LossFn) -> Loss:
-    core: Any = fn
-    keywords: dict[str, Any] = {}
-    while isinstance(core, functools.partial):
-        keywords = {**core.keywords, **keywords}
-        core = core.func
+    found = of_optax(fn)
+    if found is not None:
+        return found
+    core, keywords, transparent = unwrap(fn)
     name = str(getattr(core, "__name__", type(core).__name__))
-    if _AXON.get(name) is core:
-        takes = name in _PROBABILITIES and not keywords.get("from_logits", False)
-        return Loss(name, fn, takes)
-    # The function's module shows whether it is from Optax, without importing Optax.
-    if str(getattr(core, "__module__", "")).split(".")[0] == "optax":
-        if name in _OPTAX_NOT_PAIRWISE:
-            raise errors.ArgumentTypeError(
-                f"a loss must take one prediction and one target, got optax's {name}",
-                fix="wrap it in a function of (y_true, y_pred)",
-            )
-        return _from_optax(fn, name)
+    if transparent and _AXON.get(name) is core:
+        return _of_axon(fn, name, keywords)
     return Loss(name, fn)
 
 
-def _from_optax(fn: LossFn, name: str) -> Loss:
-    def swapped(y_true: ArrayLike, y_pred: ArrayLike) -> ArrayLike:
-        y_pred, y_true = as_float(y_pred), jnp.asarray(y_true)
-        if name in _OPTAX_INTEGER_LABELS:
-            if y_true.shape != y_pred.shape[:-1]:
-                raise errors.ShapeError(
-                    f"{name}: y_true must hold class numbers, with the shape of y_pred without "
-                    f"its last axis, got y_true {y_true.shape} and y_pred {y_pred.shape}",
-                    fix="pass one class number per example",
-                )
-        elif name not in _OPTAX_FREE_SHAPES:
-            y_true, y_pred = same_shape(name, y_true, y_pred)
-        # Optax mixes ranks and dtypes internally, even if the user forbids promotion.
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            return fn(y_pred, y_true)
+def _of_axon(fn: LossFn, name: str, keywords: Mapping[str, Any]) -> Loss:
+    probabilities = name in _PROBABILITIES and not keywords.get("from_logits", False)
+    labels = None
+    if name == "binary_cross_entropy":
+        labels = _binary_labels
+    elif name == "categorical_cross_entropy" and keywords.get("sparse", False):
+        labels = _sparse_labels
+    return Loss(name, fn, probabilities, labels)
 
-    return Loss(name, swapped)
+
+def _binary_labels(y_true: ArrayLike, y_pred: ArrayLike) -> list[Labels]:
+    return [Labels(jnp.asarray(y_true), zero_or_one(y_true), 2)]
+
+
+def _sparse_labels(y_true: ArrayLike, y_pred: ArrayLike) -> list[Labels]:
+    name, num_classes = "categorical_cross_entropy", jnp.shape(y_pred)[-1]
+    labels = sparse_labels(name, y_true, y_pred)
+    return [Labels(labels, class_numbers(name, labels, num_classes)[1], num_classes)]
 
 
 def _weighted_sum(pairs: Sequence[Any]) -> Loss:
@@ -197,15 +139,10 @@ def _weighted_sum(pairs: Sequence[Any]) -> Loss:
             f"a list of losses must be a list of (loss, weight), got {list(pairs)!r}",
             fix="pass a list such as [('mean_squared_error', 1.0), ('hinge', 0.5)]",
         )
-    for _, weight in pairs:
-        if isinstance(weight, str | list | tuple) or callable(weight):
-            raise errors.ArgumentTypeError(
-                f"the weight of a loss must be a number, got {weight!r}",
-                fix="pass (loss, weight), in this order",
-            )
-    parts = tuple((get(loss), weight) for loss, weight in pairs)
+    weights = [_number(weight) for _, weight in pairs]
+    parts = tuple(zip((get(loss) for loss, _ in pairs), weights, strict=True))
 
-    def summed(y_true: PyTree, y_pred: PyTree) -> jax.Array:
+    def paired(y_true: PyTree, y_pred: PyTree) -> list[tuple[Loss, float, Any, Any]]:
         targets, predictions = jax.tree.leaves(y_true), jax.tree.leaves(y_pred)
         if not len(targets) == len(predictions) == len(parts):
             raise errors.ShapeError(
@@ -214,9 +151,15 @@ def _weighted_sum(pairs: Sequence[Any]) -> Loss:
                 "targets",
                 fix="pass one (loss, weight) for each leaf of prediction and target, in order",
             )
+        pairs = zip(parts, targets, predictions, strict=True)
+        return [(loss, weight, target, prediction) for (loss, weight), target, prediction in pairs]
+
+    def summed(y_true: PyTree, y_pred: PyTree) -> jax.Array:
         values = []
-        for (loss, _), target, prediction in zip(parts, targets, predictions, strict=True):
-            value = jnp.asarray(loss.fn(target, prediction))
+        for loss, weight, target, prediction in paired(y_true, y_pred):
+            # A loss of weight 0 is not there. Infinity times 0 would be NaN.
+            absent = jnp.zeros(jnp.shape(target)[:1])
+            value = as_float(loss.fn(target, prediction) if weight else absent)
             values.append(per_example(value, value.shape[0]) if value.ndim else value)
         if any(v.ndim == 0 for v in values):
             # If one loss is a scalar, the sum is a scalar too, so that `reduce` rejects weights. A
@@ -230,5 +173,33 @@ def _weighted_sum(pairs: Sequence[Any]) -> Loss:
         ]
         return functools.reduce(jnp.add, terms)
 
+    def labels(y_true: PyTree, y_pred: PyTree) -> list[Labels]:
+        found: list[Labels] = []
+        for loss, weight, target, prediction in paired(y_true, y_pred):
+            if loss.labels is not None and weight:
+                found += loss.labels(target, prediction)
+        return found
+
     name = " + ".join(f"{weight:g} {loss.name}" for loss, weight in parts)
-    return Loss(name, summed, any(loss.probabilities for loss, _ in parts))
+    takes_labels = any(loss.labels is not None for loss, _ in parts)
+    return Loss(
+        name,
+        summed,
+        any(loss.probabilities for loss, _ in parts),
+        labels if takes_labels else None,
+        batchwise=any(loss.batchwise or loss.sums is not None for loss, _ in parts),
+    )
+
+
+def _number(weight: Any) -> float:
+    try:
+        number = float(weight)
+    except (TypeError, ValueError):
+        number = math.nan
+    # A string such as "1" is a number to `float`, but the name of a loss in the wrong place here.
+    if isinstance(weight, str) or not math.isfinite(number):
+        raise errors.ArgumentTypeError(
+            f"the weight of a loss must be a finite number, got {weight!r}",
+            fix="pass (loss, weight), in this order, such as ('mean_squared_error', 1.0)",
+        )
+    return number

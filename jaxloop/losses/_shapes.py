@@ -1,8 +1,9 @@
-"""Arrays of one shape and dtype, so that a loss never broadcasts by accident.
+"""Arrays of one shape and one wide dtype, so that a loss never broadcasts or rounds by accident.
 
     y_true, y_pred = same_shape("huber", y_true, y_pred)
 
-Invariant: targets get the dtype of the predictions, and never change its shape.
+Invariant: losses compute in float32 or wider. float16 and bfloat16 become float32, float64 stays
+float64, and a dtype never narrows.
 """
 
 from __future__ import annotations
@@ -12,12 +13,24 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloop import errors
+from jaxloop._core.types import PyTree
 
 
 def as_float(values: ArrayLike) -> jax.Array:
-    """Returns an array of floats. Integers become JAX's default float."""
+    """Returns an array of floats in float32 or wider. Integers become JAX's default float.
+
+    Raises:
+        ArgumentTypeError: The values are complex.
+    """
     array = jnp.asarray(values)
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float_dtype())
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise errors.ArgumentTypeError(
+            f"a loss must get real numbers, got {array.dtype}",
+            fix="compute the loss from the real and imaginary parts, or from the absolute value",
+        )
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array.astype(float_dtype())
+    return array.astype(jnp.float32) if array.dtype.itemsize < 4 else array
 
 
 def float_dtype() -> jnp.dtype:
@@ -25,8 +38,34 @@ def float_dtype() -> jnp.dtype:
     return jnp.zeros(()).dtype
 
 
+def widened(tree: PyTree) -> PyTree:
+    """Returns a tree with its floating arrays in float32 or wider, and its other leaves as is."""
+
+    def wide(leaf: PyTree) -> PyTree:
+        is_float = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return as_float(leaf) if is_float else leaf
+
+    return jax.tree.map(wide, tree)
+
+
+def same_dtype(y_true: ArrayLike, *y_pred: ArrayLike) -> tuple[jax.Array, ...]:
+    """Returns targets and predictions as floats of the widest dtype among them.
+
+    Targets that are not floats take the dtype of the predictions.
+    """
+    predictions = [as_float(one) for one in y_pred]
+    targets = jnp.asarray(y_true)
+    floats = list(predictions)
+    if jnp.issubdtype(targets.dtype, jnp.inexact):
+        targets = as_float(targets)
+        floats.append(targets)
+    # Chosen by size, because under strict promotion `promote_types` refuses to mix.
+    dtype = max((one.dtype for one in floats), key=lambda dtype: dtype.itemsize)
+    return tuple(one.astype(dtype) for one in (targets, *predictions))
+
+
 def same_shape(name: str, y_true: ArrayLike, y_pred: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Returns targets and predictions as arrays of one shape, in the predictions' dtype.
+    """Returns targets and predictions as arrays of one shape and one wide dtype.
 
     Args:
         name: The loss, for the error message.
@@ -35,17 +74,19 @@ def same_shape(name: str, y_true: ArrayLike, y_pred: ArrayLike) -> tuple[jax.Arr
 
     Raises:
         ShapeError: The shapes differ.
+        ArgumentTypeError: The values are complex.
     """
-    predictions, targets = as_float(y_pred), jnp.asarray(y_true)
-    if targets.shape != predictions.shape:
+    true_shape, pred_shape = jnp.shape(y_true), jnp.shape(y_pred)
+    if true_shape != pred_shape:
         # (batch, 1) and (batch,) would broadcast to (batch, batch) and give a wrong number.
         raise errors.ShapeError(
-            f"{name}: y_true and y_pred must have the same shape, got y_true {targets.shape} and "
-            f"y_pred {predictions.shape}",
+            f"{name}: y_true and y_pred must have the same shape, got y_true {true_shape} and "
+            f"y_pred {pred_shape}",
             fix="make them equal: squeeze a trailing axis of length 1 (y_pred[:, 0]) or add one "
             "(y_true[:, None])",
         )
-    return targets.astype(predictions.dtype), predictions
+    targets, predictions = same_dtype(y_true, y_pred)
+    return targets, predictions
 
 
 def trailing_mean(values: jax.Array) -> jax.Array:

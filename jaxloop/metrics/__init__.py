@@ -24,8 +24,9 @@ from jaxloop.metrics.classification import (
     true_negatives,
     true_positives,
 )
+from jaxloop.metrics.loss_metrics import of_loss
 from jaxloop.metrics.metric import Metric, mean
-from jaxloop.metrics.regression import mean_absolute_error, mean_squared_error, of_loss
+from jaxloop.metrics.regression import mean_absolute_error, mean_squared_error
 
 __all__ = [
     "Metric",

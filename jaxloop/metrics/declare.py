@@ -16,7 +16,8 @@ from typing import TypeAlias
 
 from jaxloop import errors, losses
 from jaxloop._core.types import PyTree
-from jaxloop.metrics import classification, reductions, regression
+from jaxloop.losses import Loss
+from jaxloop.metrics import classification, loss_metrics, reductions, regression
 from jaxloop.metrics.clu_protocol import CluMetric
 from jaxloop.metrics.metric import Metric
 from jaxloop.metrics.reductions import AccumulateFn, AccumulateName
@@ -91,7 +92,7 @@ def built_in(name: str) -> Metric:
     if name in _BUILT_INS:
         return _BUILT_INS[name]()
     if name in losses.names():
-        return regression.of_loss(name)
+        return loss_metrics.of_loss(name)
     raise errors.unknown_name("metric", name, names())
 
 
@@ -105,7 +106,9 @@ def declare(
 
     Args:
         metric: The name of a built-in metric, a `Metric`, a function of the extracted values, or a
-            class with ``from_model_output``, ``merge`` and ``compute``.
+            class with ``from_model_output``, ``merge`` and ``compute``. A function of
+            `optax.losses`, also inside `functools.partial`, `jax.jit` or `functools.wraps`, means
+            the loss, and gets its arguments in its own order.
         name: Its key in the results. The default is the metric's own name.
         accumulate: None (the metric's own accumulator, or the average of a function's values),
             ``"running_average"``, ``"running_sum"``, ``"running_min"``, ``"running_max"``,
@@ -119,14 +122,16 @@ def declare(
     Raises:
         UnknownNameError: No metric or accumulator has this name.
         ArgumentTypeError: An argument has the wrong type.
-        ArgumentError: The metric has no usable name.
+        ArgumentError: The metric has no usable name, or it is a loss without a value over a data
+            set.
 
     Example:
         >>> declare("accuracy").name
         'accuracy'
     """
     if isinstance(metric, str):
-        built_in(metric)
+        if metric not in names():
+            raise errors.unknown_name("metric", metric, names())
     elif inspect.isclass(metric):
         missing = [m for m in ("from_model_output", "merge", "compute") if not hasattr(metric, m)]
         if missing:
@@ -140,12 +145,36 @@ def declare(
             f"a metric must be a name, a Metric, a function or a CLU class, got {metric!r}",
             fix="pass a name such as 'accuracy', or a function of (y_true, y_pred)",
         )
+    accumulated = _checked_accumulate(accumulate)
+    fields = _checked_fields(transform_or_fields)
+    loss = _loss_of(metric, fields)
     return MetricSpec(
-        _checked_name(metric, name),
-        metric,
-        _checked_accumulate(accumulate),
-        _checked_fields(transform_or_fields),
+        _checked_name(loss.name if loss is not None else metric, name),
+        _resolved(metric, loss, accumulated),
+        accumulated,
+        fields,
     )
+
+
+def _loss_of(metric: MetricLike, fields: tuple[str, ...] | FieldsFn) -> Loss | None:
+    """Returns the loss that a metric is, by its name or as a function of Optax."""
+    if isinstance(metric, str):
+        return None if metric in _BUILT_INS else losses.get(metric)
+    if isinstance(metric, Metric | type) or not losses.is_optax_loss(metric):
+        return None
+    if fields == DEFAULT_FIELDS[::-1]:
+        raise errors.ArgumentError(
+            f"the fields of a loss must be its target and its prediction, in this order, got "
+            f"{fields}; a loss of Optax gets them in Optax's order",
+            fix=f"pass transform_or_fields={DEFAULT_FIELDS}, which is the default",
+        )
+    return losses.get(metric)
+
+
+def _resolved(metric: MetricLike, loss: Loss | None, accumulate: AccumulateLike) -> MetricLike:
+    if loss is not None and not isinstance(metric, Metric | type):
+        return loss_metrics.resolve(metric, loss, accumulated=accumulate is not None)
+    return loss_metrics.carried(metric) if isinstance(metric, Metric) else metric
 
 
 def declare_batch_mean(name: str, field: str) -> MetricSpec:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxloop import losses
 from jaxloop._core.types import PyTree
 from jaxloop.metrics.exact_sum import (
     Pair,
@@ -70,7 +71,8 @@ def mean(values_fn: Callable[..., ArrayLike], *, name: str = "") -> Metric:
 
     Args:
         values_fn: ``(*values) -> (batch,)`` or ``(batch, *rest)``. The mean runs over all axes. A
-            scalar is the mean of its batch, and raises an error if the batch has weights.
+            scalar is the mean of its batch, and raises an error if the batch has weights. A loss
+            of Optax gets its arguments in its own order.
         name: The name of the metric.
 
     Returns:
@@ -82,6 +84,8 @@ def mean(values_fn: Callable[..., ArrayLike], *, name: str = "") -> Metric:
         >>> float(m.compute(m.update(m.init(), jnp.array([1.0, 3.0]))))
         2.0
     """
+
+    values_fn = losses.target_first(values_fn)
 
     def init() -> dict[str, Pair]:
         return {"sum": zero_pair(), "weight": zero_pair()}

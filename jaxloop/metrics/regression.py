@@ -1,7 +1,6 @@
-"""Metrics of regression, and every loss as a metric: the mean of its per-example values.
+"""Metrics of regression: the losses of regression under the same names.
 
     metric = mean_squared_error()
-    metric = of_loss("huber")
 
 Invariant: such a metric has the name and the meaning of its loss.
 """
@@ -10,11 +9,8 @@ from __future__ import annotations
 
 import functools
 
-from jax.typing import ArrayLike
-
-from jaxloop import losses
-from jaxloop._core.types import PyTree
-from jaxloop.metrics.metric import Metric, mean
+from jaxloop.metrics.loss_metrics import of_loss
+from jaxloop.metrics.metric import Metric
 
 
 @functools.cache
@@ -47,28 +43,3 @@ def mean_squared_error() -> Metric:
         5.0
     """
     return of_loss("mean_squared_error")
-
-
-@functools.cache
-def of_loss(name: str) -> Metric:
-    """Makes a metric: the mean of a loss over the data set.
-
-    Args:
-        name: One of `losses.names`.
-
-    Returns:
-        A metric of ``(y_true, y_pred)``.
-
-    Raises:
-        UnknownNameError: No loss has this name.
-
-    Example:
-        >>> of_loss("huber").name
-        'huber'
-    """
-    loss = losses.get(name)
-
-    def values(y_true: PyTree, y_pred: PyTree) -> ArrayLike:
-        return loss.fn(y_true, y_pred)
-
-    return mean(values, name=name)
