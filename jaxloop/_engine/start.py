@@ -62,7 +62,7 @@ def begin(parts: Parts, init_state: Any) -> State | None:
 
 def _check(parts: Parts) -> None:
     spec = parts.spec
-    _check_watched_metrics(spec)
+    _check_watched_metrics(spec, tuple(one.name for one in spec.metrics))
     if not parts.source.keeps_position and spec.triggers():
         raise DataError(
             "checkpoint: the data must have a position that can be saved, got a one-shot iterator; "
@@ -74,12 +74,12 @@ def _check(parts: Parts) -> None:
             one.check(spec)
 
 
-def _check_watched_metrics(spec: LoopSpec) -> None:
+def _check_watched_metrics(spec: LoopSpec, declared: tuple[str, ...]) -> None:
     """Raises if a watched metric cannot exist when it is read.
 
-    A user's own handler may add any metric. If one runs before the read, this raises nothing.
+    A user's own handler may add any metric. If one runs before the read, this raises nothing. A
+    metric of several outputs has a value for each, such as ``accuracy/head``.
     """
-    declared = {one.name for one in spec.metrics}
     for index, one in enumerate(spec.attachments):
         known, unknowable = set(declared), False
         for position, other in enumerate(spec.attachments):
@@ -89,7 +89,7 @@ def _check_watched_metrics(spec: LoopSpec) -> None:
             unknowable |= other.adds is None
             known |= set(other.adds or ())
         for name in getattr(one, "watches", ()):
-            if name not in known and not unknowable:
+            if not known & {name, name.split("/")[0]} and not unknowable:
                 raise missing_metric(one.name, name, known)
 
 
@@ -188,6 +188,7 @@ def _specialize(parts: Parts, sample: Batch) -> None:
     parts.activity.now = ("while checking the step and its metrics on the first batch",)
     place = parts.progress.place
     parts.blocks.specialize(sample, parts.carry.step_state)
+    _check_watched_metrics(parts.spec, parts.blocks.metric_names)
     if place in IN_EPOCH:
         parts.blocks.continue_metrics()
     elif place not in ROWS or not ROWS[place].ends_epoch:
