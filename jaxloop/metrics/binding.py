@@ -204,7 +204,8 @@ def _bind_one(spec: MetricSpec, inputs: Inputs) -> _Slot:
     if isinstance(metric, BatchMean):
         return _bind_observations(spec, observe_batch_mean(spec), inputs)
     if isinstance(metric, type):
-        keywords = _eval_shape(lambda inputs: clu_keywords(spec, metric, inputs)[0], inputs)
+        cls = metric
+        keywords = _eval_shape(lambda inputs: clu_keywords(spec, cls, inputs)[0], inputs)
         if inputs.weight is not None:
             dtype = jnp.result_type(inputs.weight)
             clu_protocol.check_weights(metric, keywords, dtype, spec.name)
@@ -295,7 +296,7 @@ def _bind_observations(spec: MetricSpec, observe: Observe, inputs: Inputs) -> _S
 def _eval_shape(fn: Callable[[Inputs], _T], inputs: Inputs) -> _T:
     """Returns the shapes of ``fn(inputs)``. The batch is not traced, as only its axis is read."""
 
-    # Lists, because JAX sorts the keys of a dict, and a state may have keys of any kind.
+    # Lists, because JAX sorts the keys of a dict, and not all keys compare.
     def of_values(reported: list[PyTree], named: list[PyTree]) -> _T:
         return fn(
             Inputs(

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from jaxloop import errors
 from jaxloop._core.types import PyTree
-from jaxloop.metrics.exact_int import ExactInt, add_ints, count_limbs, sum_ints, zero_int
+from jaxloop.metrics.exact_int import ExactInt, add_ints, count_limbs, is_x64, sum_ints, zero_int
 from jaxloop.metrics.exact_sum import (
     Pair,
     add_pairs,
@@ -354,7 +354,7 @@ def _same_class(labels: jax.Array, predicted: jax.Array) -> jax.Array:
         return labels == predicted
     if any(jnp.issubdtype(x.dtype, jnp.floating) for x in (labels, predicted)):
         return _widened(labels) == _widened(predicted)
-    wide = jnp.uint64 if jax.config.jax_enable_x64 else jnp.uint32
+    wide = jnp.uint64 if is_x64() else jnp.uint32
     # Equal bits mean equal numbers, unless only one of them can be negative.
     same = labels.astype(wide) == predicted.astype(wide)
     return same & ((labels < 0) == (predicted < 0))

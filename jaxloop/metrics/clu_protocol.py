@@ -6,8 +6,8 @@
 
 Invariant: clu and metrax are never imported. jaxloop reads the signature of
 ``from_model_output`` and passes only the keywords that it declares, because metrax's methods accept
-no others. A mask is always boolean, weights go only to a class that takes weights, and half-precision
-values are passed as float32, because the class sums them in their own dtype.
+no others. A mask is always boolean, and weights go only to a class that takes weights. Floats of
+half precision are passed as float32, because a class sums them in their own dtype.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def check_weights(
         raise errors.ArgumentTypeError(
             f"metric {name!r}: the weights must be a boolean mask, because "
             f"{cls.__name__}.from_model_output takes no weights, got {dtype}",
-            fix="report sample_weight as a bool if it is a mask, or use a metric that takes weights",
+            fix="report sample_weight as bool if it is a mask, or use a metric that takes weights",
         )
 
 

@@ -2,10 +2,10 @@
 
     total = zero_int(num_limbs=sum_limbs())
     total = add_ints(total, sum_ints(values, weight, sum_limbs()))
-    host_value(total)                                 # np.int64, on the host
+    total.to_numpy()                                  # np.int64, on the host
 
-Without x64, JAX has no integer of more than 32 bits, and float32 stops counting at 2**24. Invariant:
-sums have enough limbs for every dtype, so that they never wrap.
+Without x64, JAX has no integer of more than 32 bits, and float32 stops counting at 2**24.
+Invariant: a sum has so many limbs that it cannot wrap, whatever the dtypes of values and weights.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from jaxloop._core.types import PyTree
 HostArray: TypeAlias = np.ndarray[Any, Any]
 
 _EXACT_IN_FLOAT64 = 2**53
+_MOST_ADDENDS = 2**15
+"""So many numbers of 16 bits have a sum of fewer than 32 bits."""
 
 
 class _HostValue(np.lib.mixins.NDArrayOperatorsMixin):
@@ -103,11 +105,13 @@ class ExactInt(_HostValue):
 
     def python_ints(self) -> HostArray:
         """Returns the numbers as an object array of Python ints."""
-        limbs = [np.asarray(limb).astype(object) for limb in self.limbs]
-        total = sum(limb * 2 ** (32 * i) for i, limb in enumerate(limbs))
-        size = 2 ** (32 * len(limbs))
-        signed = np.where(np.asarray(total) >= size // 2, np.asarray(total) - size, total)
-        return np.asarray(signed, object)
+        numbers = np.empty(self.shape, object)
+        size = 2 ** (32 * len(self.limbs))
+        limbs = [np.asarray(limb).ravel().tolist() for limb in self.limbs]
+        for i, parts in enumerate(zip(*limbs, strict=True)):
+            number = sum(part << (32 * k) for k, part in enumerate(parts))
+            numbers.flat[i] = number - size if number >= size // 2 else number
+        return numbers
 
 
 @jax.tree_util.register_dataclass
@@ -130,9 +134,15 @@ class ExactRatio(_HostValue):
         above, below = self.numerator.small(), self.denominator.small()
         if above is None or below is None or _is_large(above) or _is_large(below):
             above, below = self.numerator.python_ints(), self.denominator.python_ints()
-        below = below.reshape(below.shape + (1,) * (above.ndim - below.ndim))
-        quotient = np.asarray(above / np.where(below == 0, 1, below), np.float64)
-        return np.where(below == 0, np.nan, quotient)[()]
+        below = np.broadcast_to(
+            below.reshape(below.shape + (1,) * (above.ndim - below.ndim)), above.shape
+        )
+        if above.dtype != object:
+            return np.where(below == 0, np.nan, above / np.where(below == 0, 1, below))[()]
+        quotient = np.empty(above.shape)
+        for i, (part, whole) in enumerate(zip(above.flat, below.flat, strict=True)):
+            quotient.flat[i] = part / whole if whole else np.nan
+        return quotient[()]
 
 
 def _is_large(value: HostArray) -> bool:
@@ -174,14 +184,19 @@ def _row_by_row(value: ExactInt) -> HostArray:
 # --- on the device -------------------------------------------------------------------------------
 
 
+def is_x64() -> bool:
+    """Returns whether JAX has integers and floats of 64 bits."""
+    return bool(jnp.result_type(int) == jnp.int64)
+
+
 def count_limbs() -> int:
     """Returns the number of limbs for sums of 2**31 weights."""
-    return 3 if jax.config.jax_enable_x64 else 2
+    return 3 if is_x64() else 2
 
 
 def sum_limbs() -> int:
     """Returns the number of limbs for sums of 2**31 products of a number and a weight."""
-    return 5 if jax.config.jax_enable_x64 else 3
+    return 5 if is_x64() else 3
 
 
 def is_integer(dtype: DTypeLike) -> bool:
@@ -237,15 +252,7 @@ def multiply_ints(a: ExactInt, b: ExactInt) -> ExactInt:
             product = left * right
             columns[i + j] += product & 0xFFFF
             columns[i + j + 1] += product >> 16
-    digits = []
-    carry = jnp.zeros_like(columns[0])
-    for column in columns[:-1]:
-        total = column + carry
-        digits.append(total & 0xFFFF)
-        carry = total >> 16
-    return ExactInt(
-        tuple(low | high << 16 for low, high in zip(digits[::2], digits[1::2], strict=True))
-    )
+    return _carried(columns[:-1])
 
 
 def less_int(a: ExactInt, b: ExactInt) -> jax.Array:
@@ -280,42 +287,61 @@ def sum_ints(values: jax.Array, weight: jax.Array | None, num_limbs: int) -> Exa
         elif values.dtype == jnp.bool_:
             values = jnp.where(values, shaped, jnp.zeros((), weight.dtype))
         else:
-            factor = exact_int(jnp.broadcast_to(shaped, values.shape), num_limbs)
-            return _sum_limbs(multiply_ints(exact_int(values, num_limbs), factor))
+            shaped = jnp.broadcast_to(shaped, values.shape)
+            return _sum_limbs(exact_int(_product(values, shaped), num_limbs))
     num_bits = 1 if values.dtype == jnp.bool_ else 8 * values.dtype.itemsize
     if values.shape[0].bit_length() + num_bits < 32:
         return exact_int(jnp.sum(values, axis=0, dtype=jnp.int32), num_limbs)
     return _sum_limbs(exact_int(values, num_limbs))
 
 
+def _product(a: jax.Array, b: jax.Array) -> ExactInt:
+    """Returns ``a * b`` for integers of any dtypes, with just enough limbs and a sign."""
+    num_limbs = sum(max(1, x.dtype.itemsize // 4) for x in (a, b))
+    # The product of unsigned numbers needs one more limb for its sign, which is 0.
+    unsigned = all(jnp.issubdtype(x.dtype, jnp.unsignedinteger) for x in (a, b))
+    product = multiply_ints(exact_int(a, num_limbs), exact_int(b, num_limbs))
+    sign = (jnp.zeros_like(product.limbs[0]),) * unsigned
+    return ExactInt(product.limbs + sign)
+
+
 def _sum_limbs(values: ExactInt) -> ExactInt:
-    """Returns the sum over the first axis.
+    """Returns the sum over the first axis."""
+    num, *rest = values.shape
+    if num <= _MOST_ADDENDS:
+        return _carried([jnp.sum(half, axis=0, dtype=jnp.uint32) for half in _halves(values)])
 
-    Each limb is cut into digits that are so small that their sum fits into 32 bits.
-    """
-    num_limbs, (num, *rest) = len(values.limbs), values.shape
-    width = min(16, 32 - num.bit_length())
-    total = zero_int(tuple(rest), num_limbs=num_limbs)
-    for index, limb in enumerate(values.limbs):
-        for shift in range(0, 32, width):
-            digit = (limb >> shift) & (2**width - 1)
-            part = jnp.sum(digit, axis=0, dtype=jnp.uint32)
-            total = add_ints(total, _shifted(part, index, shift, num_limbs))
-    return total
+    def pieces(limb: jax.Array) -> jax.Array:
+        padded = jnp.pad(limb, [(0, -num % _MOST_ADDENDS)] + [(0, 0)] * len(rest))
+        return padded.reshape(-1, _MOST_ADDENDS, *rest)
+
+    halves = _halves(ExactInt(tuple(map(pieces, values.limbs))))
+    return _sum_limbs(_carried([jnp.sum(half, axis=1, dtype=jnp.uint32) for half in halves]))
 
 
-def _shifted(value: jax.Array, index: int, shift: int, num_limbs: int) -> ExactInt:
-    """Returns ``value << (32 * index + shift)``."""
-    limbs = [jnp.zeros_like(value)] * num_limbs
-    limbs[index] = value << shift
-    if shift and index + 1 < num_limbs:
-        limbs[index + 1] = value >> (32 - shift)
-    return ExactInt(tuple(limbs))
+def _carried(columns: Sequence[jax.Array]) -> ExactInt:
+    """Returns the sum of ``columns[i] << (16 * i)``."""
+    digits = []
+    carry = jnp.zeros_like(columns[0])
+    for column in columns:
+        total = (column & 0xFFFF) + carry
+        digits.append(total & 0xFFFF)
+        carry = (column >> 16) + (total >> 16)
+    return ExactInt(
+        tuple(low | high << 16 for low, high in zip(digits[::2], digits[1::2], strict=True))
+    )
+
+
+def negate_int(value: ExactInt) -> ExactInt:
+    """Returns ``-value``."""
+    flipped = ExactInt(tuple(~limb for limb in value.limbs))
+    one = jnp.ones_like(value.limbs[0])
+    return add_ints(flipped, ExactInt((one,) + (jnp.zeros_like(one),) * (len(value.limbs) - 1)))
 
 
 def _sign(limb: jax.Array) -> jax.Array:
     """Returns 32 copies of the highest bit."""
-    return jnp.where(limb >> 31 == 1, jnp.uint32(2**32 - 1), jnp.uint32(0))
+    return (limb.astype(jnp.int32) >> 31).astype(jnp.uint32)
 
 
 def _halves(value: ExactInt) -> Sequence[jax.Array]:

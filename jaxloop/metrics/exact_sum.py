@@ -17,7 +17,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxloop._core.types import PyTree
-from jaxloop.metrics.exact_int import ExactInt, is_integer, sum_ints, sum_limbs
+from jaxloop.metrics.exact_int import (
+    ExactInt,
+    is_integer,
+    is_x64,
+    negate_int,
+    sum_ints,
+    sum_limbs,
+    where_int,
+)
 
 
 class Pair(NamedTuple):
@@ -33,7 +41,7 @@ class Pair(NamedTuple):
 
 def float_dtype() -> jnp.dtype:
     """Returns JAX's default float dtype: float32, or float64 if x64 is enabled."""
-    return jnp.dtype(jnp.float64 if jax.config.jax_enable_x64 else jnp.float32)
+    return jnp.dtype(jnp.float64 if is_x64() else jnp.float32)
 
 
 def zero_pair(shape: tuple[int, ...] = ()) -> Pair:
@@ -81,17 +89,18 @@ def pair_of_int(value: jax.Array | int) -> Pair:
 def pair_of_exact(value: ExactInt) -> Pair:
     """Returns integers as a pair, which is exact for those that a pair can hold."""
     dtype = float_dtype()
-    total = zero_pair(value.shape)
-    last = len(value.limbs) - 1
-    # From the top down, so that the sum so far is the number without its low digits. It never has
-    # more digits than the number, even if the number is negative.
-    for index in range(last, -1, -1):
-        limb = value.limbs[index]
-        top = limb.astype(jnp.int32) >> 16 if index == last else (limb >> 16).astype(jnp.int32)
-        for shift, digit in ((16, top), (0, (limb & 0xFFFF).astype(jnp.int32))):
-            part = digit.astype(dtype) * jnp.asarray(2.0 ** (32 * index + shift), dtype)
-            total = add_pairs(total, Pair(part, jnp.zeros_like(part)))
-    return total
+    negative = value.limbs[-1] >> 31 == 1
+    magnitude = where_int(negative, negate_int(value), value)
+    hi = lo = jnp.zeros(value.shape, dtype)
+    # From the top down, so that `hi` is 0 or larger than the next digit.
+    for index in range(len(value.limbs) - 1, -1, -1):
+        limb = magnitude.limbs[index]
+        for shift, digit in ((16, limb >> 16), (0, limb & 0xFFFF)):
+            scale = jnp.asarray(2.0 ** (32 * index + shift), dtype)
+            hi, rest = _fast_two_sum(hi, digit.astype(dtype) * scale)
+            lo += rest
+    hi, lo = _fast_two_sum(hi, lo)
+    return Pair(jnp.where(negative, -hi, hi), jnp.where(negative, -lo, lo))
 
 
 def sum_examples(values: jax.Array, weight: jax.Array | None) -> Pair:

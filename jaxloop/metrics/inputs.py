@@ -43,7 +43,7 @@ class Inputs:
 
     def abstract(self) -> Inputs:
         """Returns the same inputs with `jax.ShapeDtypeStruct` in place of arrays."""
-        # Value by value, because JAX sorts the keys of a dict, and a state may have keys of any kind.
+        # Value by value, because JAX sorts the keys of a dict, and not all keys compare.
         reported, named = (
             {name: jax.tree.map(_shape_of, value) for name, value in values.items()}
             for values in (self.reported, self.named)

@@ -43,9 +43,9 @@ class Metric:
 
     Attributes:
         init: ``() -> acc``.
-        update: ``(acc, *values, weight=None) -> acc``, with ``weight`` of shape ``(batch,)``. It may
-            leave out ``weight``. It then works for batches without weights or a mask, and raises
-            an error for others.
+        update: ``(acc, *values, weight=None) -> acc``, with ``weight`` of shape ``(batch,)``. An
+            update without the argument ``weight`` works for batches that have no weights and no
+            mask, and is an error for others.
         merge: ``(acc, acc) -> acc``.
         compute: ``acc -> value``, a pytree.
         name: The name of the metric if you give no other.

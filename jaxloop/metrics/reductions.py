@@ -43,7 +43,6 @@ from jaxloop.metrics.exact_sum import (
     add_pairs,
     divide_pairs,
     float_dtype,
-    merge_pairs,
     sum_examples,
     zero_pair,
 )
@@ -98,7 +97,7 @@ def reduction_of(accumulate: str | AccumulateFn) -> Reduction:
     }[accumulate]
 
 
-def _is_discrete(shape: Shape) -> bool:
+def _is_discrete(shape: Shape | Observed) -> bool:
     """Returns whether an observation is an integer or a bool, whose sums are exact integers."""
     return is_integer(shape.dtype) or shape.dtype == jnp.bool_
 
@@ -237,7 +236,7 @@ def _extremum(*, largest: bool) -> Reduction:
 
     def identity(shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
         if is_integer(dtype):
-            limits = jnp.iinfo(dtype)
+            limits = jnp.iinfo(dtype)  # also of int4
             value: Any = limits.min if largest else limits.max
         else:
             value = -jnp.inf if largest else jnp.inf
