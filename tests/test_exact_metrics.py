@@ -189,14 +189,22 @@ def compare_classification(got, batches, weights, eps):
 # --- exact integers ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num", [0, 70_000])
-def test_sums_of_the_largest_integers(num):
+def test_a_sum_of_many_large_integers():
+    for num in (0, 70_000):
+        largest = jnp.full(num, 2**32 - 1, jnp.uint32)
+        assert sum_ints(largest, None, 2).python_ints() == num * (2**32 - 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num", [0, 1, 2**15, 2**15 + 1, 70_000, 2**21])
+def test_sums_of_many_integers_are_exact(num):
     largest = jnp.full(num, 2**32 - 1, jnp.uint32)
-    assert sum_ints(largest, None, 2).python_ints() == num * (2**32 - 1)
     assert sum_ints(largest, largest, 3).python_ints() == num * (2**32 - 1) ** 2
     smallest = jnp.full((num, 2), -(2**31), jnp.int32)
     weight = jnp.arange(num, dtype=jnp.int32) % 2 == 0
     assert list(sum_ints(smallest, weight, 3).python_ints()) == [(num + 1) // 2 * -(2**31)] * 2
+    product = sum_ints(smallest, jnp.full(num, -(2**31), jnp.int32), 3)
+    assert list(product.python_ints()) == [num * 2**62] * 2
 
 
 def test_an_exact_integer_is_a_number_on_the_host():
