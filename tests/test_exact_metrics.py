@@ -22,6 +22,7 @@ from jaxloop import errors, metrics
 from jaxloop.metrics.binding import bind
 from jaxloop.metrics.declare import declare
 from jaxloop.metrics.exact_int import exact_int, host_rows, multiply_ints, sum_ints
+from jaxloop.metrics.exact_sum import sum_examples
 
 NARROW = ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32"]
 NARROW += ["float16", "bfloat16", "float32"]
@@ -306,6 +307,18 @@ def test_integers_of_one_example_are_averaged_exactly():
     x = jnp.asarray([[2**24 + 1, -(2**24)]], jnp.int32)
     mean = metrics.mean(lambda x: x)
     assert float(mean.compute(mean.update(mean.init(), x))) == 0.5
+
+
+def test_a_compiled_sum_of_products_keeps_its_precision():
+    """XLA may contract the product and the sum into one operation, in some places and not in all."""
+    compiled = jax.jit(sum_examples)
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        values = rng.standard_normal(9).astype(np.float32) * 2.0 ** rng.integers(-6, 6, 9)
+        values, weight = values.astype(np.float32), rng.random(9).astype(np.float32)
+        pair = compiled(values, weight)
+        error = float(pair.hi) + float(pair.lo) - (values * weight).astype(float).sum()
+        assert abs(error) <= 2.0**-36 * np.abs(values * weight).sum(), seed
 
 
 # --- missing values ------------------------------------------------------------------------------

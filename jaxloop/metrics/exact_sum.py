@@ -175,7 +175,14 @@ def _sum_floats(values: jax.Array) -> Pair:
     cut = lax.bitcast_convert_type(jnp.where(fits, exponent, 0) << mantissa, values.dtype)
     upper = (values + cut) - cut
     lower = jnp.where(fits, values - upper, 0)
-    return add_pairs(
-        Pair(jnp.sum(upper, axis=0), jnp.zeros_like(cut[0])),
-        Pair(jnp.sum(lower, axis=0), jnp.zeros_like(cut[0])),
-    )
+    zero = jnp.zeros((), values.dtype)
+    # One reduction for both. In two, XLA may compute `upper` twice, once with `values` contracted
+    # into a fused multiply-add and once without. The two then differ by a unit of `upper`.
+    totals = lax.reduce((upper, lower), (zero, zero), _add_both, (0,))
+    return add_pairs(*(Pair(total, jnp.zeros_like(total)) for total in totals))
+
+
+def _add_both(
+    a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return a[0] + b[0], a[1] + b[1]
