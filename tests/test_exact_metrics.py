@@ -22,7 +22,7 @@ from jaxloop import errors, metrics
 from jaxloop.metrics.binding import bind
 from jaxloop.metrics.declare import declare
 from jaxloop.metrics.exact_int import exact_int, host_rows, multiply_ints, sum_ints
-from jaxloop.metrics.exact_sum import sum_examples
+from jaxloop.metrics.exact_sum import add_pairs, sum_examples, zero_pair
 
 NARROW = ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32"]
 NARROW += ["float16", "bfloat16", "float32"]
@@ -310,15 +310,22 @@ def test_integers_of_one_example_are_averaged_exactly():
 
 
 def test_a_compiled_sum_of_products_keeps_its_precision():
-    """XLA may contract the product and the sum into one operation, in some places and not in all."""
-    compiled = jax.jit(sum_examples)
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
-        values = rng.standard_normal(9).astype(np.float32) * 2.0 ** rng.integers(-6, 6, 9)
-        values, weight = values.astype(np.float32), rng.random(9).astype(np.float32)
-        pair = compiled(values, weight)
-        error = float(pair.hi) + float(pair.lo) - (values * weight).astype(float).sum()
-        assert abs(error) <= 2.0**-36 * np.abs(values * weight).sum(), seed
+    """XLA may contract a product and a sum into one operation, in some places and not in all."""
+    rng = np.random.default_rng(1)
+    values = rng.standard_normal((300, 9, 3)) * 2.0 ** rng.integers(-6, 6, (300, 9, 3))
+    values, weight = values.astype(np.float32), rng.random((300, 9)).astype(np.float32)
+
+    @jax.jit
+    def total(values, weight):
+        def body(i, acc):
+            return add_pairs(acc, sum_examples(values[i], weight[i]))
+
+        return jax.lax.fori_loop(0, 300, body, zero_pair((3,)))
+
+    pair = total(values, weight)
+    products = (values * weight[..., None]).astype(float)
+    error = np.asarray(pair.hi, float) + np.asarray(pair.lo, float) - products.sum((0, 1))
+    assert (np.abs(error) <= 2.0**-36 * np.abs(products).sum((0, 1))).all()
 
 
 # --- missing values ------------------------------------------------------------------------------
