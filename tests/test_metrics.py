@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from jaxloop import errors, metrics
-from jaxloop.metrics import exact_sum
+from jaxloop.metrics import exact_int, exact_sum
 from jaxloop.metrics.binding import bind
 from jaxloop.metrics.declare import declare, declare_batch_mean, names
 
@@ -141,12 +141,12 @@ def test_a_million_tenths():
 def test_counts_beyond_float32():
     count = metrics.true_positives()
     ones = jnp.ones(1024, jnp.int32)
-    start = jnp.asarray(2**24, jnp.int32)
+    start = exact_int.exact_int(jnp.asarray(2**24, jnp.int32), exact_int.count_limbs())
     acc = jax.jit(lambda a: jax.lax.fori_loop(0, 3, lambda _, a: count.update(a, ones, ones), a))(
         start
     )
     acc = count.update(acc, ones[:1], ones[:1])
-    assert count.compute(acc).dtype == jnp.int32
+    assert np.asarray(count.compute(acc)).dtype == np.int64
     assert int(count.compute(acc)) == 2**24 + 3 * 1024 + 1
     pair = exact_sum.pair_of_int(2**31 - 200)
     for _ in range(3):
@@ -181,7 +181,7 @@ def test_binary_against_sklearn():
         for name, value in expected.items():
             np.testing.assert_allclose(got[name], value, rtol=1e-6, err_msg=name)
         is_float = weight is w
-        assert got["true_positives"].dtype == (jnp.float32 if is_float else jnp.int32)
+        assert got["true_positives"].dtype == (np.float32 if is_float else np.int64)
 
 
 def test_accuracy_forms():
@@ -276,11 +276,11 @@ def test_ragged_weighted_function(weights):
     specs = tuple(declare(per_example, str(how), how) for how in hows)
     bound = bind(specs, parts[0], {}, None)
     accs = bound.init()
-    spec = jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), accs)
+    spec = [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(accs)]
     step = jax.jit(lambda accs, o: bound.update(accs, o, {}, None))
     for part in parts:
         accs = step(accs, part)
-        assert jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), accs) == spec
+        assert [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(accs)] == spec
     got = bound.compute(accs)
 
     def gather(parts):
@@ -311,7 +311,9 @@ def test_ragged_weighted_function(weights):
     a = step(bound.init(), parts[0])
     b = step(step(bound.init(), parts[1]), parts[2])
     for x, y in zip(
-        jax.tree.leaves(bound.compute(bound.merge(a, b))), jax.tree.leaves(got), strict=False
+        jax.tree.leaves(bound.compute(bound.merge(a, b)), is_leaf=exact_int.is_exact),
+        jax.tree.leaves(got, is_leaf=exact_int.is_exact),
+        strict=True,
     ):
         np.testing.assert_allclose(x, y, rtol=3e-7)
 
@@ -328,7 +330,8 @@ def test_before_the_first_update():
     )
     bound = bind(specs, part, {}, None)
     values = bound.compute(bound.init())
-    for leaf in jax.tree.leaves(values):
+    for leaf in jax.tree.leaves(values, is_leaf=exact_int.is_exact):
+        leaf = np.asarray(leaf)
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             assert bool(jnp.all(jnp.isnan(leaf)))
     assert int(values["true_positives"]) == 0

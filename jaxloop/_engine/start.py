@@ -238,6 +238,8 @@ def _specialize(parts: Parts, sample: Batch) -> None:
     parts.activity.now = ("while checking the step and its metrics on the first batch",)
     check_axes(parts.carry.step_state)
     parts.blocks.specialize(sample, parts.carry.step_state)
+    # Again, because the names of a metric of several outputs depend on the outputs.
+    check_watched_metrics(parts.spec, parts.blocks.metric_names)
 
 
 def _fit_metrics(parts: Parts, state: State) -> None:

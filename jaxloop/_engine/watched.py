@@ -12,6 +12,7 @@ judge, so an attachment that watches the metric does not run, and the firing doe
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from typing import TypeAlias
 
 from jaxloop._core.events import ITERATION_EVENTS, Event
@@ -42,22 +43,30 @@ _LOOK_AHEAD = 10_000
 # --- before the first step -----------------------------------------------------------------------
 
 
-def check_watched_metrics(spec: LoopSpec) -> None:
+def check_watched_metrics(spec: LoopSpec, names: Collection[str] | None = None) -> None:
     """Raises if a watched metric can never exist when it is read.
 
     A user's own handler may add any metric. If one runs before the read, this raises nothing.
 
+    Args:
+        spec: The loop.
+        names: The names of the metrics' values, or None while they are unknown. A metric of several
+            outputs has a value for each, such as ``accuracy/head``.
+
     Raises:
         MissingMetricError: The error says what adds the metric, and why that is too late.
     """
-    for one, name in _watches(spec):
+    declared = [metric.name for metric in spec.metrics]
+    known = declared if names is None else names
+    for one, name in _watches(spec, known):
+        if names is None and _is_among(name, declared):
+            continue
         if not (_adders(spec, one, name, reaching=True) or _adders(spec, one, None, reaching=True)):
-            raise _never_exists(spec, one, name)
+            raise _never_exists(spec, one, name, known)
 
 
-def _watches(spec: LoopSpec) -> list[tuple[_Watching, str]]:
+def _watches(spec: LoopSpec, declared: Collection[str]) -> list[tuple[_Watching, str]]:
     """Returns each attachment with each metric that it watches and that is not declared."""
-    declared = {one.name for one in spec.metrics}
     return [
         (one, name)
         for one in spec.attachments
@@ -65,6 +74,11 @@ def _watches(spec: LoopSpec) -> list[tuple[_Watching, str]]:
         for name in one.watches
         if name not in declared
     ]
+
+
+def _is_among(name: str, names: Collection[str]) -> bool:
+    """Returns whether a metric is one of those, or a value of one of several outputs."""
+    return name in names or name.split("/")[0] in names
 
 
 def _adders(
@@ -85,7 +99,7 @@ def _adders(
             before = False
         elif (
             isinstance(other, Handler)
-            and (other.adds is None if name is None else name in (other.adds or ()))
+            and (other.adds is None if name is None else _is_among(name, other.adds or ()))
             and (not reaching or _reaches(other, one, before=before))
         ):
             found.append(other)
@@ -128,12 +142,14 @@ def _coincide(a: Filter, b: Filter, event: Event) -> bool:
     return any(a.matches(firing) and b.matches(firing) for firing in firings)
 
 
-def _never_exists(spec: LoopSpec, one: _Watching, name: str) -> MissingMetricError:
+def _never_exists(
+    spec: LoopSpec, one: _Watching, name: str, known: Collection[str]
+) -> MissingMetricError:
     """Returns the error for a metric that can never exist when ``one`` runs."""
     adders = _adders(spec, one, name)
     if not adders:
         added = [name for other in spec.attachments for name in getattr(other, "adds", None) or ()]
-        return missing_metric(one.name, name, [*(metric.name for metric in spec.metrics), *added])
+        return missing_metric(one.name, name, [*known, *added])
     source = adders[0]
     earlier = next(other for other in spec.attachments if other is one or other is source)
     common = [event for event in one.events if event in source.events]
@@ -177,7 +193,7 @@ class Watched:
         self._names: dict[int, dict[str, bool]] = {}
         self._waiting: dict[int, tuple[_Watching, str]] = {}
         self._ran: set[int] = set()
-        for one, name in _watches(spec):
+        for one, name in _watches(spec, {one.name for one in spec.metrics}):
             known = bool(_adders(spec, one, name, reaching=True))
             self._names.setdefault(id(one), {})[name] = known
 

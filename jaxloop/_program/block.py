@@ -13,7 +13,6 @@ context, so a program that depended on them would give results that differ in th
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -27,6 +26,7 @@ from jaxloop._core.types import PyTree
 from jaxloop._data.device_rows import Rows, Single, Stacked
 from jaxloop._program.step import Step
 from jaxloop.metrics.binding import Metrics
+from jaxloop.metrics.exact_int import host_rows
 from jaxloop.metrics.meaning import Meanings
 
 Carry: TypeAlias = tuple[PyTree, PyTree]
@@ -91,12 +91,13 @@ class Program:
 
         Returns:
             A function that returns them as NumPy arrays with a leading axis of rows. The copy to
-            the host has started, and the function waits for it.
+            the host has started, and the function waits for it. Only the host holds integers of
+            more than 32 bits, so the function also converts those.
         """
         computed = self._compute(ring, start, stop) if self.metrics.names else {}
         for leaf in jax.tree.leaves(computed):
             leaf.copy_to_host_async()
-        return functools.partial(jax.device_get, computed)
+        return lambda: host_rows(jax.device_get(computed))
 
     def lower(self, carry: PyTree, batch: PyTree) -> Any:
         """Lowers the block for these shapes, for reports."""

@@ -21,7 +21,7 @@ from jaxloop._core.filters import FilterLike, as_filter
 from jaxloop._core.state import State
 from jaxloop._spec import Handler, HandlerFn, Observer, ObserverFn, SpecT
 from jaxloop.errors import ArgumentTypeError
-from jaxloop.metrics.declare import AccumulateLike, FieldsLike, MetricLike, declare
+from jaxloop.metrics.declare import AccumulateLike, FieldsLike, MetricLike, Per, WhereLike, declare
 
 
 def handle(
@@ -116,8 +116,20 @@ def metric(
     name: str | None = None,
     accumulate: AccumulateLike = None,
     transform_or_fields: FieldsLike = ("y_true", "y_pred"),
+    *,
+    per: Per = None,
+    where: WhereLike = None,
 ) -> SpecT:
     """Accumulates a metric over each epoch, exactly, on the device.
+
+    If a model has several outputs, a metric by name is evaluated for each leaf of the prediction,
+    paired with the leaves of the target in order, as in a loss. Each value has the name of the
+    metric and the path of the leaf, such as ``accuracy/head`` or ``accuracy/0``. Other metrics get
+    targets and predictions as they are.
+
+    Sums, counts, minima and maxima of integers are exact integers, ``np.int64`` in
+    ``state.metrics`` if they do not keep their own dtype. Means of integers are ``np.float64``,
+    rounded once.
 
     Args:
         loop: The loop.
@@ -128,12 +140,22 @@ def metric(
             "running_min", "running_max", "last", or ``(acc, obs, i) -> acc``.
         transform_or_fields: Names of values that the step reports or, failing that, carries in its
             state. Or a function of both, merged into one dict, that returns the list of arguments.
+        per: What a function returns a value for. "example" means ``(batch, *rest)``, which is
+            weighted by example. "batch" means one value of any shape for the whole batch, which
+            counts for all its examples, or for the sum of their weights. By default, an array whose
+            first axis has the length of the batch has one value per example, also if that is by
+            chance. A scalar is one for the batch, and an error if the batch has weights or a mask.
+        where: Selects the examples that count: the name of a boolean mask ``(batch,)``, or a
+            function of what ``transform_or_fields`` gets that returns one, such as
+            ``lambda named: named["y_true"] >= 0``. The others get weight 0.
 
     Returns:
         A new loop with the metric.
 
     Raises:
         UnknownNameError: The metric or the accumulator is unknown.
+        ArgumentTypeError: An argument has the wrong type.
+        ArgumentError: ``per`` is not "example" or "batch", or the metric is not a function.
 
     Example:
         >>> import jaxloop as jl
@@ -142,7 +164,7 @@ def metric(
         >>> float(loop.run([1.0, 2.0, 3.0]).history[0]["mean"])
         2.0
     """
-    declared = declare(metric, name, accumulate, transform_or_fields)
+    declared = declare(metric, name, accumulate, transform_or_fields, per=per, where=where)
     kept = tuple(one for one in loop.metrics if one.name != declared.name)
     if len(kept) != len(loop.metrics):
         warnings.warn(

@@ -10,6 +10,7 @@ loop can carry them. `bind` also raises every error about names and shapes, befo
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ from jaxloop._core.types import PyTree
 from jaxloop.metrics import clu_protocol
 from jaxloop.metrics.accumulators import cast_like, strongly_typed, structures_differ
 from jaxloop.metrics.clu_protocol import CluMetric
-from jaxloop.metrics.declare import BatchMean, MetricSpec, built_in
+from jaxloop.metrics.declare import TAKES_PAIRS, BatchMean, MetricSpec, built_in
+from jaxloop.metrics.exact_int import is_exact
 from jaxloop.metrics.inputs import Inputs
-from jaxloop.metrics.metric import Metric
+from jaxloop.metrics.metric import Metric, updated
 from jaxloop.metrics.observations import (
     Observe,
     clu_keywords,
@@ -66,7 +68,7 @@ class Metrics:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the metrics, in the order in which they were declared."""
+        """The names of the values, in the order in which the metrics were declared."""
         return tuple(slot.name for slot in self.slots)
 
     def init(self) -> Accumulators:
@@ -108,7 +110,11 @@ class Metrics:
         }
 
     def compute(self, accs: Mapping[str, PyTree]) -> dict[str, PyTree]:
-        """Returns the value of each metric by name."""
+        """Returns the value of each metric by name.
+
+        Exact integers and their quotients are an `ExactInt` and an `ExactRatio`. `host_rows`
+        converts them.
+        """
         return {slot.name: slot.compute(accs[slot.name]) for slot in self.slots}
 
 
@@ -141,22 +147,70 @@ def bind(
     """
     last = {spec.name: spec for spec in specs}
     inputs = Inputs.of(outputs, step_state, batch).abstract()
-    slots = []
-    for spec in last.values():
-        slot = _bind_one(spec, inputs)
-        # One abstract update here raises its errors before the first step.
-        _eval_shape(functools.partial(_once, slot), inputs)
-        slots.append(slot)
-    return Metrics(tuple(slots))
+    slots = {}
+    for declared in last.values():
+        for spec in _of_each_output(declared, inputs):
+            slots[spec.name] = slot = _bind_one(spec, inputs)
+            # One abstract update here raises its errors before the first step.
+            _eval_shape(functools.partial(_once, slot), inputs)
+    return Metrics(tuple(slots.values()))
+
+
+def _of_each_output(spec: MetricSpec, inputs: Inputs) -> list[MetricSpec]:
+    """Returns a metric by name as one metric for each leaf of a prediction with several outputs.
+
+    Targets and predictions pair in order, as in a loss. The path of the prediction gives the name.
+    """
+    if not isinstance(spec.metric, str) or spec.metric in TAKES_PAIRS:
+        return [spec]
+    args = _eval_shape(lambda inputs: inputs.arguments(spec), inputs)
+    if jax.tree_util.all_leaves(args):
+        return [spec]
+    counts = [len(jax.tree.leaves(arg)) for arg in args]
+    if len(set(counts)) != 1:
+        raise errors.ShapeError(
+            f"{spec.title}: its arguments must have equally many outputs, got "
+            f"{' and '.join(map(str, counts))}",
+            fix="select the arrays with transform_or_fields=lambda named: [...], a list of the "
+            "target and the prediction",
+        )
+
+    def leaf(index: int, named: dict[str, PyTree]) -> list[PyTree]:
+        chosen = Inputs({}, named, None).arguments(spec)
+        return [jax.tree.leaves(argument)[index] for argument in chosen]
+
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(args[-1])]
+    return [
+        dataclasses.replace(
+            spec,
+            name=f"{spec.name}/{jax.tree_util.keystr(path, simple=True, separator='/')}",
+            fields=functools.partial(leaf, index),
+        )
+        for index, path in enumerate(paths)
+    ]
 
 
 def _bind_one(spec: MetricSpec, inputs: Inputs) -> _Slot:
+    if spec.where is not None:
+        weight = _eval_shape(lambda inputs: inputs.masked(spec).weight, inputs)
+        reported = {**inputs.reported, "sample_weight": weight}
+        slot = _bind_one(
+            dataclasses.replace(spec, where=None), dataclasses.replace(inputs, reported=reported)
+        )
+        return dataclasses.replace(
+            slot, update=lambda acc, inputs: slot.update(acc, inputs.masked(spec))
+        )
     metric = spec.metric
     if isinstance(metric, BatchMean):
         return _bind_observations(spec, observe_batch_mean(spec), inputs)
     if isinstance(metric, type):
+        cls = metric
+        keywords = _eval_shape(lambda inputs: clu_keywords(spec, cls, inputs)[0], inputs)
+        if inputs.weight is not None:
+            dtype = jnp.result_type(inputs.weight)
+            clu_protocol.check_weights(metric, keywords, dtype, spec.name)
         if spec.accumulate is None:
-            return _bind_clu(spec, metric, inputs)
+            return _bind_clu(spec, metric, keywords)
         return _bind_observations(spec, observe_clu(spec, metric), inputs)
     if isinstance(metric, str):
         metric = built_in(metric)
@@ -171,15 +225,13 @@ def _bind_one(spec: MetricSpec, inputs: Inputs) -> _Slot:
 
 def _bind_metric(spec: MetricSpec, metric: Metric) -> _Slot:
     def update(acc: PyTree, inputs: Inputs) -> PyTree:
-        return metric.update(acc, *inputs.arguments(spec), weight=inputs.weight)
+        return updated(metric, acc, inputs.arguments(spec), inputs.weight, spec.title)
 
     return _Slot(spec.name, metric.init, update, metric.merge, metric.compute)
 
 
-def _bind_clu(spec: MetricSpec, cls: type[CluMetric], inputs: Inputs) -> _Slot:
-    shapes = _eval_shape(
-        lambda inputs: clu_protocol.from_output(cls, clu_keywords(spec, cls, inputs)[0]), inputs
-    )
+def _bind_clu(spec: MetricSpec, cls: type[CluMetric], keywords: dict[str, PyTree]) -> _Slot:
+    shapes = jax.eval_shape(functools.partial(clu_protocol.from_output, cls), keywords)
     metric = clu_protocol.clu_metric(cls, shapes, spec.name)
 
     def update(acc: PyTree, inputs: Inputs) -> PyTree:
@@ -201,7 +253,7 @@ def _bind_observations(spec: MetricSpec, observe: Observe, inputs: Inputs) -> _S
         per_example = tuple(observation.per_example)
         return observation.value
 
-    shapes, structure = jax.tree.flatten(_eval_shape(value_of, inputs))
+    shapes, structure = jax.tree.flatten(_eval_shape(value_of, inputs), is_leaf=is_exact)
     kinds = per_example
     float_weights = is_float_weight(inputs.weight)
 
@@ -213,7 +265,7 @@ def _bind_observations(spec: MetricSpec, observe: Observe, inputs: Inputs) -> _S
 
     def update(acc: list[PyTree], inputs: Inputs) -> list[PyTree]:
         value, found, weights = observe(inputs)
-        leaves, found_structure = jax.tree.flatten(value)
+        leaves, found_structure = jax.tree.flatten(value, is_leaf=is_exact)
         if structures_differ(found_structure, structure):
             raise errors.ShapeError(
                 f"{spec.title} must return {structure} for every batch, got {found_structure}",
@@ -225,7 +277,7 @@ def _bind_observations(spec: MetricSpec, observe: Observe, inputs: Inputs) -> _S
             raise errors.ShapeError(
                 f"{spec.title} must return one value per example for all batches or for none, got "
                 "both",
-                fix="always return one value per example, or always return a scalar",
+                fix="pass per='example' or per='batch'",
             )
         return [
             reduction.update(old, leaf, kind, weights)
@@ -244,10 +296,17 @@ def _bind_observations(spec: MetricSpec, observe: Observe, inputs: Inputs) -> _S
 def _eval_shape(fn: Callable[[Inputs], _T], inputs: Inputs) -> _T:
     """Returns the shapes of ``fn(inputs)``. The batch is not traced, as only its axis is read."""
 
-    def of_values(reported: dict[str, PyTree], named: dict[str, PyTree]) -> _T:
-        return fn(Inputs(reported, named, inputs.batch))
+    # Lists, because JAX sorts the keys of a dict, and not all keys compare.
+    def of_values(reported: list[PyTree], named: list[PyTree]) -> _T:
+        return fn(
+            Inputs(
+                dict(zip(inputs.reported, reported, strict=True)),
+                dict(zip(inputs.named, named, strict=True)),
+                inputs.batch,
+            )
+        )
 
-    return jax.eval_shape(of_values, inputs.reported, inputs.named)
+    return jax.eval_shape(of_values, list(inputs.reported.values()), list(inputs.named.values()))
 
 
 def _once(slot: _Slot, inputs: Inputs) -> PyTree:

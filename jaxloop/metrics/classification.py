@@ -4,7 +4,8 @@
     acc = metric.update(metric.init(), y_true, y_pred)
 
 Invariant: every value is computed from exact counts, so it does not depend, to the last bit, on how
-the data are split into batches.
+the data are split into batches. If a prediction is NaN, it is not correct, and it is neither
+positive nor negative.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloop import errors
+from jaxloop._core.types import PyTree
+from jaxloop.metrics.exact_int import ExactInt, add_ints, count_limbs, is_x64, sum_ints, zero_int
 from jaxloop.metrics.exact_sum import (
     Pair,
     add_pairs,
     divide_pairs,
+    float_dtype,
     merge_pairs,
     sum_examples,
     sum_weights,
@@ -44,7 +48,8 @@ def accuracy(*, threshold: float = 0.5) -> Metric:
     Labels are class numbers ``(batch, *rest)`` or one-hot ``(batch, *rest, classes)``, and
     predictions are scores ``(batch, *rest, classes)``. Alternatively, both are one column,
     ``(batch,)`` or ``(batch, 1)``. The prediction is then the probability of class 1, or the class
-    itself if it is an integer.
+    itself if it is an integer. An example is wrong if one of its scores is NaN, or if its label is
+    no class, such as -1.
 
     Args:
         threshold: The probability above which a single column predicts class 1.
@@ -60,15 +65,17 @@ def accuracy(*, threshold: float = 0.5) -> Metric:
         0.5
     """
 
-    def correct(y_true: ArrayLike, y_pred: ArrayLike) -> jax.Array:
-        labels, scores = jnp.asarray(y_true), jnp.asarray(y_pred)
+    def correct(y_true: PyTree, y_pred: PyTree) -> jax.Array:
+        labels, scores = _arrays("accuracy", y_true, y_pred)
         if _is_column(scores) and _is_column(labels):
             labels, scores = _columns("accuracy", labels, scores)
             if jnp.issubdtype(scores.dtype, jnp.floating):
-                return (scores > threshold) == _positive(labels)
-            return jnp.equal(scores.astype(jnp.int32), labels.astype(jnp.int32))
+                positive = _widened(scores) > threshold
+                return (positive == _positive(labels)) & ~_is_nan(labels) & ~_is_nan(scores)
+            return _same_class(labels, scores)
         labels = _class_numbers("accuracy", labels, scores)
-        return jnp.equal(jnp.argmax(scores, axis=-1).astype(jnp.int32), labels)
+        predicted = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+        return _same_class(labels, predicted) & ~jnp.any(_is_nan(scores), axis=-1)
 
     return mean(correct, name="accuracy")
 
@@ -78,7 +85,7 @@ def top_k_categorical_accuracy(*, k: int = 5) -> Metric:
     """Makes a metric: the fraction of examples whose class has one of the ``k`` highest scores.
 
     If scores are equal, the lower class number ranks first, so constant scores do not count as
-    correct. If the score of the true class is NaN, the example counts as wrong.
+    correct. An example is wrong if one of its scores is NaN, or if its label is no class.
 
     Args:
         k: The number of classes that count, at least 1.
@@ -103,17 +110,18 @@ def top_k_categorical_accuracy(*, k: int = 5) -> Metric:
             fix="pass a whole number such as k=5",
         )
 
-    def correct(y_true: ArrayLike, y_pred: ArrayLike) -> jax.Array:
-        labels, scores = jnp.asarray(y_true), jnp.asarray(y_pred)
+    def correct(y_true: PyTree, y_pred: PyTree) -> jax.Array:
+        labels, scores = _arrays("top_k_categorical_accuracy", y_true, y_pred)
         labels = _class_numbers("top_k_categorical_accuracy", labels, scores)
         num_classes = scores.shape[-1]
-        exists = (labels >= 0) & (labels < num_classes)
-        index = jnp.where(exists, labels, 0)[..., None]
+        index = jnp.clip(labels.astype(jnp.int32), 0, num_classes - 1)
+        exists = _same_class(labels, index)
+        index = index[..., None]
         score = jnp.take_along_axis(scores, index, axis=-1)
         classes = jnp.arange(num_classes, dtype=jnp.int32).reshape((1,) * labels.ndim + (-1,))
         before = (scores > score) | ((scores == score) & (classes < index))
         rank = jnp.sum(before, axis=-1, dtype=jnp.int32)
-        return exists & (rank < k) & (score[..., 0] == score[..., 0])
+        return exists & (rank < k) & ~jnp.any(_is_nan(scores), axis=-1)
 
     return mean(correct, name="top_k_categorical_accuracy")
 
@@ -122,7 +130,7 @@ def top_k_categorical_accuracy(*, k: int = 5) -> Metric:
 def true_positives(*, threshold: float = 0.5) -> Metric:
     """Makes a metric: the number of positives predicted positive.
 
-    The value is int32, or float32 with float weights.
+    It is an exact integer, an ``np.int64`` in ``state.metrics``. With float weights, it is a float.
 
     Args:
         threshold: The score above which a prediction is positive.
@@ -137,7 +145,7 @@ def true_positives(*, threshold: float = 0.5) -> Metric:
 def false_positives(*, threshold: float = 0.5) -> Metric:
     """Makes a metric: the number of negatives predicted positive.
 
-    The value is int32, or float32 with float weights.
+    It is an exact integer, an ``np.int64`` in ``state.metrics``. With float weights, it is a float.
 
     Args:
         threshold: The score above which a prediction is positive.
@@ -152,7 +160,7 @@ def false_positives(*, threshold: float = 0.5) -> Metric:
 def true_negatives(*, threshold: float = 0.5) -> Metric:
     """Makes a metric: the number of negatives predicted negative.
 
-    The value is int32, or float32 with float weights.
+    It is an exact integer, an ``np.int64`` in ``state.metrics``. With float weights, it is a float.
 
     Args:
         threshold: The score above which a prediction is positive.
@@ -167,7 +175,7 @@ def true_negatives(*, threshold: float = 0.5) -> Metric:
 def false_negatives(*, threshold: float = 0.5) -> Metric:
     """Makes a metric: the number of positives predicted negative.
 
-    The value is int32, or float32 with float weights.
+    It is an exact integer, an ``np.int64`` in ``state.metrics``. With float weights, it is a float.
 
     Args:
         threshold: The score above which a prediction is positive.
@@ -237,38 +245,37 @@ def specificity(*, threshold: float = 0.5) -> Metric:
 
 
 def _count(name: str, threshold: float) -> Metric:
-    """Makes a count as an int32, and its float version for weights that are fractions.
+    """Makes a count as an exact integer, and its float version for weights that are fractions.
 
     The dtype of the value must be known before the weights are, so these are two metrics. If the
     weights are float, `bind` uses `Metric.weighted`.
     """
 
     def update(
-        acc: jax.Array, y_true: ArrayLike, y_pred: ArrayLike, *, weight: ArrayLike | None = None
-    ) -> jax.Array:
+        acc: ExactInt, y_true: PyTree, y_pred: PyTree, *, weight: ArrayLike | None = None
+    ) -> ExactInt:
         cell = _cell(name, name, y_true, y_pred, threshold)
         checked = check_weight(weight, cell.shape[0], name)
         if checked is not None and is_float_weight(checked):
             raise errors.ArgumentTypeError(
-                f"the weights of metric {name!r}, an int32 count, must be bool or integer, got "
+                f"the weights of metric {name!r}, a count, must be bool or integer, got "
                 f"{checked.dtype}",
                 fix=f"use {name}().weighted, or pass a bool or integer mask",
             )
-        if checked is None:
-            return acc + jnp.sum(cell, dtype=jnp.int32)
-        return acc + jnp.sum(jnp.where(cell, checked.astype(jnp.int32), 0), dtype=jnp.int32)
+        return add_ints(acc, sum_ints(cell, checked, len(acc.limbs)))
 
     def update_weighted(
-        acc: Pair, y_true: ArrayLike, y_pred: ArrayLike, *, weight: ArrayLike | None = None
+        acc: Pair, y_true: PyTree, y_pred: PyTree, *, weight: ArrayLike | None = None
     ) -> Pair:
         cell = _cell(name, name, y_true, y_pred, threshold)
         checked = check_weight(weight, cell.shape[0], name)
         return add_pairs(acc, sum_examples(cell, checked))
 
+    def init() -> ExactInt:
+        return zero_int(num_limbs=count_limbs())
+
     weighted = Metric(zero_pair, update_weighted, add_pairs, lambda acc: acc.hi, name)
-    return Metric(
-        lambda: jnp.zeros((), jnp.int32), update, jnp.add, lambda acc: acc, name, weighted
-    )
+    return Metric(init, update, add_ints, lambda acc: acc, name, weighted)
 
 
 def _ratio(name: str, numerator: str, rest: str, threshold: float) -> Metric:
@@ -277,8 +284,8 @@ def _ratio(name: str, numerator: str, rest: str, threshold: float) -> Metric:
 
     def update(
         acc: dict[str, Pair],
-        y_true: ArrayLike,
-        y_pred: ArrayLike,
+        y_true: PyTree,
+        y_pred: PyTree,
         *,
         weight: ArrayLike | None = None,
     ) -> dict[str, Pair]:
@@ -301,21 +308,56 @@ def _ratio(name: str, numerator: str, rest: str, threshold: float) -> Metric:
     return Metric(init, update, merge_pairs, compute, name)
 
 
-def _cell(
-    name: str, cell: str, y_true: ArrayLike, y_pred: ArrayLike, threshold: float
-) -> jax.Array:
-    labels, scores = _columns(name, jnp.asarray(y_true), jnp.asarray(y_pred))
+def _cell(name: str, cell: str, y_true: PyTree, y_pred: PyTree, threshold: float) -> jax.Array:
+    labels, scores = _columns(name, *_arrays(name, y_true, y_pred))
     label, prediction = _CELLS[cell]
-    if not jnp.issubdtype(scores.dtype, jnp.floating):
-        scores = scores.astype(jnp.float32)
-    predicted = scores > threshold
-    return (_positive(labels) == label) & (predicted == prediction)
+    predicted = _widened(scores) > threshold
+    in_cell = (_positive(labels) == label) & (predicted == prediction)
+    return in_cell & ~_is_nan(labels) & ~_is_nan(scores)
+
+
+def _arrays(name: str, y_true: PyTree, y_pred: PyTree) -> tuple[jax.Array, jax.Array]:
+    """Returns targets and predictions as arrays, and raises if they are several."""
+    for which, value in (("y_true", y_true), ("y_pred", y_pred)):
+        if not jax.tree_util.all_leaves([value]):
+            raise errors.ShapeError(
+                f"metric {name!r}: {which} must be one array, got a {type(value).__name__} of "
+                f"{len(jax.tree.leaves(value))}",
+                fix="select one with transform_or_fields=lambda named: [named['y_true'][...], "
+                f"named['y_pred'][...]], or pass the name {name!r} to evaluate each output",
+            )
+    return jnp.asarray(y_true), jnp.asarray(y_pred)
 
 
 def _positive(y_true: jax.Array) -> jax.Array:
     if y_true.dtype == jnp.bool_:
         return y_true
     return y_true > (0.5 if jnp.issubdtype(y_true.dtype, jnp.floating) else 0)
+
+
+def _is_nan(values: jax.Array) -> jax.Array:
+    if jnp.issubdtype(values.dtype, jnp.floating):
+        return jnp.isnan(values)
+    return jnp.zeros(values.shape, jnp.bool_)
+
+
+def _widened(scores: jax.Array) -> jax.Array:
+    # A threshold such as 0.3 would be rounded to the dtype of half-precision scores.
+    wide = scores.dtype == jnp.float64
+    return scores.astype(jnp.float64 if wide else float_dtype())
+
+
+def _same_class(labels: jax.Array, predicted: jax.Array) -> jax.Array:
+    """Compares class numbers of any dtypes. No cast wraps, and a fraction is no class."""
+    labels, predicted = _without_bools(labels), _without_bools(predicted)
+    if labels.dtype == predicted.dtype:
+        return labels == predicted
+    if any(jnp.issubdtype(x.dtype, jnp.floating) for x in (labels, predicted)):
+        return _widened(labels) == _widened(predicted)
+    wide = jnp.uint64 if is_x64() else jnp.uint32
+    # Equal bits mean equal numbers, unless only one of them can be negative.
+    same = labels.astype(wide) == predicted.astype(wide)
+    return same & ((labels < 0) == (predicted < 0))
 
 
 def _is_column(array: jax.Array) -> bool:
@@ -333,15 +375,20 @@ def _columns(name: str, y_true: jax.Array, y_pred: jax.Array) -> tuple[jax.Array
     return y_true.reshape(-1), y_pred.reshape(-1)
 
 
+def _without_bools(array: jax.Array) -> jax.Array:
+    return array.astype(jnp.int32) if array.dtype == jnp.bool_ else array
+
+
 def _class_numbers(name: str, y_true: jax.Array, y_pred: jax.Array) -> jax.Array:
-    """Returns the labels as int32 of the shape of ``y_pred`` without its last axis."""
+    """Returns the labels in the shape of ``y_pred`` without its last axis; -1 if there is none."""
     if y_pred.ndim >= 2:
         if y_true.shape == y_pred.shape:
-            return jnp.argmax(y_true, axis=-1).astype(jnp.int32)
+            label = jnp.argmax(y_true, axis=-1).astype(jnp.int32)
+            return jnp.where(jnp.any(_is_nan(y_true), axis=-1), -1, label)
         if y_true.shape == (*y_pred.shape[:-1], 1):
-            y_true = y_true[..., 0]
+            return y_true[..., 0]
         if y_true.shape == y_pred.shape[:-1]:
-            return y_true.astype(jnp.int32)
+            return y_true
     raise errors.ShapeError(
         f"metric {name!r}: the shapes of y_true and y_pred must fit, got {y_true.shape} and "
         f"{y_pred.shape}",

@@ -6,18 +6,20 @@
 
 Invariant: clu and metrax are never imported. jaxloop reads the signature of
 ``from_model_output`` and passes only the keywords that it declares, because metrax's methods accept
-no others.
+no others. A mask is always boolean, and weights go only to a class that takes weights. Floats of
+half precision are passed as float32, because a class sums them in their own dtype.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxloop import errors
 from jaxloop._core.types import PyTree
@@ -26,7 +28,8 @@ from jaxloop.metrics.metric import Metric
 
 _TRUE_NAMES = ("y_true", "labels", "targets")
 _PRED_NAMES = ("y_pred", "logits", "predictions")
-_WEIGHT_NAMES = ("mask", "sample_weight", "sample_weights", "weights")
+_MASK_NAME = "mask"
+_WEIGHT_NAMES = ("sample_weight", "sample_weights", "weights")
 
 
 class CluMetric(Protocol):
@@ -61,7 +64,7 @@ def model_output(
 
     Returns:
         The outputs by name, and the targets, predictions and weights under all their usual names.
-        Only keywords that ``from_model_output`` takes are included.
+        Only keywords that ``from_model_output`` takes are included. Rows of weight 0 hold no NaN.
 
     Raises:
         ArgumentError: A keyword is missing. The message lists the ones that exist.
@@ -75,8 +78,13 @@ def model_output(
             for alias in names:
                 if args is not None or alias not in known:
                     known[alias] = pair[position]
+    known = jax.tree.map(_widened, known)
     if weight is not None:
-        known.update(dict.fromkeys(_WEIGHT_NAMES, weight))
+        weights = jnp.asarray(weight)
+        present = weights.astype(jnp.bool_)
+        known = {key: _without_absent(key, value, present) for key, value in known.items()}
+        known.update(dict.fromkeys(_WEIGHT_NAMES, weights))
+        known[_MASK_NAME] = present
     parameters = inspect.signature(cls.from_model_output).parameters.values()
     taken = {p.name for p in parameters}
     required = [
@@ -93,14 +101,79 @@ def model_output(
         )
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return known
-    if weight is not None and not taken & set(_WEIGHT_NAMES):
-        # Without the weights, the padding of a batch would count as examples.
-        raise errors.ShapeError(
-            f"metric {name!r}: {cls.__name__}.from_model_output takes none of the arguments "
-            f"{', '.join(_WEIGHT_NAMES)}, got a batch with sample weights or a mask",
-            fix="use a metric that takes a mask, or drop_remainder=True instead of pad=True",
-        )
+    if weight is not None and not taken & {_MASK_NAME, *_WEIGHT_NAMES}:
+        raise _takes_none(cls, name)
     return {key: value for key, value in known.items() if key in taken}
+
+
+def check_weights(
+    cls: type[CluMetric], keywords: dict[str, PyTree], dtype: DTypeLike, name: str
+) -> None:
+    """Checks that a class reads the weights of a batch, and does not take weights for a mask.
+
+    Args:
+        cls: The class.
+        keywords: The result of `model_output`, or its shapes.
+        dtype: The dtype of the weights.
+        name: The name of the metric, for the error message.
+
+    Raises:
+        ShapeError: The class reads neither a mask nor weights.
+        ArgumentTypeError: The class only reads a mask, and the weights are numbers.
+    """
+    # A class may take any keyword and read few, so only its program shows what it reads.
+    program = jax.make_jaxpr(functools.partial(from_output, cls))(keywords).jaxpr
+    used = {id(v) for eqn in program.eqns for v in eqn.invars} | {id(v) for v in program.outvars}
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(keywords)]
+    read = {
+        path[0].key
+        for path, variable in zip(paths, program.invars, strict=True)
+        if id(variable) in used
+    }
+    if not read & {_MASK_NAME, *_WEIGHT_NAMES}:
+        raise _takes_none(cls, name)
+    if dtype != jnp.bool_ and not read & set(_WEIGHT_NAMES):
+        raise errors.ArgumentTypeError(
+            f"metric {name!r}: the weights must be a boolean mask, because "
+            f"{cls.__name__}.from_model_output takes no weights, got {dtype}",
+            fix="report sample_weight as bool if it is a mask, or use a metric that takes weights",
+        )
+
+
+def _takes_none(cls: type[CluMetric], name: str) -> errors.ShapeError:
+    # Without the weights, the padding of a batch would count as examples.
+    return errors.ShapeError(
+        f"metric {name!r}: {cls.__name__}.from_model_output takes none of the arguments "
+        f"{', '.join((_MASK_NAME, *_WEIGHT_NAMES))}, got a batch with sample weights or a mask",
+        fix="use a metric that takes a mask, or drop_remainder=True instead of pad=True",
+    )
+
+
+def _widened(value: ArrayLike) -> jax.Array:
+    array = jnp.asarray(value)
+    half = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
+    return array.astype(jnp.float32) if half else array
+
+
+def _without_absent(key: str, value: PyTree, present: jax.Array) -> PyTree:
+    """Replaces what a class could not weight by 0, because 0 * NaN is NaN."""
+    num = present.shape[0]
+    # An example that is present is one that the class can compute, unlike zeros inside a log.
+    first = jnp.argmax(present).astype(jnp.int32) if num else jnp.int32(0)
+    row = jnp.where(present, jnp.arange(num, dtype=jnp.int32), first)
+
+    def one(array: jax.Array) -> jax.Array:
+        if array.ndim == 0 or array.shape[0] != num:
+            return array
+        if key in _TRUE_NAMES + _PRED_NAMES:
+            return jnp.take(array, row, axis=0)
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            return array
+        # Another output may have a first axis of this length by chance, so its numbers stay.
+        shaped = present.reshape(present.shape + (1,) * (array.ndim - 1))
+        return jnp.where(shaped | jnp.isfinite(array), array, jnp.zeros((), array.dtype))
+
+    return jax.tree.map(one, value)
 
 
 def from_output(cls: type[CluMetric], keywords: dict[str, PyTree]) -> PyTree:
@@ -140,7 +213,8 @@ def clu_metric(cls: type[CluMetric], shapes: PyTree, name: str) -> Metric:
         ShapeError: Merging two instances gives other shapes.
     """
     twice = jax.eval_shape(merge, shapes, shapes)
-    if jax.tree.map(lambda x: x.shape, shapes) != jax.tree.map(lambda x: x.shape, twice):
+    # Leaf by leaf, because the class may have no `==`.
+    if [x.shape for x in jax.tree.leaves(shapes)] != [x.shape for x in jax.tree.leaves(twice)]:
         raise errors.ShapeError(
             f"metric {name!r}: the state of {cls.__name__} must have a fixed shape, got one that "
             "grows in merge and so cannot be carried through a compiled loop",

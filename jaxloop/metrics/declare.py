@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from jaxloop import errors, losses
 from jaxloop._core.types import PyTree
@@ -33,6 +33,12 @@ FieldsFn: TypeAlias = Callable[[dict[str, PyTree]], list[PyTree] | tuple[PyTree,
 FieldsLike: TypeAlias = str | Sequence[str] | FieldsFn
 """Names of outputs or parts of the step state, or a function that returns the arguments."""
 
+Per: TypeAlias = Literal["example", "batch"] | None
+"""Whether a function returns one value per example or one per batch. None decides by the shape."""
+
+WhereLike: TypeAlias = str | Callable[[dict[str, PyTree]], PyTree] | None
+"""The examples that count: the name of a boolean mask, or a function that returns one."""
+
 DEFAULT_FIELDS = ("y_true", "y_pred")
 
 _BUILT_INS: dict[str, Callable[[], Metric]] = {
@@ -51,6 +57,10 @@ _BUILT_INS: dict[str, Callable[[], Metric]] = {
 }
 
 
+TAKES_PAIRS = frozenset({"connectionist_temporal_classification", "margin_ranking"})
+"""The metrics by name for which a pair of arrays is one argument, and not two outputs."""
+
+
 @dataclass(frozen=True)
 class BatchMean:
     """The metric of a field that is already the weighted mean of its batch, such as the loss."""
@@ -65,12 +75,16 @@ class MetricSpec:
         metric: A name, a `Metric`, a function, a class with the CLU protocol, or `BatchMean`.
         accumulate: None, one of `reductions.NAMES`, or ``(acc, obs, i) -> acc``.
         fields: Names, or a function of outputs and step state, merged into one dict.
+        per: Whether a function returns one value per example or one per batch.
+        where: The name of a mask, a function that returns one, or None.
     """
 
     name: str
     metric: MetricLike | BatchMean
     accumulate: AccumulateLike = None
     fields: tuple[str, ...] | FieldsFn = DEFAULT_FIELDS
+    per: Per = None
+    where: WhereLike = None
 
     @property
     def title(self) -> str:
@@ -101,6 +115,9 @@ def declare(
     name: str | None = None,
     accumulate: AccumulateLike = None,
     transform_or_fields: FieldsLike = DEFAULT_FIELDS,
+    *,
+    per: Per = None,
+    where: WhereLike = None,
 ) -> MetricSpec:
     """Declares a metric, and raises every error that needs no data.
 
@@ -115,6 +132,9 @@ def declare(
             ``"last"``, or ``(acc, obs, i) -> acc``.
         transform_or_fields: Names of outputs or parts of the step state, or a function of both,
             merged into one dict, that returns the list of arguments.
+        per: "example" or "batch", what a function returns a value for. None decides by the shape.
+        where: The name of a boolean mask ``(batch,)``, or a function like ``transform_or_fields``
+            that returns one.
 
     Returns:
         The declared metric.
@@ -122,8 +142,8 @@ def declare(
     Raises:
         UnknownNameError: No metric or accumulator has this name.
         ArgumentTypeError: An argument has the wrong type.
-        ArgumentError: The metric has no usable name, or it is a loss without a value over a data
-            set.
+        ArgumentError: The metric has no usable name, it is a loss without a value over a data set,
+            or ``per`` is not for this metric.
 
     Example:
         >>> declare("accuracy").name
@@ -153,6 +173,8 @@ def declare(
         _resolved(metric, loss, accumulated),
         accumulated,
         fields,
+        _checked_per(metric, per),
+        _checked_where(where),
     )
 
 
@@ -233,4 +255,29 @@ def _checked_fields(fields: FieldsLike) -> tuple[str, ...] | FieldsFn:
     raise errors.ArgumentTypeError(
         f"transform_or_fields must be names of outputs or a function, got {fields!r}",
         fix="pass names such as ('y_true', 'y_pred')",
+    )
+
+
+def _checked_per(metric: MetricLike, per: object) -> Per:
+    if per is None:
+        return None
+    if per != "example" and per != "batch":
+        raise errors.ArgumentError(
+            f"per must be 'example', 'batch' or None, got {per!r}",
+            fix="pass per='example' if the function returns one value per example, or per='batch'",
+        )
+    if isinstance(metric, str | Metric) or inspect.isclass(metric):
+        raise errors.ArgumentError(
+            f"per={per!r} must be given with a function, got the metric {metric!r}",
+            fix="leave out per=, because a metric that is not a function decides this itself",
+        )
+    return per
+
+
+def _checked_where(where: WhereLike) -> WhereLike:
+    if where is None or isinstance(where, str) or callable(where):
+        return where
+    raise errors.ArgumentTypeError(
+        f"where must be the name of a mask or a function that returns one, got {where!r}",
+        fix="pass a function such as lambda named: named['y_true'] >= 0",
     )

@@ -1,11 +1,11 @@
-"""Sums that do not lose small numbers: pairs of float32 with about twice the precision of one.
+"""Sums that do not lose small numbers: pairs of floats with about twice the precision of one.
 
     total = zero_pair()
     total = add_pairs(total, sum_examples(values, weight))
     mean = divide_pairs(total, sum_weights(weight, len(values)), empty=jnp.nan)
 
-Invariant: a pair counts exactly up to 2**48, and the order in which the batches arrive changes a
-sum by rounding only.
+The floats are float32, or float64 if x64 is enabled. Invariant: a pair counts exactly up to 2**48
+(2**106 with float64), and the order in which the batches arrive changes a sum by rounding only.
 """
 
 from __future__ import annotations
@@ -17,22 +17,36 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxloop._core.types import PyTree
+from jaxloop.metrics.exact_int import (
+    ExactInt,
+    is_integer,
+    is_x64,
+    negate_int,
+    sum_ints,
+    sum_limbs,
+    where_int,
+)
 
 
 class Pair(NamedTuple):
-    """The unevaluated sum ``hi + lo`` of two float32 numbers, where ``hi`` is the rounded sum.
+    """The unevaluated sum ``hi + lo`` of two floats, where ``hi`` is the rounded sum.
 
-    A pair holds every integer below 2**48 exactly, while a float32 stops counting at 2**24. If the
-    sum is infinite or NaN, ``hi`` alone holds it.
+    A pair of float32 holds every integer below 2**48 exactly, while a float32 stops counting at
+    2**24. If the sum is infinite or NaN, ``hi`` alone holds it.
     """
 
     hi: jax.Array
     lo: jax.Array
 
 
+def float_dtype() -> jnp.dtype:
+    """Returns JAX's default float dtype: float32, or float64 if x64 is enabled."""
+    return jnp.dtype(jnp.float64 if is_x64() else jnp.float32)
+
+
 def zero_pair(shape: tuple[int, ...] = ()) -> Pair:
     """Returns the empty sum."""
-    return Pair(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32))
+    return Pair(jnp.zeros(shape, float_dtype()), jnp.zeros(shape, float_dtype()))
 
 
 def add_pairs(a: Pair, b: Pair) -> Pair:
@@ -58,7 +72,7 @@ def merge_pairs(a: PyTree, b: PyTree) -> PyTree:
 
 
 def divide_pairs(numerator: Pair, denominator: Pair, empty: float) -> jax.Array:
-    """Returns ``numerator / denominator`` as float32, or ``empty`` where the denominator is 0."""
+    """Returns ``numerator / denominator`` as a float, or ``empty`` where the denominator is 0."""
     some = denominator.hi != 0
     return jnp.where(some, numerator.hi / jnp.where(some, denominator.hi, 1), empty)
 
@@ -68,7 +82,25 @@ def pair_of_int(value: jax.Array | int) -> Pair:
     number = jnp.asarray(value, jnp.int32)
     # The 12 low bits and the rest each fit into the 24 bits of a float32. The whole may not.
     low = number & 0xFFF
-    return Pair(*_fast_two_sum((number - low).astype(jnp.float32), low.astype(jnp.float32)))
+    dtype = float_dtype()
+    return Pair(*_fast_two_sum((number - low).astype(dtype), low.astype(dtype)))
+
+
+def pair_of_exact(value: ExactInt) -> Pair:
+    """Returns integers as a pair, which is exact for those that a pair can hold."""
+    dtype = float_dtype()
+    negative = value.limbs[-1] >> 31 == 1
+    magnitude = where_int(negative, negate_int(value), value)
+    hi = lo = jnp.zeros(value.shape, dtype)
+    # From the top down, so that `hi` is 0 or larger than the next digit.
+    for index in range(len(value.limbs) - 1, -1, -1):
+        limb = magnitude.limbs[index]
+        for shift, digit in ((16, limb >> 16), (0, limb & 0xFFFF)):
+            scale = jnp.asarray(2.0 ** (32 * index + shift), dtype)
+            hi, rest = _fast_two_sum(hi, digit.astype(dtype) * scale)
+            lo += rest
+    hi, lo = _fast_two_sum(hi, lo)
+    return Pair(jnp.where(negative, -hi, hi), jnp.where(negative, -lo, lo))
 
 
 def sum_examples(values: jax.Array, weight: jax.Array | None) -> Pair:
@@ -81,20 +113,22 @@ def sum_examples(values: jax.Array, weight: jax.Array | None) -> Pair:
     Returns:
         A pair of shape ``rest``.
     """
+    is_int = values.dtype == jnp.bool_ or is_integer(values.dtype)
     if weight is not None:
+        if is_int and is_integer(weight.dtype):
+            return pair_of_exact(sum_ints(values, weight, sum_limbs()))
         shaped = weight.reshape(weight.shape + (1,) * (values.ndim - 1))
         # `where` and not a product, because 0 * NaN is NaN.
         values = jnp.where(shaped.astype(jnp.bool_), values, jnp.zeros((), values.dtype))
         if weight.dtype != jnp.bool_:
-            values = _times(values, shaped)
-    if values.dtype == jnp.bool_ or (
-        jnp.issubdtype(values.dtype, jnp.integer) and values.dtype.itemsize <= 1
-    ):
+            values = values.astype(float_dtype()) * shaped.astype(float_dtype())
+            is_int = False
+    if is_int and values.dtype.itemsize <= 1:
         # The int32 sum of one-byte integers is exact for up to 2**23 examples.
         return pair_of_int(jnp.sum(values, axis=0, dtype=jnp.int32))
-    high, low = _split(values)
-    total = _sum_floats(high)
-    return total if low is None else add_pairs(total, _sum_floats(low))
+    if is_int:
+        return pair_of_exact(sum_ints(values, None, sum_limbs()))
+    return _sum_floats(values.astype(float_dtype()))
 
 
 def sum_weights(weight: jax.Array | None, num_examples: int) -> Pair:
@@ -117,35 +151,8 @@ def _fast_two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     return total, b - (total - a)
 
 
-def _times(values: jax.Array, weight: jax.Array) -> jax.Array:
-    # The dtype is chosen here, because under strict promotion `promote_types` refuses to mix.
-    wide = jnp.dtype(jnp.float32)
-    if values.dtype == jnp.float64 or weight.dtype == jnp.float64:
-        wide = jnp.dtype(jnp.float64)
-    is_int = [
-        jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == jnp.bool_ for x in (values, weight)
-    ]
-    dtype = jnp.dtype(jnp.int32) if all(is_int) else wide
-    return values.astype(dtype) * weight.astype(dtype)
-
-
-def _split(values: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """Returns values as float32, or as a sum of two float32 where one cannot hold them."""
-    dtype = values.dtype
-    if jnp.issubdtype(dtype, jnp.integer):
-        if dtype.itemsize <= 2:
-            return values.astype(jnp.float32), None
-        low = values & jnp.asarray(0xFFF, dtype)
-        return (values - low).astype(jnp.float32), low.astype(jnp.float32)
-    if dtype.itemsize <= 4:
-        return values.astype(jnp.float32), None
-    high = values.astype(jnp.float32)
-    rest = jnp.where(jnp.isfinite(high), values - high.astype(dtype), 0)
-    return high, rest.astype(jnp.float32)
-
-
 def _sum_floats(values: jax.Array) -> Pair:
-    """Returns the sum of float32 values over the first axis, with about twice their precision.
+    """Returns the sum of floats over the first axis, with about twice their precision.
 
     Every value is cut at the same power of two. The cut is so high that the sum of the upper parts
     is exact in any order of summation, and only the small lower parts round.
@@ -158,15 +165,24 @@ def _sum_floats(values: jax.Array) -> Pair:
     if num == 1:
         return Pair(values[0], jnp.zeros_like(values[0]))
     largest = jnp.max(jnp.abs(values), axis=0, keepdims=True)
+    wide = values.dtype == jnp.float64
+    bits, mantissa, limit = (jnp.int64, 52, 2047) if wide else (jnp.int32, 23, 255)
     # 2**(exponent + 1) > largest. The sum of num values needs one more bit, and one is spare.
-    exponent = lax.bitcast_convert_type(largest, jnp.int32) >> 23
+    exponent = lax.bitcast_convert_type(largest, bits) >> mantissa
     exponent = exponent + 2 + (num - 1).bit_length()
-    # If the cut is too large for float32 (huge, infinite or NaN values), the sum is a plain one.
-    fits = exponent < 255
-    cut = lax.bitcast_convert_type(jnp.where(fits, exponent, 0) << 23, jnp.float32)
+    # If the cut is too large for the dtype (huge, infinite or NaN values), the sum is a plain one.
+    fits = exponent < limit
+    cut = lax.bitcast_convert_type(jnp.where(fits, exponent, 0) << mantissa, values.dtype)
     upper = (values + cut) - cut
     lower = jnp.where(fits, values - upper, 0)
-    return add_pairs(
-        Pair(jnp.sum(upper, axis=0), jnp.zeros_like(cut[0])),
-        Pair(jnp.sum(lower, axis=0), jnp.zeros_like(cut[0])),
-    )
+    zero = jnp.zeros((), values.dtype)
+    # One reduction for both. In two, XLA may compute `upper` twice, once with `values` contracted
+    # into a fused multiply-add and once without. The two then differ by a unit of `upper`.
+    totals = lax.reduce((upper, lower), (zero, zero), _add_both, (0,))
+    return add_pairs(*(Pair(total, jnp.zeros_like(total)) for total in totals))
+
+
+def _add_both(
+    a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return a[0] + b[0], a[1] + b[1]

@@ -43,9 +43,12 @@ class Inputs:
 
     def abstract(self) -> Inputs:
         """Returns the same inputs with `jax.ShapeDtypeStruct` in place of arrays."""
-        return Inputs(
-            jax.tree.map(_shape_of, self.reported), jax.tree.map(_shape_of, self.named), self.batch
+        # Value by value, because JAX sorts the keys of a dict, and not all keys compare.
+        reported, named = (
+            {name: jax.tree.map(_shape_of, value) for name, value in values.items()}
+            for values in (self.reported, self.named)
         )
+        return Inputs(reported, named, self.batch)
 
     @property
     def weight(self) -> ArrayLike | None:
@@ -72,6 +75,35 @@ class Inputs:
             if field not in self.named:
                 raise errors.unknown_name(f"field of {spec.title}", field, map(str, self.named))
         return tuple(self.named[field] for field in spec.fields)
+
+    def masked(self, spec: MetricSpec) -> Inputs:
+        """Returns the inputs with weight 0 for the examples that ``where`` leaves out.
+
+        Raises:
+            UnknownNameError: ``where`` is neither reported nor carried.
+            ArgumentTypeError: ``where`` is not boolean.
+            ShapeError: ``where`` does not have the shape of the weights.
+        """
+        if spec.where is None:
+            return self
+        if not callable(spec.where) and spec.where not in self.named:
+            raise errors.unknown_name(f"where of {spec.title}", spec.where, map(str, self.named))
+        found = spec.where(self.named) if callable(spec.where) else self.named[spec.where]
+        mask, weight = jnp.asarray(found), self.weight
+        if mask.dtype != jnp.bool_:
+            raise errors.ArgumentTypeError(
+                f"where of {spec.title} must be boolean, got {mask.dtype}",
+                fix="return a comparison such as named['y_true'] >= 0",
+            )
+        if weight is not None and jnp.shape(weight) != mask.shape:
+            raise errors.ShapeError(
+                f"where of {spec.title} must have the shape of the weights {jnp.shape(weight)}, "
+                f"got {mask.shape}",
+                fix="return one bool per example",
+            )
+        if weight is not None:
+            mask = jnp.where(mask, weight, jnp.zeros((), jnp.result_type(weight)))
+        return Inputs({**self.reported, "sample_weight": mask}, self.named, self.batch)
 
     def num_examples(self, args: PyTree) -> int:
         """Returns the length of the batch axis of the weights, the arguments or the batch."""

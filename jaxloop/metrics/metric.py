@@ -12,6 +12,7 @@ even if their value is NaN.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,13 +20,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxloop import losses
+from jaxloop import errors, losses
 from jaxloop._core.types import PyTree
+from jaxloop.metrics.exact_int import is_integer, sum_ints, sum_limbs
 from jaxloop.metrics.exact_sum import (
     Pair,
     add_pairs,
     divide_pairs,
+    float_dtype,
     merge_pairs,
+    pair_of_exact,
     sum_examples,
     sum_weights,
     zero_pair,
@@ -39,12 +43,14 @@ class Metric:
 
     Attributes:
         init: ``() -> acc``.
-        update: ``(acc, *values, weight=None) -> acc``, with ``weight`` of shape ``(batch,)``.
+        update: ``(acc, *values, weight=None) -> acc``, with ``weight`` of shape ``(batch,)``. An
+            update without the argument ``weight`` works for batches that have no weights and no
+            mask, and is an error for others.
         merge: ``(acc, acc) -> acc``.
         compute: ``acc -> value``, a pytree.
         name: The name of the metric if you give no other.
         weighted: The metric to use with float weights, if it is a different one. A count, for
-            example, is int32 without weights and float32 with them.
+            example, is an exact integer without weights and a float with them.
 
     Example:
         >>> import jax.numpy as jnp
@@ -66,6 +72,35 @@ class Metric:
     weighted: Metric | None = None
 
 
+def updated(
+    metric: Metric, acc: PyTree, args: tuple[PyTree, ...], weight: ArrayLike | None, title: str
+) -> PyTree:
+    """Returns ``metric.update(acc, *args, weight=weight)``; ``update`` may have no ``weight``.
+
+    Raises:
+        ArgumentError: The batch has weights, and ``update`` does not take them.
+    """
+    if _takes_weight(metric.update):
+        return metric.update(acc, *args, weight=weight)
+    if weight is not None:
+        # Without the weights, the padding of a batch would count as examples.
+        raise errors.ArgumentError(
+            f"{title}: update must take weight= when the batch has sample weights or a mask, got "
+            "an update without it",
+            fix="give update the keyword weight=None, of shape (batch,), and leave out examples of "
+            "weight 0",
+        )
+    return metric.update(acc, *args)
+
+
+def _takes_weight(update: Callable[..., PyTree]) -> bool:
+    try:
+        parameters = inspect.signature(update).parameters.values()
+    except ValueError:  # a builtin has no signature
+        return True
+    return any(p.name == "weight" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
 def mean(values_fn: Callable[..., ArrayLike], *, name: str = "") -> Metric:
     """Makes a metric that averages the values of a function over all examples.
 
@@ -76,7 +111,8 @@ def mean(values_fn: Callable[..., ArrayLike], *, name: str = "") -> Metric:
         name: The name of the metric.
 
     Returns:
-        A metric whose value is a float32 scalar, and NaN before the first update.
+        A metric whose value is a float32 scalar (float64 if x64 is enabled), and NaN before the
+        first update.
 
     Example:
         >>> import jax.numpy as jnp
@@ -103,10 +139,7 @@ def mean(values_fn: Callable[..., ArrayLike], *, name: str = "") -> Metric:
         else:
             checked = check_weight(weight, result.shape[0], name or "mean")
         if result.ndim > 1:
-            result = jnp.mean(
-                result.astype(jnp.float64 if result.dtype == jnp.float64 else jnp.float32),
-                axis=tuple(range(1, result.ndim)),
-            )
+            result = _trailing_mean(result)
         return {
             "sum": add_pairs(acc["sum"], sum_examples(result, checked)),
             "weight": add_pairs(acc["weight"], sum_weights(checked, result.shape[0])),
@@ -116,3 +149,13 @@ def mean(values_fn: Callable[..., ArrayLike], *, name: str = "") -> Metric:
         return divide_pairs(acc["sum"], acc["weight"], jnp.nan)
 
     return Metric(init, update, merge_pairs, compute, name)
+
+
+def _trailing_mean(values: jax.Array) -> jax.Array:
+    """Returns the mean over all axes but the first, as floats."""
+    if values.dtype != jnp.bool_ and not is_integer(values.dtype):
+        axes = tuple(range(1, values.ndim))
+        return jnp.mean(values.astype(float_dtype()), axis=axes)
+    flat = values.reshape(values.shape[0], -1)
+    total = pair_of_exact(sum_ints(flat.T, None, sum_limbs()))
+    return total.hi / flat.shape[1]

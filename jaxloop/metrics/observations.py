@@ -3,8 +3,9 @@
     observe = observe_function(declare(top, accumulate="running_max"), top)
     value, per_example, weights = observe(inputs)
 
-Invariant: whether a leaf has one value per example or one for its batch follows from its shape, and
-a scalar is rejected if the weights of the examples would change it.
+Invariant: whether a leaf has one value per example or one for its batch is what ``per`` says, or
+else follows from its shape. By default, a scalar is rejected if the weights of the examples would
+change it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from jaxloop._core.types import PyTree
 from jaxloop.metrics import clu_protocol
 from jaxloop.metrics.clu_protocol import CluMetric
 from jaxloop.metrics.declare import DEFAULT_FIELDS, MetricSpec
+from jaxloop.metrics.exact_int import is_exact
 from jaxloop.metrics.inputs import Inputs
-from jaxloop.metrics.metric import Metric
+from jaxloop.metrics.metric import Metric, updated
 from jaxloop.metrics.weights import BatchWeights, batch_weights, scalar_with_weights
 
 
@@ -44,33 +46,51 @@ Observe = Callable[[Inputs], Observation]
 
 def observe_function(spec: MetricSpec, fn: Callable[..., PyTree]) -> Observe:
     """Observes what a function returns: values per example, or one value for the batch."""
-    # "last" and accumulate functions do not average over examples, so they may take a scalar even
-    # if the batch has weights.
-    takes_scalars = spec.accumulate == "last" or callable(spec.accumulate)
 
     def observe(inputs: Inputs) -> Observation:
         args = inputs.arguments(spec)
         weights = batch_weights(inputs.weight, inputs.num_examples(args), spec.title)
         value = jax.tree.map(jnp.asarray, fn(*args))
-        per_example = []
-        for leaf in jax.tree.leaves(value):
-            if leaf.ndim == 0:
-                if inputs.weight is not None and not takes_scalars:
-                    raise scalar_with_weights(spec.name)
-                per_example.append(False)
-            elif leaf.shape[0] == weights.num_examples:
-                per_example.append(True)
-            elif callable(spec.accumulate):
-                per_example.append(False)
-            else:
-                raise errors.ShapeError(
-                    f"{spec.title} must return one value per example or a scalar, got shape "
-                    f"{leaf.shape} for a batch of {weights.num_examples} examples",
-                    fix="return one value per example, or a scalar",
-                )
+        per_example = [_is_per_example(spec, leaf, weights) for leaf in jax.tree.leaves(value)]
         return Observation(value, per_example, weights)
 
     return observe
+
+
+def _is_per_example(spec: MetricSpec, leaf: jax.Array, weights: BatchWeights) -> bool:
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        raise errors.ShapeError(
+            f"{spec.title} must return real numbers, got {leaf.dtype}",
+            fix="return the real part, or the absolute value",
+        )
+    if spec.per == "batch":
+        return False
+    if leaf.ndim and leaf.shape[0] == weights.num_examples:
+        return True
+    if spec.per == "example":
+        raise errors.ShapeError(
+            f"{spec.title} must return one value per example, as per='example' says, got shape "
+            f"{leaf.shape} for a batch of {weights.num_examples} examples",
+            fix="return one value per example, or pass per='batch'",
+        )
+    # "last" and accumulate functions do not average over examples, so they may take a scalar even
+    # if the batch has weights.
+    if leaf.ndim == 0:
+        if (
+            weights.weight is not None
+            and spec.accumulate != "last"
+            and not callable(spec.accumulate)
+        ):
+            raise scalar_with_weights(spec.name)
+        return False
+    if callable(spec.accumulate):
+        return False
+    raise errors.ShapeError(
+        f"{spec.title} must return one value per example or a scalar, got shape {leaf.shape} for "
+        f"a batch of {weights.num_examples} examples",
+        fix="return one value per example, or pass per='batch' if the array is one value of the "
+        "batch",
+    )
 
 
 def observe_metric(spec: MetricSpec, metric: Metric) -> Observe:
@@ -78,7 +98,8 @@ def observe_metric(spec: MetricSpec, metric: Metric) -> Observe:
 
     def observe(inputs: Inputs) -> Observation:
         args = inputs.arguments(spec)
-        value = metric.compute(metric.update(metric.init(), *args, weight=inputs.weight))
+        acc = updated(metric, metric.init(), args, inputs.weight, spec.title)
+        value = metric.compute(acc)
         return _one_value(spec, value, inputs, inputs.num_examples(args))
 
     return observe
@@ -125,4 +146,4 @@ def clu_keywords(
 def _one_value(spec: MetricSpec, value: PyTree, inputs: Inputs, num_examples: int) -> Observation:
     value = jax.tree.map(jnp.asarray, value)
     weights = batch_weights(inputs.weight, num_examples, spec.title)
-    return Observation(value, [False] * len(jax.tree.leaves(value)), weights)
+    return Observation(value, [False] * len(jax.tree.leaves(value, is_leaf=is_exact)), weights)

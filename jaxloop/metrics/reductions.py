@@ -6,15 +6,15 @@
     result = reduction.compute(acc)
 
 An observation is one array, either one value per example or one value for its batch. Invariant:
-examples and batches of weight 0 add nothing, and before the first update every floating-point
-result is NaN.
+examples and batches of weight 0 add nothing, integers are exact, half-precision floats are
+accumulated as float32, and before the first update every floating-point result is NaN.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,25 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxloop import errors
 from jaxloop._core.types import PyTree
+from jaxloop.metrics.exact_int import (
+    ExactInt,
+    ExactRatio,
+    add_ints,
+    exact_int,
+    extreme_int,
+    is_integer,
+    less_int,
+    multiply_ints,
+    sum_ints,
+    sum_limbs,
+    where_int,
+    zero_int,
+)
 from jaxloop.metrics.exact_sum import (
     Pair,
     add_pairs,
     divide_pairs,
-    merge_pairs,
+    float_dtype,
     sum_examples,
     zero_pair,
 )
@@ -41,11 +55,15 @@ NAMES: tuple[str, ...] = get_args(AccumulateName)
 AccumulateFn = Callable[[jax.Array, jax.Array, jax.Array], ArrayLike]
 """``(acc, observation, iteration) -> acc``."""
 
+Observed = jax.Array | ExactInt
+"""An observation. Only a `Metric` that counts is observed as an `ExactInt`, one for its batch."""
+
+Shape = jax.ShapeDtypeStruct | ExactInt
+"""The shape and dtype of an observation; an `ExactInt` holds those of its limbs."""
+
 
 class _Init(Protocol):
-    def __call__(
-        self, shape: jax.ShapeDtypeStruct, per_example: bool, float_weights: bool
-    ) -> PyTree: ...
+    def __call__(self, shape: Shape, per_example: bool, float_weights: bool) -> PyTree: ...
 
 
 @dataclass(frozen=True)
@@ -53,17 +71,17 @@ class Reduction:
     """A way to reduce the observations of one leaf to one value.
 
     Attributes:
-        init: ``(shape, per_example, float_weights) -> acc``, where ``shape`` is the
-            `jax.ShapeDtypeStruct` of an observation, including the batch axis if it has one.
+        init: ``(shape, per_example, float_weights) -> acc``, where ``shape`` is that of an
+            observation, including the batch axis if it has one.
         update: ``(acc, observation, per_example, weights) -> acc``.
         merge: ``(acc, later_acc) -> acc``.
         compute: ``acc -> value``.
     """
 
     init: _Init
-    update: Callable[[PyTree, jax.Array, bool, BatchWeights], PyTree]
+    update: Callable[[PyTree, Observed, bool, BatchWeights], PyTree]
     merge: Callable[[PyTree, PyTree], PyTree]
-    compute: Callable[[PyTree], jax.Array]
+    compute: Callable[[PyTree], PyTree]
 
 
 def reduction_of(accumulate: str | AccumulateFn) -> Reduction:
@@ -79,87 +97,124 @@ def reduction_of(accumulate: str | AccumulateFn) -> Reduction:
     }[accumulate]
 
 
-def _is_integer(dtype: DTypeLike) -> bool:
-    return bool(jnp.issubdtype(dtype, jnp.integer)) or dtype == jnp.bool_
+def _is_discrete(shape: Shape | Observed) -> bool:
+    """Returns whether an observation is an integer or a bool, whose sums are exact integers."""
+    return is_integer(shape.dtype) or shape.dtype == jnp.bool_
 
 
-def _rest(shape: jax.ShapeDtypeStruct, per_example: bool) -> tuple[int, ...]:
+def _rest(shape: Shape, per_example: bool) -> tuple[int, ...]:
     return tuple(shape.shape[1:]) if per_example else tuple(shape.shape)
 
 
-def _or_nan(seen: jax.Array, value: jax.Array) -> jax.Array:
+def _or_nan(seen: jax.Array, value: PyTree) -> PyTree:
     # Integers have no NaN, so before the first update an integer shows its start value.
-    return value if _is_integer(value.dtype) else jnp.where(seen, value, jnp.nan)
+    if isinstance(value, ExactInt) or _is_discrete(value):
+        return value
+    return jnp.where(seen, value, jnp.nan)
 
 
-def _one_value(value: jax.Array, weights: BatchWeights) -> Pair:
-    """Returns a batch's one value as a pair, or 0 if its weights are all 0."""
-    value = jnp.where(weights.present, value, jnp.zeros((), value.dtype))
-    return sum_examples(value[None], None)
+def _wide_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """Returns float32 for half-precision floats, and any other dtype unchanged."""
+    half = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4
+    return jnp.dtype(jnp.float32) if half else jnp.dtype(dtype)
+
+
+def _add(a: Pair | ExactInt, b: Pair | ExactInt) -> Pair | ExactInt:
+    if isinstance(a, Pair) and isinstance(b, Pair):
+        return add_pairs(a, b)
+    assert isinstance(a, ExactInt) and isinstance(b, ExactInt)
+    return add_ints(a, b)
+
+
+def _zero(rest: tuple[int, ...], *, exact: bool) -> Pair | ExactInt:
+    return zero_int(rest, num_limbs=sum_limbs()) if exact else zero_pair(rest)
+
+
+def _where(condition: jax.Array, a: PyTree, b: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
 # --- average -------------------------------------------------------------------------------------
 
 
-def _average_init(shape: jax.ShapeDtypeStruct, per_example: bool, float_weights: bool) -> PyTree:
-    return {"sum": zero_pair(_rest(shape, per_example)), "weight": zero_pair()}
+def _averages_exactly(shape: Shape, float_weights: bool) -> bool:
+    # The mean of bools is a fraction such as an accuracy, for which a float is precise enough.
+    return is_integer(shape.dtype) and not float_weights
+
+
+def _average_init(shape: Shape, per_example: bool, float_weights: bool) -> PyTree:
+    exact = _averages_exactly(shape, float_weights)
+    return {"sum": _zero(_rest(shape, per_example), exact=exact), "weight": _zero((), exact=exact)}
+
+
+def _weighted(exact: bool, value: Observed, per_example: bool, weights: BatchWeights) -> PyTree:
+    """Returns the accumulator of one batch."""
+    if exact:
+        weight = weights.weight
+        ones = jnp.ones(weights.num_examples, jnp.bool_) if weight is None else weight
+        total = sum_ints(ones, None, sum_limbs())
+        if per_example:
+            assert not isinstance(value, ExactInt)
+            return {"sum": sum_ints(value, weight, sum_limbs()), "weight": total}
+        number = exact_int(value, sum_limbs())
+        factor = jax.tree.map(lambda x: jnp.broadcast_to(x, number.shape), total)
+        return {"sum": multiply_ints(number, factor), "weight": total}
+    assert not isinstance(value, ExactInt)
+    if per_example:
+        return {"sum": sum_examples(value, weights.weight), "weight": weights.total}
+    return {"sum": sum_examples(value[None], weights.total.hi[None]), "weight": weights.total}
 
 
 def _average_update(
-    acc: PyTree, value: jax.Array, per_example: bool, weights: BatchWeights
+    acc: PyTree, value: Observed, per_example: bool, weights: BatchWeights
 ) -> PyTree:
-    if per_example:
-        new = sum_examples(value, weights.weight)
-    else:
-        new = sum_examples(value[None], weights.total.hi[None])
-    return {
-        "sum": add_pairs(acc["sum"], new),
-        "weight": add_pairs(acc["weight"], weights.total),
-    }
+    new = _weighted(isinstance(acc["sum"], ExactInt), value, per_example, weights)
+    return _average_merge(acc, new)
 
 
-_AVERAGE = Reduction(
-    _average_init,
-    _average_update,
-    merge_pairs,
-    lambda acc: divide_pairs(acc["sum"], acc["weight"], jnp.nan),
-)
+def _average_merge(a: PyTree, b: PyTree) -> PyTree:
+    return {name: _add(a[name], b[name]) for name in ("sum", "weight")}
+
+
+def _average_compute(acc: PyTree) -> PyTree:
+    if isinstance(acc["sum"], ExactInt):
+        return ExactRatio(acc["sum"], acc["weight"])
+    return divide_pairs(acc["sum"], acc["weight"], jnp.nan)
+
+
+_AVERAGE = Reduction(_average_init, _average_update, _average_merge, _average_compute)
 
 
 # --- sum -----------------------------------------------------------------------------------------
 
 
-def _sum_init(shape: jax.ShapeDtypeStruct, per_example: bool, float_weights: bool) -> PyTree:
-    rest = _rest(shape, per_example)
-    integer = _is_integer(shape.dtype) and not (float_weights and per_example)
-    total = jnp.zeros(rest, jnp.int32) if integer else zero_pair(rest)
+def _sum_init(shape: Shape, per_example: bool, float_weights: bool) -> PyTree:
+    exact = _is_discrete(shape) and not (float_weights and per_example)
+    total = _zero(_rest(shape, per_example), exact=exact)
     return {"sum": total, "seen": jnp.zeros((), jnp.bool_)}
 
 
-def _sum_update(acc: PyTree, value: jax.Array, per_example: bool, weights: BatchWeights) -> PyTree:
-    seen = acc["seen"] | weights.present
-    if isinstance(acc["sum"], Pair):
-        # A batch's one value is added unweighted, because it is already a value for all examples.
-        new = sum_examples(value, weights.weight) if per_example else _one_value(value, weights)
-        return {"sum": add_pairs(acc["sum"], new), "seen": seen}
-    value = value.astype(jnp.int32)
+def _sum_update(acc: PyTree, value: Observed, per_example: bool, weights: BatchWeights) -> PyTree:
+    # A batch's one value is added unweighted, because it is already a value for all examples.
+    weight = weights.weight if per_example else None
     if not per_example:
-        value = jnp.where(weights.present, value, 0)
+        value = _where(weights.present, value, jax.tree.map(jnp.zeros_like, value))
+    if isinstance(acc["sum"], ExactInt):
+        if isinstance(value, ExactInt) or not per_example:
+            new: Pair | ExactInt = exact_int(value, sum_limbs())
+        else:
+            new = sum_ints(value, weight, sum_limbs())
     else:
-        if weights.weight is not None:
-            weight = weights.weight.astype(jnp.int32)
-            value = value * weight.reshape(weight.shape + (1,) * (value.ndim - 1))
-        value = jnp.sum(value, axis=0, dtype=jnp.int32)
-    return {"sum": acc["sum"] + value, "seen": seen}
+        assert not isinstance(value, ExactInt)
+        new = sum_examples(value if per_example else value[None], weight)
+    return {"sum": _add(acc["sum"], new), "seen": acc["seen"] | weights.present}
 
 
 def _sum_merge(a: PyTree, b: PyTree) -> PyTree:
-    pair = isinstance(a["sum"], Pair)
-    total = add_pairs(a["sum"], b["sum"]) if pair else a["sum"] + b["sum"]
-    return {"sum": total, "seen": a["seen"] | b["seen"]}
+    return {"sum": _add(a["sum"], b["sum"]), "seen": a["seen"] | b["seen"]}
 
 
-def _sum_compute(acc: PyTree) -> jax.Array:
+def _sum_compute(acc: PyTree) -> PyTree:
     total = acc["sum"]
     return _or_nan(acc["seen"], total.hi if isinstance(total, Pair) else total)
 
@@ -171,33 +226,45 @@ _SUM = Reduction(_sum_init, _sum_update, _sum_merge, _sum_compute)
 
 
 def _extremum(*, largest: bool) -> Reduction:
-    pick = jnp.maximum if largest else jnp.minimum
     over_axis = jnp.max if largest else jnp.min
 
-    def identity(dtype: DTypeLike) -> float:
-        if _is_integer(dtype):
-            limits = np.iinfo(np.dtype(dtype))
-            return limits.min if largest else limits.max
-        return -jnp.inf if largest else jnp.inf
+    def pick(a: Observed, b: Observed) -> Observed:
+        if isinstance(a, ExactInt) and isinstance(b, ExactInt):
+            return where_int(less_int(a, b) if largest else less_int(b, a), b, a)
+        assert not isinstance(a, ExactInt) and not isinstance(b, ExactInt)
+        return jnp.maximum(a, b) if largest else jnp.minimum(a, b)
 
-    def init(shape: jax.ShapeDtypeStruct, per_example: bool, float_weights: bool) -> PyTree:
-        dtype = jnp.dtype(jnp.int32) if shape.dtype == jnp.bool_ else shape.dtype
-        value = jnp.full(_rest(shape, per_example), identity(dtype), dtype)
-        return {"value": value, "seen": jnp.zeros((), jnp.bool_)}
+    def identity(shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+        if is_integer(dtype):
+            limits = jnp.iinfo(dtype)  # also of int4
+            value: Any = limits.min if largest else limits.max
+        else:
+            value = -jnp.inf if largest else jnp.inf
+        return jnp.full(shape, np.asarray(value, dtype))
 
-    def update(acc: PyTree, value: jax.Array, per_example: bool, weights: BatchWeights) -> PyTree:
-        value = value.astype(jnp.int32) if value.dtype == jnp.bool_ else value
-        seen = weights.present
+    def init(shape: Shape, per_example: bool, float_weights: bool) -> PyTree:
+        seen = jnp.zeros((), jnp.bool_)
+        if isinstance(shape, ExactInt):
+            value = extreme_int(shape.shape, len(shape.limbs), largest=not largest)
+            return {"value": value, "seen": seen}
+        dtype = jnp.int32 if shape.dtype == jnp.bool_ else _wide_dtype(shape.dtype)
+        return {"value": identity(_rest(shape, per_example), dtype), "seen": seen}
+
+    def update(acc: PyTree, value: Observed, per_example: bool, weights: BatchWeights) -> PyTree:
+        seen, old = weights.present, acc["value"]
+        if not isinstance(value, ExactInt):
+            value = value.astype(old.dtype)
         if per_example:
+            assert not isinstance(value, ExactInt)
             if weights.weight is not None:
                 some = weights.weight.astype(jnp.bool_)
                 seen = jnp.any(some)
                 shaped = some.reshape(some.shape + (1,) * (value.ndim - 1))
-                value = jnp.where(shaped, value, jnp.asarray(identity(value.dtype), value.dtype))
-            value = over_axis(value, axis=0) if weights.num_examples else acc["value"]
+                value = jnp.where(shaped, value, identity((), value.dtype))
+            value = over_axis(value, axis=0) if weights.num_examples else old
         else:
-            value = jnp.where(seen, value, jnp.asarray(identity(value.dtype), value.dtype))
-        return {"value": pick(acc["value"], value), "seen": acc["seen"] | seen}
+            value = _where(seen, value, old)
+        return {"value": pick(old, value), "seen": acc["seen"] | seen}
 
     def merge(a: PyTree, b: PyTree) -> PyTree:
         return {"value": pick(a["value"], b["value"]), "seen": a["seen"] | b["seen"]}
@@ -208,49 +275,52 @@ def _extremum(*, largest: bool) -> Reduction:
 # --- last ----------------------------------------------------------------------------------------
 
 
-def _last_init(shape: jax.ShapeDtypeStruct, per_example: bool, float_weights: bool) -> PyTree:
-    # The average over a batch's examples is a float, even if the examples are integers.
-    dtype = jnp.float32 if per_example else shape.dtype
-    return {
-        "value": jnp.zeros(_rest(shape, per_example), dtype),
-        "seen": jnp.zeros((), jnp.bool_),
-    }
+def _last_init(shape: Shape, per_example: bool, float_weights: bool) -> PyTree:
+    seen = jnp.zeros((), jnp.bool_)
+    if per_example and _averages_exactly(shape, float_weights):
+        return {"value": _average_init(shape, per_example, float_weights), "seen": seen}
+    if isinstance(shape, ExactInt):
+        return {"value": zero_int(shape.shape, num_limbs=len(shape.limbs)), "seen": seen}
+    dtype = float_dtype() if per_example else _wide_dtype(shape.dtype)
+    return {"value": jnp.zeros(_rest(shape, per_example), dtype), "seen": seen}
 
 
-def _last_update(acc: PyTree, value: jax.Array, per_example: bool, weights: BatchWeights) -> PyTree:
+def _last_update(acc: PyTree, value: Observed, per_example: bool, weights: BatchWeights) -> PyTree:
+    old, new = acc["value"], value
     if per_example:
-        total = sum_examples(value, weights.weight)
-        value = divide_pairs(total, weights.total, jnp.nan)
-    return {
-        "value": jnp.where(weights.present, value, acc["value"]),
-        "seen": acc["seen"] | weights.present,
-    }
+        new = _weighted(isinstance(old, dict), value, per_example, weights)
+        new = new if isinstance(old, dict) else divide_pairs(new["sum"], new["weight"], jnp.nan)
+    elif not isinstance(value, ExactInt):
+        new = value.astype(old.dtype)
+    return {"value": _where(weights.present, new, old), "seen": acc["seen"] | weights.present}
 
 
 def _last_merge(a: PyTree, b: PyTree) -> PyTree:
-    return {
-        "value": jnp.where(b["seen"], b["value"], a["value"]),
-        "seen": a["seen"] | b["seen"],
-    }
+    return {"value": _where(b["seen"], b["value"], a["value"]), "seen": a["seen"] | b["seen"]}
 
 
-_LAST = Reduction(
-    _last_init, _last_update, _last_merge, lambda acc: _or_nan(acc["seen"], acc["value"])
-)
+def _last_compute(acc: PyTree) -> PyTree:
+    value = acc["value"]
+    return _average_compute(value) if isinstance(value, dict) else _or_nan(acc["seen"], value)
+
+
+_LAST = Reduction(_last_init, _last_update, _last_merge, _last_compute)
 
 
 # --- a function of the user's --------------------------------------------------------------------
 
 
 def _custom(fn: AccumulateFn) -> Reduction:
-    def init(shape: jax.ShapeDtypeStruct, per_example: bool, float_weights: bool) -> PyTree:
-        return {
-            "value": jnp.zeros(shape.shape, shape.dtype),
-            "iteration": jnp.zeros((), jnp.int32),
-        }
+    def init(shape: Shape, per_example: bool, float_weights: bool) -> PyTree:
+        dtype = jnp.dtype(jnp.int32) if isinstance(shape, ExactInt) else _wide_dtype(shape.dtype)
+        return {"value": jnp.zeros(shape.shape, dtype), "iteration": jnp.zeros((), jnp.int32)}
 
-    def update(acc: PyTree, value: jax.Array, per_example: bool, weights: BatchWeights) -> PyTree:
+    def update(acc: PyTree, value: Observed, per_example: bool, weights: BatchWeights) -> PyTree:
         old = acc["value"]
+        if isinstance(value, ExactInt):
+            # A user's function cannot take limbs. The count of one batch fits into 32 bits.
+            value = value.limbs[0]
+        value = value.astype(old.dtype)
         if value.shape != old.shape:
             raise errors.ShapeError(
                 f"the observation for an accumulate function must have shape {old.shape} in every "
@@ -258,7 +328,7 @@ def _custom(fn: AccumulateFn) -> Reduction:
                 fix="observe a value whose shape does not depend on the size of the batch",
             )
         new = jnp.asarray(fn(old, value, acc["iteration"]))
-        if new.shape != old.shape or (_is_integer(old.dtype) and not _is_integer(new.dtype)):
+        if new.shape != old.shape or (_is_discrete(old) and not _is_discrete(new)):
             raise errors.ShapeError(
                 f"the accumulate function must return {old.dtype}{list(old.shape)} like its "
                 f"accumulator, got {new.dtype}{list(new.shape)}",
