@@ -6,6 +6,8 @@
 The figures are milliseconds, medians of interleaved repeats:
 
 - `held up` is the time in the driver from the firing that saves to the next block.
+- `idle` is the same, if the device has nothing to do when the save begins.
+- `digests` is the time that SHA-256 takes for the arrays on one core, as in the saving thread.
 - `slower` is how much longer an epoch with saves takes than one without, divided by the number of
   saves. It includes the time that writing takes from the cores that also run the step.
 - `sync` is the same save by Orbax alone, including the wait for it.
@@ -14,11 +16,13 @@ The figures are milliseconds, medians of interleaved repeats:
 
 import argparse
 import gc
+import hashlib
 import json
 import shutil
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import jax
@@ -29,7 +33,11 @@ import orbax.checkpoint as ocp
 import jaxloop as jl
 from benchmarks.run import interleaved, memory_mb, timed
 
-SHAPES = {"25 leaves": (25, 1_000_000), "200 leaves": (200, 125_000)}
+SHAPES = {
+    "25 leaves": (25, 1_000_000),
+    "200 leaves": (200, 125_000),
+    "400 MB": (25, 4_000_000),
+}
 SMALL = {"5 leaves": (5, 1000)}
 HELD_UP_SHARE, HELD_UP_S, RESUME_RATIO = 0.1, 0.005, 1.5
 
@@ -55,6 +63,25 @@ def second_epoch(loop, path, data, state):
     return done.times[1]
 
 
+def held_up_idle(folder, state, repeats, pause_s):
+    """Returns the seconds that a save holds up a loop whose device is idle."""
+
+    def wait(state):
+        time.sleep(pause_s)  # the device has finished, and so has the save before
+
+    idle = jl.loop(lambda batch, n: {**n, "work": n["work"] + batch})
+    idle = idle.handle("iteration_completed", wait)
+    saving = idle.checkpoint(folder, event="iteration_completed", filter=jl.every(2), keep=1)
+    data = [np.float32(1)] * 6
+    without, with_saves = idle.run(data, state, epochs=1), []
+    for _ in range(repeats):
+        done = saving.run(data, state, epochs=2)  # the first epoch compiles the copy
+        with_saves.append(done.times[1].handlers_s)
+        shutil.rmtree(folder)
+    # The end of the run waits for its last save, so only those in mid-epoch count.
+    return (statistics.median(with_saves) - without.times[0].handlers_s) / (len(data) // 2)
+
+
 def measure(num_leaves, size, repeats, iterations, every):
     """Returns ``{name: milliseconds}`` for one shape of state."""
     folder = Path(tempfile.mkdtemp())
@@ -71,7 +98,13 @@ def measure(num_leaves, size, repeats, iterations, every):
         held.append((with_saves.handlers_s - without.handlers_s) / saves)
         slower.append((with_saves - without) / saves)
 
+    pause_s = 0.1 if repeats == 1 else 1.0
+    idle = held_up_idle(folder / "idle", state, repeats, pause_s)
     trees = jax.device_put({"tree": state})
+    arrays = list(state["leaves"].values())
+    digest_s = statistics.median(
+        timed(lambda: [hashlib.sha256(array).digest() for array in arrays]) for _ in range(repeats)
+    )
     arguments = ocp.args.Composite(state=ocp.args.StandardSave(trees))
     writer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
@@ -106,6 +139,8 @@ def measure(num_leaves, size, repeats, iterations, every):
     shutil.rmtree(folder)
     return {
         "held up": 1e3 * statistics.median(held),
+        "idle": 1e3 * idle,
+        "digests": 1e3 * digest_s,
         "slower": 1e3 * statistics.median(slower),
         "sync": 1e3 * sync,
         # Subtract the work that every run does before its first step.
@@ -146,9 +181,10 @@ def main(arguments=None):
         bar = 1e3 * max(HELD_UP_SHARE * found["sync"] / 1e3, HELD_UP_S)
         ratio = found["resume"] / found["Orbax"]
         print(
-            f"{name}: a save holds up the loop for {found['held up']:.1f} ms (bar {bar:.1f}, sync "
-            f"{found['sync']:.0f}) and makes it {found['slower']:.1f} ms slower; resume "
-            f"{found['resume']:.0f} ms, {ratio:.2f} of Orbax's {found['Orbax']:.0f} (bar "
+            f"{name}: a save holds up the loop for {found['held up']:.1f} ms (idle "
+            f"{found['idle']:.1f}, bar {bar:.1f}, sync {found['sync']:.0f}), digests take "
+            f"{found['digests']:.0f} ms, and a save makes it {found['slower']:.1f} ms slower; "
+            f"resume {found['resume']:.0f} ms, {ratio:.2f} of Orbax's {found['Orbax']:.0f} (bar "
             f"{RESUME_RATIO}); jl.restore {found['jl.restore']:.0f} ms"
         )
     if options.json:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from jaxloop._core.events import Event, StatusLike
@@ -54,8 +54,11 @@ class Store(Protocol):
     def poll(self) -> None:
         """Raises if a background save has failed. Does not wait."""
 
-    def newest(self, like: PyTree) -> State[Any] | None:
-        """Waits for the last save, and returns the newest good state."""
+    def newest(self, state: State[Any]) -> State[Any] | None:
+        """Waits for the last save, and returns the newest good state of the run of ``state``.
+
+        A state that is later than ``state`` does not count.
+        """
 
     def close(self) -> None:
         """Waits for the last save, raises if it failed, and stops the threads."""
@@ -123,20 +126,23 @@ class CheckpointTrigger(Attachment):
     Attributes:
         decide: Returns None to save nothing. Otherwise it returns the state, with any memory that
             it keeps in ``handler_state``.
-        open_store: Opens the store for the states. Called once per run.
+        open_store: Opens the store for the states. Called once per run with the stores that the
+            run has opened so far, because two triggers may save to the same place.
         value: Returns the value by which a state is the best so far, or None if it is not.
         watches: Metrics that must exist when it runs.
         check: Called with the loop before the first step.
+        check_state: Called with the first state before the first step.
         unique: See `Handler`.
     """
 
     kind = "checkpoint"
 
     decide: Callable[[State[Any]], State[Any] | None]
-    open_store: Callable[[], Store]
+    open_store: Callable[[Sequence[Store]], Store]
     value: Callable[[State[Any]], float | None] = lambda state: None
     watches: tuple[str, ...] = ()
     check: CheckFn | None = None
+    check_state: Callable[[State[Any]], None] | None = None
     unique: bool = False
 
 

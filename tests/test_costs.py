@@ -249,9 +249,9 @@ def test_an_epoch_leaves_its_history_and_no_more():
 def test_what_a_handler_keeps_is_copied_and_nothing_else_is():
     copies = []
     with pytest.MonkeyPatch.context() as patch:
-        original = carry.copy
-        for module in (carry, start):
-            patch.setattr(module, "copy", lambda tree: copies.append(1) or original(tree))
+        original = start.copy
+        for module, name in ((carry, "copy"), (carry, "copy_later"), (start, "copy")):
+            patch.setattr(module, name, lambda tree: copies.append(1) or original(tree))
         MEAN.handle("iteration_completed", lambda s: None).run(DATA, 0.0)
         untouched = len(copies)
         kept = []

@@ -1,9 +1,6 @@
 """All uses of Orbax: saving and restoring trees of arrays, and two private functions.
 
-    io = OrbaxIO()
-    io.save_now(folder, record, trees)              # returns when everything is written
-    io.start_saving(folder, record, trees)          # returns when the host has a copy
-    io.wait()
+    save_trees(folder, record, on_host(trees))      # returns when everything is written
     restored = restore_trees(folder, {"step_state": shapes})
 
 Orbax is imported here, when a checkpoint is first written or read. It cannot save an array without
@@ -13,6 +10,7 @@ elements, so such an array is saved as a single zero.
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxloop._checkpoint.digests import plain_path
+from jaxloop._checkpoint.packing import is_key
 from jaxloop._core.types import PyTree
 
 PRIVATE_FROM, PRIVATE_BEFORE = (0, 12, 5), (0, 13, 0)
@@ -39,58 +39,55 @@ def orbax() -> Any:
     return ocp
 
 
-class OrbaxIO:
-    """Writes checkpoints, one at a time."""
+def on_host(trees: dict[str, PyTree]) -> dict[str, PyTree]:
+    """Returns the trees with all arrays in the host's memory.
 
-    def __init__(self) -> None:
-        self._ocp = ocp = orbax()
-        # If Orbax fails to make directories in the background, it leaves threads that wait for
-        # minutes.
-        options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-        self._asynchronous = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(), async_options=options
-        )
-        self._synchronous = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    Arrays on a CPU stay as they are. Others are copied, because the device may have no room for a
+    copy of its own.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(trees) if not _is_on_host(leaf)]
+    for leaf in leaves:
+        if not is_key(leaf):
+            leaf.copy_to_host_async()
 
-    def arguments(self, record: dict[str, Any], trees: dict[str, PyTree]) -> Any:
-        """Returns Orbax's save arguments. Each tree is in a dict, as Orbax takes no bare array."""
-        ocp = self._ocp
-        items = {
-            key: ocp.args.StandardSave({"tree": jax.tree.map(_filled, tree)})
-            for key, tree in trees.items()
-            if jax.tree.leaves(tree)
-        }
-        return ocp.args.Composite(meta=ocp.args.JsonSave(record), **items)
+    def fetched(leaf: Any) -> Any:
+        if _is_on_host(leaf):
+            return leaf
+        return jnp.copy(leaf) if is_key(leaf) else np.asarray(leaf)
 
-    def save_now(self, target: Path, arguments: Any) -> None:
-        """Writes a checkpoint, and returns when it is complete."""
-        with _ONE_SAVE, _without_counters():
-            try:
-                self._synchronous.save(target, args=arguments)
-            except Exception:
-                _end_waiting_threads()
-                raise
+    return jax.tree.map(fetched, trees)
 
-    def start_saving(self, target: Path, arguments: Any) -> None:
-        """Starts writing a checkpoint, and returns when the host has a copy of the arrays."""
-        with _ONE_SAVE:
-            self._asynchronous.save(target, args=arguments)
 
-    def poll(self) -> None:
-        """Raises if the save that was started has failed."""
-        self._asynchronous.check_for_errors()
+def _is_on_host(leaf: Any) -> bool:
+    if not isinstance(leaf, jax.Array):
+        return True
+    return all(device.platform == "cpu" for device in leaf.devices())
 
-    def wait(self) -> None:
-        """Waits for the save that was started."""
+
+def save_trees(folder: Path, record: dict[str, Any], trees: dict[str, PyTree]) -> None:
+    """Writes a checkpoint, and returns when it is complete.
+
+    Args:
+        folder: The folder of the checkpoint. It must not exist.
+        record: The record.
+        trees: The trees of arrays. Each is in a dict, as Orbax takes no bare array.
+    """
+    ocp = orbax()
+    items = {
+        key: ocp.args.StandardSave({"tree": jax.tree.map(_filled, tree)})
+        for key, tree in trees.items()
+        if jax.tree.leaves(tree)
+    }
+    arguments = ocp.args.Composite(meta=ocp.args.JsonSave(record), **items)
+    with _ONE_SAVE, _without_counters(), _with_plain_name(folder) as target:
+        writer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
         try:
-            self._asynchronous.wait_until_finished()
+            writer.save(target, args=arguments)
         except Exception:
             _end_waiting_threads()
             raise
-
-    def close(self) -> None:
-        """Stops Orbax's threads."""
-        self._asynchronous.close()
+        finally:
+            writer.close()
 
 
 def restore_trees(folder: Path, shapes: dict[str, PyTree]) -> dict[str, PyTree]:
@@ -103,8 +100,9 @@ def restore_trees(folder: Path, shapes: dict[str, PyTree]) -> dict[str, PyTree]:
     }
     trees = dict(shapes)
     if arguments:
-        with contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as reader:
-            restored = reader.restore(folder, args=ocp.args.Composite(**arguments))
+        reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        with contextlib.closing(reader), _with_plain_name(folder) as source:
+            restored = reader.restore(source, args=ocp.args.Composite(**arguments))
         for name in arguments:
             trees[name] = jax.tree.map(_emptied, shapes[name], restored[name]["tree"])
     return trees
@@ -112,13 +110,27 @@ def restore_trees(folder: Path, shapes: dict[str, PyTree]) -> dict[str, PyTree]:
 
 def stored_tree(folder: Path) -> PyTree:
     """Returns the structure of a tree in a checkpoint, with shapes and dtypes as leaves."""
-    return orbax().StandardCheckpointHandler().metadata(folder).tree["tree"]
+    with _with_plain_name(folder) as source:
+        return orbax().StandardCheckpointHandler().metadata(source).tree["tree"]
 
 
-def are_on_cpu(trees: PyTree) -> bool:
-    """Returns whether every array is in the host's memory."""
-    leaves = (x for x in jax.tree.leaves(trees) if isinstance(x, jax.Array))
-    return all(device.platform == "cpu" for x in leaves for device in x.devices())
+@contextlib.contextmanager
+def _with_plain_name(folder: Path) -> Iterator[Path]:
+    """Returns a path of the folder that Orbax and TensorStore understand.
+
+    Orbax takes some characters for patterns, and TensorStore takes a backslash for a separator. If
+    the path contains one of them, this makes a symbolic link to the folder's parent for a while.
+    """
+    if not any(sign in str(folder.parent) for sign in "*?[]\\"):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxloop-") as temporary:
+        link = Path(temporary) / "checkpoints"
+        link.symlink_to(folder.parent, target_is_directory=True)
+        try:
+            yield link / folder.name
+        finally:
+            link.unlink()
 
 
 # --- arrays without elements ---------------------------------------------------------------------
@@ -132,11 +144,6 @@ def empty_arrays(trees: dict[str, PyTree]) -> list[list[Any]]:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         if not leaf.size
     ]
-
-
-def plain_path(path: Any) -> str:
-    """Returns a path as a string that does not change if classes become dicts."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _filled(leaf: Any) -> Any:

@@ -2,8 +2,8 @@
 
     state = restore("runs/a", "best", like=step_state)
 
-A damaged checkpoint is skipped, with a warning that names it. A checkpoint of another model is an
-error.
+A damaged checkpoint is skipped, with a warning that names it. A checkpoint that does not fit the
+loop, or that the system does not allow to read, is an error. Reading changes nothing in the folder.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxloop._checkpoint.digests import check_digests, plain_path
 from jaxloop._checkpoint.dtypes import leaf_dtype
-from jaxloop._checkpoint.layout import UNFINISHED, Entry, entries, tidy
-from jaxloop._checkpoint.orbax_io import plain_path, restore_trees, stored_tree
+from jaxloop._checkpoint.layout import Entry, check_readable, entries, unfinished
+from jaxloop._checkpoint.lock import FolderLock
+from jaxloop._checkpoint.names import UNFINISHED, check_path
+from jaxloop._checkpoint.orbax_io import restore_trees, stored_tree
 from jaxloop._checkpoint.packing import is_array
 from jaxloop._checkpoint.record import (
+    check_arrays,
     check_format,
     check_leaves,
     numbered,
@@ -62,7 +66,8 @@ def restore(
         A `State`. A damaged checkpoint is skipped with a warning.
 
     Raises:
-        CheckpointError: No such checkpoint exists. The error lists the ones that do.
+        CheckpointError: No such checkpoint exists, and the error lists the ones that do. Or the
+            folder cannot be read.
         SerializationError: It belongs to another model or optimizer. The error lists the leaves.
         ArgumentError: ``which`` is invalid.
 
@@ -74,7 +79,7 @@ def restore(
         >>> int(restore(path).step_state)
         3
     """
-    folder = Path(path).absolute()
+    folder = Path(check_path("restore", path)).absolute()
     found = entries(folder)
     if which == "latest":
         candidates = found
@@ -89,6 +94,11 @@ def restore(
         )
     state = _newest_good(candidates, jax.tree.map(_array_like, step_state_of(like)))
     if state is None:
+        if (folder / "meta").is_dir():
+            raise CheckpointError(
+                f"restore: path must be a folder of checkpoints, got one checkpoint: {folder}",
+                fix=f"pass {str(folder.parent)!r}, and its step as which=",
+            )
         steps = ", ".join(
             f"{entry.folder.name} (step {entry.step})" for entry in found if entry.record
         )
@@ -100,29 +110,47 @@ def restore(
 
 
 def load_latest(path: str | Path, like: PyTree) -> State[Any] | None:
-    """Returns the newest good state in a folder, or None.
+    """Returns the newest good state in a folder, or None if the folder has no good one.
 
     Damaged and unfinished checkpoints are skipped, with a warning for each.
 
     Raises:
+        CheckpointError: The path is not a folder, or it cannot be read.
         SerializationError: The newest one belongs to another model or optimizer.
     """
     folder = Path(path).absolute()
-    if folder.is_dir():
-        for left in tidy(folder):
-            warnings.warn(
-                f"the checkpoint {folder / left.name.split(UNFINISHED)[0]} was still being "
-                "written when its run ended, so it is skipped",
-                stacklevel=2,
-            )
+    for left in unfinished(folder):
+        warnings.warn(
+            f"the checkpoint {folder / left.name.split(UNFINISHED)[0]} was still being "
+            "written when its run ended, so it is skipped",
+            stacklevel=2,
+        )
     return _newest_good(entries(folder), like)
+
+
+def load_of_run(path: str | Path, state: State[Any]) -> State[Any] | None:
+    """Returns the newest good state of the same run that is not later than ``state``, or None.
+
+    Args:
+        path: The folder.
+        state: The present state of the run.
+
+    Raises:
+        CheckpointError: The path is not a folder, or it cannot be read.
+    """
+    own = [
+        entry
+        for entry in entries(Path(path).absolute())
+        if entry.run_id == state.run_id and entry.run_id is not None and entry.step <= state.step
+    ]
+    return _newest_good(own, step_state_of(state))
 
 
 def check_folder(path: str, fresh: bool) -> None:
     """Raises if the folder cannot be written, and warns if a fresh run finds checkpoints there.
 
     Raises:
-        CheckpointError: The folder cannot be written. The error says why.
+        CheckpointError: The folder cannot be written or read, or another run writes to it.
     """
     folder = Path(path).absolute()
     try:
@@ -135,11 +163,12 @@ def check_folder(path: str, fresh: bool) -> None:
             f"checkpoint: the folder {folder} cannot be written: {error}",
             fix="pass a writable path=",
         ) from error
-    found = entries(folder) if fresh else []
-    if found:
+    FolderLock(folder).check_free()
+    found = entries(folder)
+    if found and fresh:
         logger.warning(
-            "the folder %s has %d checkpoints of an earlier run (%s ...), which this run will "
-            "replace; use loop.resume(path) to continue from them, or another path= to keep them",
+            "the folder %s has %d checkpoints of an earlier run (%s ...); this run keeps them and "
+            "saves beside them; use loop.resume(path) to continue from them, or another path=",
             folder,
             len(found),
             found[0].folder.name,
@@ -151,13 +180,16 @@ def _newest_good(found: Iterable[Entry], like: PyTree) -> State[Any] | None:
         problem = entry.problem
         if entry.record is not None:
             try:
+                check_readable(entry.folder)
                 return _load(entry, like)
             except DamagedError as error:
                 problem = first_line(error)
-            except (SerializationError, MemoryError, jax.errors.JaxRuntimeError):
+            except (SerializationError, CheckpointError, MemoryError, jax.errors.JaxRuntimeError):
                 raise  # not damage, so other checkpoints would fail in the same way
             except Exception as error:  # Orbax raises a bare Exception for damage
                 problem = first_line(error)
+            if not entry.folder.exists():
+                continue  # the run that writes here has just deleted it
         warnings.warn(
             f"the checkpoint {entry.folder} is damaged and skipped: {problem}",
             stacklevel=2,
@@ -170,6 +202,7 @@ def _load(entry: Entry, like: PyTree) -> State[Any]:
 
     Raises:
         SerializationError: It belongs to another model or optimizer.
+        DamagedError: An array is not the one that was saved.
     """
     record = entry.record
     assert record is not None
@@ -208,7 +241,11 @@ def _load(entry: Entry, like: PyTree) -> State[Any]:
             shapes[name] = jax.tree.map(like_leaf, like)
         else:
             shapes[name] = stored(name) if leaves else {}
-    return unpack(record, restore_trees(entry.folder, shapes))
+    trees = restore_trees(entry.folder, shapes)
+    check_arrays(record, trees)
+    if "digests" in record:  # older formats have none
+        check_digests(record["digests"], trees, f"the checkpoint {entry.folder}")
+    return unpack(record, trees)
 
 
 def _host_shape(shape: Any, dtype: Any) -> np.ndarray[Any, Any]:

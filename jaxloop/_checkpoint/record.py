@@ -68,6 +68,7 @@ def pack(state: State) -> tuple[dict[str, Any], dict[str, PyTree]]:
         value = getattr(state, field)
         record[key] = CODECS[key].pack(value, packer) if key in CODECS else _plain(field, value)
     record["leaves"] = {name: describe(tree) for name, tree in trees.items()}
+    record["empty_nodes"] = empty_nodes(step_state)
     return record, trees
 
 
@@ -101,6 +102,22 @@ def describe(tree: PyTree) -> list[list[Any]]:
     ]
 
 
+def empty_nodes(tree: PyTree) -> list[str]:
+    """Returns the paths of the nodes without leaves, such as ``optax.EmptyState()`` or ``{}``.
+
+    Example:
+        >>> empty_nodes({"a": (), "b": [1, None]})
+        ["['a']", "['b'][1]"]
+    """
+    # As in JAX, None is a node without leaves.
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_has_no_leaves)
+    return [jax.tree_util.keystr(path) for path, node in found if _has_no_leaves(node)]
+
+
+def _has_no_leaves(node: Any) -> bool:
+    return not is_array(node) and not jax.tree.leaves(node)
+
+
 def check_format(record: dict[str, Any]) -> None:
     """Raises if a later jaxloop wrote the record.
 
@@ -120,11 +137,9 @@ def unpack(record: dict[str, Any], trees: dict[str, PyTree]) -> State:
     Raises:
         SerializationError: A later jaxloop wrote the record, or this process lacks what a value
             needs, such as 64-bit types.
-        DamagedError: A value is malformed, or an array is not what the record says.
+        DamagedError: A value is malformed.
     """
     check_format(record)
-    for name, leaves in record["leaves"].items():
-        _check_arrays(name, trees[name], leaves)
     unpacker = Unpacker(trees)
     fields: dict[str, Any] = {}
     for key, field in saved_fields().items():
@@ -141,21 +156,27 @@ def unpack(record: dict[str, Any], trees: dict[str, PyTree]) -> State:
     return State(**fields, loan=loan)
 
 
-def _check_arrays(name: str, tree: PyTree, leaves: list[list[Any]]) -> None:
-    """Raises if the arrays of a tree are not those that the record says."""
-    mine = [leaf[1:] for leaf in describe(tree)]
-    said = [leaf[1:] for leaf in leaves]
-    if name not in NUMBERED:  # without ``like``, their containers and their order may differ
-        mine, said = sorted(mine), sorted(said)
-    if mine == said:
-        return
-    if sorted(shape for _, shape in mine) == sorted(shape for _, shape in said):
-        raise SerializationError(
-            f"the arrays of the {name} must have the dtypes {sorted({d for d, _ in said})}, as "
-            f"they were saved, got {sorted({d for d, _ in mine})}",
-            fix="set jax_enable_x64 as the run that wrote the state did",
-        )
-    raise DamagedError(f"the arrays of the {name} must be as the record says", fix=_COPY)
+def check_arrays(record: dict[str, Any], trees: dict[str, PyTree]) -> None:
+    """Raises if arrays that were read are not those that the record says.
+
+    Raises:
+        SerializationError: JAX has changed a dtype.
+        DamagedError: An array is missing, or has another shape.
+    """
+    for name, leaves in record["leaves"].items():
+        mine = [leaf[1:] for leaf in describe(trees[name])]
+        said = [leaf[1:] for leaf in leaves]
+        if name not in NUMBERED:  # without ``like``, their containers and their order may differ
+            mine, said = sorted(mine), sorted(said)
+        if mine == said:
+            continue
+        if sorted(shape for _, shape in mine) == sorted(shape for _, shape in said):
+            raise SerializationError(
+                f"the arrays of the {name} must have the dtypes {sorted({d for d, _ in said})}, as "
+                f"they were saved, got {sorted({d for d, _ in mine})}",
+                fix="set jax_enable_x64 as the run that wrote the state did",
+            )
+        raise DamagedError(f"the arrays of the {name} must be as the record says", fix=_COPY)
 
 
 _COPY = "use another copy"
@@ -275,6 +296,10 @@ def check_leaves(record: dict[str, Any], like: PyTree, where: str) -> None:
     """
     kept = {name: (dtype, tuple(shape)) for name, dtype, shape in record["leaves"]["step_state"]}
     mine = {name: (dtype, tuple(shape)) for name, dtype, shape in describe(like)}
+    if "empty_nodes" in record:  # older formats have none
+        # An optimizer's state without arrays, such as that of weight decay, is part of it too.
+        kept |= dict.fromkeys(record["empty_nodes"], _EMPTY)
+        mine |= dict.fromkeys(empty_nodes(like), _EMPTY)
     differ = [
         f"step_state{name} is {_words(kept.get(name))} there and {_words(mine.get(name))} here"
         for name in {**kept, **mine}
@@ -286,15 +311,21 @@ def check_leaves(record: dict[str, Any], like: PyTree, where: str) -> None:
             f"{where} belongs to another model or optimizer; these leaves differ: "
             + "; ".join(differ[:_MOST_LEAVES])
             + more,
-            fix="use the model, optimizer and step that the state was made with",
+            fix="use the model, optimizer and step that the state was made with, or another folder "
+            "for the new ones; to start from parts of the old state, read it with jl.restore(path) "
+            "and pass them as init_state= to run",
         )
 
 
 _MOST_LEAVES = 20
 """The maximum number of leaves that an error lists."""
 
+_EMPTY = ("a part without arrays", ())
+
 
 def _words(leaf: tuple[str, tuple[int, ...]] | None) -> str:
+    if leaf == _EMPTY:
+        return leaf[0]
     return "missing" if leaf is None else f"{leaf[0]}[{','.join(map(str, leaf[1]))}]"
 
 
@@ -304,8 +335,9 @@ def seal(record: dict[str, Any]) -> None:
     Raises:
         SerializationError: The record is so large that it could not be read again.
     """
-    check_size(_canonical(record))
-    record["sha256"] = checksum(record)
+    text = _canonical(record)
+    check_size(text)
+    record["sha256"] = hashlib.sha256(text).hexdigest()
 
 
 def _canonical(record: dict[str, Any]) -> bytes:

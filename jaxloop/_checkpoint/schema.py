@@ -26,7 +26,7 @@ from jaxloop.errors import DamagedError, SerializationError
 NUMBERED = ("accumulators", "arrays")
 """The trees of numbered leaves, which do not have the structure of the step state."""
 
-ADDED_IN: dict[str, int] = {}
+ADDED_IN = {"run_id": 2}
 """The format in which a field of the record was added, if that is not the first."""
 
 MOST_BYTES = 2**26
@@ -34,6 +34,9 @@ MOST_BYTES = 2**26
 
 _MOST_VALUES = 2**22
 """The maximum number of values in a record. Each takes up to 64 bytes of memory."""
+
+_DIGESTS_SINCE = 2
+"""The format in which records of a folder got digests of the arrays."""
 
 _TREE = re.compile(r"step_state|accumulators|arrays|like_[0-9]{1,6}")
 _MOST = 2**63
@@ -143,6 +146,17 @@ def check_folder_fields(record: dict[str, Any]) -> None:
             raise malformed(key, record.get(key, "nothing"))
 
 
+def check_digested(record: dict[str, Any]) -> None:
+    """Raises if a record of a known format lacks the digests of its arrays.
+
+    Raises:
+        DamagedError: A tree has none.
+    """
+    digests = record.get("digests", {})
+    if record["format"] >= _DIGESTS_SINCE and not record["leaves"].keys() <= digests.keys():
+        raise malformed("digests", digests)
+
+
 _FIX = "use another copy"
 
 
@@ -191,7 +205,14 @@ def _are_empty_arrays(value: Any) -> bool:
     return isinstance(value, list) and all(_is_leaf(one) and 0 in one[2] for one in value)
 
 
-def _are_trees(value: Any) -> bool:
+def _are_digests(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(leaves, list) and all(_are_names(leaf) and len(leaf) == 2 for leaf in leaves)
+        for leaves in value.values()
+    )
+
+
+def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(type(name) is str for name in value)
 
 
@@ -203,5 +224,8 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "sha256": lambda value: type(value) is str,
     "own": lambda value: value is True,
     "own_bytes": is_whole,
-    "trees": _are_trees,
+    "trees": _are_names,
+    "empty_nodes": _are_names,
+    "saved_by": _are_names,
+    "digests": _are_digests,
 }

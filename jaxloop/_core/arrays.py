@@ -95,6 +95,24 @@ def copy(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.copy, tree)
 
 
+def copy_later(tree: PyTree) -> PyTree:
+    """Copies like `copy`, but returns before the copies are made.
+
+    On a CPU, JAX runs a computation in the caller's thread if it does little arithmetic and its
+    inputs are ready. A copy of any size does none, so the loop would wait for it. Some arithmetic
+    beside the copies moves them to JAX's own threads.
+    """
+    copies, _ = _copy_with_arithmetic(tree)
+    return copies
+
+
+@jax.jit
+def _copy_with_arithmetic(tree: PyTree) -> tuple[PyTree, jax.Array]:
+    # The barrier keeps XLA from computing the product when it compiles.
+    matrix = jax.lax.optimization_barrier(jnp.ones((16, 16), jnp.float32))
+    return jax.tree.map(jnp.copy, tree), matrix @ matrix
+
+
 def cast_numbers(new: PyTree, old: PyTree) -> PyTree:
     """Casts Python numbers in ``new`` to the dtypes of ``old``, if the structures match."""
     if structure(new) != structure(old):

@@ -224,6 +224,8 @@ class State(Snapshot, Generic[S]):
     """The position in the data. Its type, `Position`, belongs to a higher layer."""
     elapsed_s: float = _field(0.0, internal=True)
     """The seconds that this epoch has taken so far."""
+    run_id: str | None = _field(None, internal=True)
+    """What tells this run from others. A run that is resumed keeps it."""
 
     @property
     def step_state(self) -> S:

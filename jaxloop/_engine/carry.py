@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import weakref
 
-from jaxloop._core.arrays import copy
+from jaxloop._core.arrays import copy, copy_later
 from jaxloop._core.state import Loan
 from jaxloop._core.types import PyTree
 
@@ -78,4 +78,4 @@ class Carry:
             del loan
             kept = alive() is not None
         if kept and self._donates:
-            self.values = copy(self.values)
+            self.values = copy_later(self.values)

@@ -48,7 +48,7 @@ class Recovery:
         parts, progress = self._parts, self._parts.progress
         found = None
         if guard.action is GuardAction.REWIND:
-            found = parts.savers.newest(parts.carry.step_state)
+            found = parts.savers.newest(parts.state())
         logger.warning(
             "`%s`, epoch %d, step %d: %s; %s",
             guard.name,

@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 
 from jaxloop._core.state import State
-from jaxloop._core.types import PyTree
 from jaxloop._spec import CheckpointTrigger, Guard, LoopSpec, Store
 from jaxloop.errors import CheckpointError
 
@@ -42,7 +41,8 @@ class Savers:
     def open(self) -> None:
         """Opens the stores."""
         for trigger in self._triggers:
-            self.open_stores.append((trigger, trigger.open_store()))
+            opened = [store for _, store in self.open_stores]
+            self.open_stores.append((trigger, trigger.open_store(opened)))
 
     def request(self, trigger: CheckpointTrigger) -> None:
         """Asks for a save at the end of this firing."""
@@ -80,11 +80,11 @@ class Savers:
         for _, store in self.open_stores:
             store.poll()
 
-    def newest(self, like: PyTree) -> State | None:
-        """Returns the newest good state of all stores."""
-        found = [store.newest(like) for _, store in self.open_stores]
+    def newest(self, state: State) -> State | None:
+        """Returns the newest good state of all stores, of the run of ``state`` and not later."""
+        found = [store.newest(state) for _, store in self.open_stores]
         states = [state for state in found if state is not None]
-        return max(states, key=lambda state: state.step, default=None)
+        return max(states, key=lambda one: one.step, default=None)
 
     def close(self, error: BaseException | None) -> None:
         """Waits until everything is written.

@@ -8,6 +8,7 @@ Every mistake that can be found before the first step raises here.
 from __future__ import annotations
 
 import logging
+import uuid
 from typing import Any
 
 from jaxloop._core.arrays import as_state, copy, put
@@ -52,9 +53,24 @@ def begin(parts: Parts, init_state: Any) -> State | None:
             parts.progress.place = Place.END
             return state
         sample = _attach(parts, state)
+    if spec.start is not None or parts.progress.run_id is None:
+        # A run that starts from a state is a run of its own, which owns none of the checkpoints.
+        parts.progress.run_id = uuid.uuid4().hex
     if sample is not None:
         _specialize(parts, sample)
+    _check_names(parts)
     return None
+
+
+def _check_names(parts: Parts) -> None:
+    """Checks the names that triggers give to checkpoints, as far as the first state shows them."""
+    checks = [one.check_state for one in parts.spec.triggers() if one.check_state is not None]
+    if checks:
+        state = parts.state()
+        for check_state in checks:
+            check_state(state)
+        del state
+        parts.carry.reclaim()
 
 
 # --- checks --------------------------------------------------------------------------------------

@@ -14,12 +14,13 @@ import os
 import warnings
 from typing import Any
 
+from jaxloop._checkpoint.names import check_path
 from jaxloop._core.checks import check_callable, name_of
 from jaxloop._core.events import EventLike, as_events
 from jaxloop._core.filters import FilterLike, as_filter
 from jaxloop._core.state import State
 from jaxloop._spec import Handler, HandlerFn, Observer, ObserverFn, SpecT
-from jaxloop.errors import ArgumentError, ArgumentTypeError
+from jaxloop.errors import ArgumentTypeError
 from jaxloop.metrics.declare import AccumulateLike, FieldsLike, MetricLike, declare
 
 
@@ -154,6 +155,8 @@ def metric(
 def from_state(loop: SpecT, state: State[Any]) -> SpecT:
     """Starts from ``state``, which may be halted, instead of calling the init function.
 
+    The run is a new one: it keeps the checkpoints that the run of ``state`` has written.
+
     Returns:
         A new loop that starts from ``state``.
 
@@ -178,29 +181,15 @@ def from_state(loop: SpecT, state: State[Any]) -> SpecT:
 def resume(loop: SpecT, path: str | os.PathLike[str] = "checkpoint") -> SpecT:
     """Resumes from the newest good checkpoint in ``path``, or starts fresh if there is none.
 
+    A damaged checkpoint is skipped with a warning.
+
     Returns:
         A new loop that resumes.
 
     Raises:
         ArgumentTypeError: ``path`` is not a path.
-        ArgumentError: ``path`` is empty.
+        ArgumentError: ``path`` is empty or an address such as "gs://bucket".
+        CheckpointError: Raised by `run` if the path is not a folder, or cannot be read.
+        SerializationError: Raised by `run` if the newest good checkpoint does not fit the loop.
     """
     return loop.replace(resume_path=check_path("resume", path))
-
-
-def check_path(where: str, path: object) -> str:
-    """Returns the path of a folder as a string.
-
-    Raises:
-        ArgumentTypeError: ``path`` is not a path.
-        ArgumentError: ``path`` is empty.
-    """
-    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise ArgumentTypeError(
-            f"{where}: path must be a string or a pathlib.Path, got {path!r}",
-            fix=f"pass the path of a folder, or do not call {where}",
-        )
-    folder = str(os.fspath(path))
-    if not folder:
-        raise ArgumentError(f"{where}: path must not be empty", fix="pass the path of a folder")
-    return folder

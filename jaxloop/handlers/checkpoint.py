@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxloop._checkpoint.names import check_name, check_path
 from jaxloop._core.checks import check_count, check_mode
 from jaxloop._core.events import EventLike, as_events
 from jaxloop._core.filters import FilterLike, as_filter
 from jaxloop._core.state import State
-from jaxloop._core.types import Mode, PyTree
+from jaxloop._core.types import Mode
 from jaxloop._spec import CheckpointTrigger, LoopSpec, SpecT, Store
 from jaxloop.errors import ArgumentError
-from jaxloop.handlers.attach import check_path
 from jaxloop.handlers.monitor import is_better, read_scalar
+
+if TYPE_CHECKING:
+    from jaxloop._checkpoint.writer import Writer
 
 
 def checkpoint(
@@ -45,12 +48,14 @@ def checkpoint(
 
     Each checkpoint is written in the background, to a folder that gets its name only when it is
     complete. If a save fails, the run raises at its next block or at its end. The run waits until
-    the last save is on disk. On SIGTERM or Ctrl-C, the run saves and ends with the status
-    "interrupted", and `resume` continues from there.
+    the last save is on disk. A run deletes only checkpoints that it has written itself, and only
+    one run at a time can write to a folder. Several checkpoints of one loop may share a folder, for
+    example one for the newest states and one for the best. On SIGTERM or Ctrl-C, the run saves and
+    ends with the status "interrupted", and `resume` continues from there.
 
     Args:
         loop: The loop.
-        path: The folder.
+        path: A local folder. ``~`` is the home directory.
         event: See `handle`.
         filter: See `handle`.
         criteria: The name of a metric. The state is saved only if this metric is the best so far.
@@ -59,7 +64,9 @@ def checkpoint(
         keep_best: How many of the best checkpoints, by ``criteria``, to keep as well.
         keep_every: Also keep every checkpoint whose step is a multiple of this.
         on_exception: Whether to save the last good state if an exception ends the run.
-        file_pattern: Returns the name of a checkpoint's folder. Defaults to the step's number.
+        file_pattern: Returns the name of a checkpoint's folder. Defaults to the step's number. A
+            new checkpoint replaces an older one of this run with the same name, unless that is
+            still the best. Then, or if another run wrote that one, the name gets a number.
         name: Its name in messages and, with ``criteria``, the key of its memory in
             ``state.handler_state``. The default is derived from the criteria.
 
@@ -67,11 +74,15 @@ def checkpoint(
         A new loop with the checkpoint.
 
     Raises:
-        ArgumentError: An argument is out of range, or another checkpoint has this folder or name.
-        CheckpointError: Raised by `run` if the folder cannot be written. It stays unchanged.
+        ArgumentError: An argument is out of range, or another checkpoint has the same name. Raised
+            by `run` if ``file_pattern`` returns something that is not the name of a folder.
+        CheckpointError: Raised by `run` if the folder cannot be written, or another run writes to
+            it. The folder stays unchanged.
         DataError: Raised by `run` if the data are a one-shot iterator without its own state.
     """
     check_mode("checkpoint", mode)
+    if name is None:
+        name = "checkpoint" if criteria is None else f"checkpoint_{criteria}"
     folder = FolderStore(
         check_path("checkpoint", path),
         keep=keep,
@@ -79,32 +90,50 @@ def checkpoint(
         keep_every=keep_every,
         on_exception=on_exception,
         file_pattern=file_pattern,
+        name=_free_name(loop, name) if criteria is None else name,
     )
-    _check_folder_is_free(loop, folder)
-    if name is None:
-        name = "checkpoint" if criteria is None else f"checkpoint_{criteria}"
-    criterion = _Criterion(name, folder.path, criteria, mode)
+    if criteria is not None:
+        _check_is_unique(loop, folder)
+    criterion = _Criterion(name, str(os.fspath(path)), criteria, mode)
     return loop.attach(
         CheckpointTrigger(
             as_events(event),
             as_filter(filter),
-            name,
+            folder.name,
             decide=criterion.decide,
             open_store=folder,
             value=criterion.value,
             watches=() if criteria is None else (criteria,),
             check=folder.check,
+            check_state=None if file_pattern is None else folder.check_state,
             unique=criteria is not None,
         )
     )
 
 
-def _check_folder_is_free(loop: LoopSpec, folder: FolderStore) -> None:
+def _free_name(loop: LoopSpec, name: str) -> str:
+    """Returns the name, or the name with a number if another checkpoint of the loop has it."""
+    taken, free, number = {one.name for one in loop.triggers()}, name, 1
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    return free
+
+
+def _check_is_unique(loop: LoopSpec, folder: FolderStore) -> None:
+    """Raises if a checkpoint with criteria cannot be told from another one of the loop."""
     for trigger in loop.triggers():
-        other = trigger.open_store
-        if isinstance(other, FolderStore) and _absolute(other) == _absolute(folder):
+        if trigger.name == folder.name and not trigger.unique:
             raise ArgumentError(
-                f"two checkpoints of this loop have the folder {folder.path!r}",
+                f"two checkpoints of this loop are named {folder.name!r}",
+                fix="give one of them another name=",
+            )
+        other = trigger.open_store
+        same = isinstance(other, FolderStore) and _absolute(other) == _absolute(folder)
+        if same and trigger.watches:
+            raise ArgumentError(
+                "only one checkpoint with criteria can save to a folder, got a second one for "
+                f"{folder.path!r}; 'best' would have two meanings",
                 fix="pass a different path to each",
             )
 
@@ -117,7 +146,8 @@ def _absolute(folder: FolderStore) -> str:
 class FolderStore:
     """A folder of checkpoints that a run can open and write to.
 
-    Pass an instance as ``open_store`` of a `CheckpointTrigger`, and its `check` as ``check``.
+    Pass an instance as ``open_store`` of a `CheckpointTrigger`, and its `check` as ``check``. If
+    two triggers of a loop have the same folder, they share one writer.
 
     Attributes:
         path: The folder.
@@ -126,6 +156,7 @@ class FolderStore:
         keep_every: Also keep every checkpoint whose step is a multiple of this.
         on_exception: Whether to save the last good state if an exception ends the run.
         file_pattern: Returns the name of a checkpoint's folder. Defaults to the step's number.
+        name: Tells its checkpoints from those of other triggers with the same folder.
     """
 
     path: str
@@ -134,8 +165,10 @@ class FolderStore:
     keep_every: int | None = None
     on_exception: bool = False
     file_pattern: Callable[[State[Any]], str] | None = None
+    name: str = "checkpoint"
 
     def __post_init__(self) -> None:
+        check_path("checkpoint", self.path)
         for name, least in (("keep", 1), ("keep_best", 0), ("keep_every", 1)):
             count = getattr(self, name)
             if count is not None or name == "keep_best":
@@ -148,44 +181,66 @@ class FolderStore:
 
         check_folder(self.path, loop.start is None and loop.resume_path is None)
 
-    def __call__(self) -> Store:
-        return _OpenFolder(self)
+    def check_state(self, state: State[Any]) -> None:
+        """Checks the name that ``file_pattern`` gives to the first state.
+
+        A pattern may read metrics that do not exist yet. Its names are then checked when it saves.
+        """
+        if self.file_pattern is not None:
+            try:
+                name = self.file_pattern(state)
+            except Exception:
+                return
+            check_name(name)
+
+    def __call__(self, opened: Sequence[Store] = ()) -> Store:
+        """Opens the folder.
+
+        Args:
+            opened: The stores that the run has opened.
+        """
+        for store in opened:
+            if isinstance(store, _OpenFolder) and str(store.writer.path) == _absolute(self):
+                return _OpenFolder(self, store.writer)
+        # Imported here, because only a run with a checkpoint needs it.
+        from jaxloop._checkpoint.writer import Writer
+
+        return _OpenFolder(self, Writer(self.path))
 
 
 class _OpenFolder:
     """The `Store` of a folder."""
 
-    def __init__(self, folder: FolderStore) -> None:
+    def __init__(self, folder: FolderStore, writer: Writer) -> None:
+        # Imported here, because only a run with a checkpoint needs it.
+        from jaxloop._checkpoint.retention import Rule
+
         self._file_pattern = folder.file_pattern
         self.on_exception = folder.on_exception
-        # Imported here, because only a run with a checkpoint needs them.
-        from jaxloop._checkpoint.reader import load_latest
-        from jaxloop._checkpoint.writer import Writer
-
-        self._load_latest = load_latest
-        self._writer = Writer(
-            folder.path,
-            keep=folder.keep,
-            keep_best=folder.keep_best,
-            keep_every=folder.keep_every,
-        )
+        self.writer = writer
+        self._rule = Rule(folder.name, folder.keep, folder.keep_best, folder.keep_every)
+        writer.add(self._rule)
 
     def save(self, state: State[Any], value: float | None) -> None:
         pattern = self._file_pattern
-        self._writer.save(str(state.step) if pattern is None else pattern(state), state, value)
+        name = str(state.step) if pattern is None else pattern(state)
+        self.writer.save(name, state, self._rule, value)
 
     def begin(self) -> None:
-        self._writer.begin()
+        self.writer.begin()
 
     def poll(self) -> None:
-        self._writer.poll()
+        self.writer.poll()
 
-    def newest(self, like: PyTree) -> State[Any] | None:
-        self._writer.wait()
-        return self._load_latest(self._writer.path, like)
+    def newest(self, state: State[Any]) -> State[Any] | None:
+        # Imported here, because only a run that rewinds needs it.
+        from jaxloop._checkpoint.reader import load_of_run
+
+        self.writer.wait()
+        return load_of_run(self.writer.path, state)
 
     def close(self) -> None:
-        self._writer.close()
+        self.writer.close()
 
 
 @dataclasses.dataclass(frozen=True)
