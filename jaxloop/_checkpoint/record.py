@@ -15,13 +15,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxloop._checkpoint.packing import Packer, is_array, step_state_test
+from jaxloop._checkpoint.packing import Packer, is_array, plain_name, step_state_test
 from jaxloop._checkpoint.schema import (
     NUMBERED,
     check_size,
@@ -74,7 +74,7 @@ def pack(state: State) -> tuple[dict[str, Any], dict[str, PyTree]]:
 
 def _plain(field: str, value: Any) -> Any:
     """Returns the value of a field that JSON can hold as it is."""
-    value = value.item() if isinstance(value, np.generic) else value
+    value = value.item() if isinstance(value, np.generic) else plain_name(value)
     hint = hints_of(State)[field]
     if not matches(value, hint):
         raise SerializationError(
@@ -250,6 +250,10 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str | np.generic)
 
 
+def _by_name(values: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {plain_name(name): value for name, value in values.items()}
+
+
 def _unpack_dict(kept: Any, unpacker: Unpacker) -> ReadOnlyDict:
     values = unpacker.unpack(kept)
     if type(values) is not dict:
@@ -279,10 +283,10 @@ CODECS: dict[str, _Codec] = {
     ),
     "times": _Codec(_pack_times, _unpack_times),
     "handler_state": _Codec(
-        lambda memory, packer: packer.pack(dict(memory), "handler_state"), _unpack_dict
+        lambda memory, packer: packer.pack(_by_name(memory), "handler_state"), _unpack_dict
     ),
     "metrics": _Codec(
-        lambda metrics, packer: packer.pack(dict(metrics.get()), "metrics"), _unpack_metrics
+        lambda metrics, packer: packer.pack(_by_name(metrics.get()), "metrics"), _unpack_metrics
     ),
     "position": _Codec(_pack_position, _unpack_position),
 }
