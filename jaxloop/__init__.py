@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jaxloop._factories import eval_step, evaluator, train_step, trainer
     from jaxloop._loop import Loop, loop
     from jaxloop._supervised.models import Model
-    from jaxloop.errors import JaxloopError
+    from jaxloop.errors import JaxloopError, Terminated
     from jaxloop.metrics import Metric
 
 check_no_foreign_files(Path(__file__).parent)
@@ -45,6 +45,7 @@ __all__ = [
     "Snapshot",
     "State",
     "Status",
+    "Terminated",
     "after",
     "batches",
     "before",
@@ -82,7 +83,7 @@ _HOMES = {
     "_factories": ("eval_step", "evaluator", "train_step", "trainer"),
     "_loop": ("Loop", "loop"),
     "_supervised.models": ("Model",),
-    "errors": ("JaxloopError",),
+    "errors": ("JaxloopError", "Terminated"),
     "metrics": ("Metric",),
 }
 _MODULES = ("datasets", "errors", "handlers", "losses", "metrics", "optimizers")

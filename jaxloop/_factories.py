@@ -149,8 +149,8 @@ def trainer(
             f"trainer: log must be at least 0, got {log}",
             fix="pass the number of iterations between two lines, or 0 for none",
         )
-    init_fn, step_fn = make_train_step(model, loss, optimizer, loss_scale=loss_scale, seed=seed)
-    adapter = adapt(model)
+    adapter = adapt(model)  # once, so that a later change of the module changes nothing
+    init_fn, step_fn = make_train_step(adapter, loss, optimizer, loss_scale=loss_scale, seed=seed)
 
     def output(state: State[StepState]) -> Any:
         return adapter.export(state.step_state["model_state"])
@@ -160,7 +160,7 @@ def trainer(
         init_fn,
         output,
         metrics=(declare_batch_mean("loss", "loss"),),
-        task=SupervisedTask(model, loss),
+        task=SupervisedTask(adapter, loss),
     )
     return log_progress(loop, log) if log else loop
 
@@ -185,7 +185,8 @@ def evaluator(model: ModelLike) -> Loop[StepState, dict[str, Any]]:
         >>> float(out["mean_absolute_error"])
         2.0
     """
-    init_fn, step_fn = make_eval_step(model)
+    adapter = adapt(model)
+    init_fn, step_fn = make_eval_step(adapter)
 
     def output(state: State[StepState]) -> dict[str, Any]:
         if state.status == "interrupted":
@@ -193,4 +194,4 @@ def evaluator(model: ModelLike) -> Loop[StepState, dict[str, Any]]:
             raise Interrupted(f"the evaluation was interrupted by {state.halted_by}")
         return dict(state.history[max(state.history)]) if state.history else dict(state.metrics)
 
-    return Loop(step_fn, init_fn, output, task=SupervisedTask(model))
+    return Loop(step_fn, init_fn, output, task=SupervisedTask(adapter))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from jaxloop._core.events import Event, StatusLike
@@ -33,6 +33,31 @@ ObserverFn: TypeAlias = Callable[[Snapshot], object]
 
 CheckFn: TypeAlias = "Callable[[LoopSpec[Any, Any]], None]"
 """A check that runs before the first step and raises if it finds a mistake."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunStart:
+    """What is known right before the first step of a run.
+
+    Attributes:
+        snapshot: The counters.
+        step_state: The step state, with a `jax.ShapeDtypeStruct` in place of each array.
+        metrics: The values of the loop's metrics, with a `jax.ShapeDtypeStruct` in place of each
+            array. Metrics that handlers add are not known yet.
+        data: What the run iterates over in this epoch: the data that were passed to `run`, or what
+            a function ``epoch -> iterable`` returned.
+        sample: The next batch of the data. None if the data of this epoch are at their end.
+    """
+
+    snapshot: Snapshot
+    step_state: PyTree
+    metrics: Mapping[str, PyTree]
+    data: Any
+    sample: PyTree
+
+
+OpenFn: TypeAlias = Callable[[RunStart], HandlerFn]
+"""Makes the function that a handler calls in one run, and raises if it finds a mistake."""
 
 
 class Store(Protocol):
@@ -59,6 +84,9 @@ class Store(Protocol):
 
         A state that is later than ``state`` does not count.
         """
+
+    def newest_name(self) -> tuple[int, str] | None:
+        """Waits for the last save, and returns the step and the name of the newest good state."""
 
     def close(self) -> None:
         """Waits for the last save, raises if it failed, and stops the threads."""
@@ -88,9 +116,13 @@ class Handler(Attachment):
 
     Attributes:
         fn: The function.
-        watches: Metrics that must exist when it runs.
+        watches: Metrics that it reads. At a firing at which one has no value yet, because the
+            handler that adds it has not run in this epoch, it does not run. A metric that can
+            never exist is an error before the first step.
         adds: Metrics that it adds. None means that it may add any.
         check: Called with the loop before the first step.
+        open: Called once per run, right before the first step, with what is known then. It returns
+            the function to call in this run in place of ``fn``.
         unique: Whether no other attachment may have its name, because the name is the key of its
             memory in ``state.handler_state``.
     """
@@ -101,6 +133,8 @@ class Handler(Attachment):
     watches: tuple[str, ...] = ()
     adds: tuple[str, ...] | None = None
     check: CheckFn | None = None
+    # Not compared: it is often a method of ``fn``, and methods of equal objects are not equal.
+    open: OpenFn | None = dataclasses.field(default=None, compare=False)
     unique: bool = False
 
 
@@ -129,7 +163,7 @@ class CheckpointTrigger(Attachment):
         open_store: Opens the store for the states. Called once per run with the stores that the
             run has opened so far, because two triggers may save to the same place.
         value: Returns the value by which a state is the best so far, or None if it is not.
-        watches: Metrics that must exist when it runs.
+        watches: See `Handler`.
         check: Called with the loop before the first step.
         check_state: Called with the first state before the first step.
         unique: See `Handler`.
@@ -197,7 +231,18 @@ class PreparedInit(Protocol):
 
 
 class Task(Protocol):
-    """The way to evaluate the model of a supervised loop."""
+    """The way to evaluate the model of a supervised loop.
+
+    Attributes:
+        loss: The loss, or None.
+    """
+
+    @property
+    def loss(self) -> Any:
+        """The loss, or None."""
+
+    def statics(self) -> Mapping[str, str]:
+        """Returns what the model is made of besides its arrays; see `State.statics`."""
 
     def eval_steps(self, model: Any) -> tuple[BatchFn, BatchFn]:
         """Returns the init and step functions that evaluate ``model``, or the task's own model."""

@@ -3,7 +3,8 @@
     raise DataError("run: data must have at least one batch, got none", fix="pass a batch")
 
 Every error derives from `JaxloopError` and from the nearest builtin, so both
-``except jl.JaxloopError`` and ``except ValueError`` catch it::
+``except jl.JaxloopError`` and ``except ValueError`` catch it. `Terminated` is not an error, and
+``except Exception`` does not catch it::
 
     JaxloopError
     ├── ArgumentError (ValueError)
@@ -17,12 +18,18 @@ Every error derives from `JaxloopError` and from the nearest builtin, so both
     ├── HaltError (ValueError)
     ├── MissingMetricError (KeyError)
     ├── RecompilationError (RuntimeError)
+    ├── ShardingError (ValueError)
     ├── CheckpointError (OSError)
     └── SerializationError (ValueError)
         └── DamagedError
 
+    Terminated (SystemExit)
+
 The first line of a message says what must be true and what jaxloop got instead. The second line
 starts with "fix:" and says what to do.
+
+Every exception that leaves a run has the attribute ``loop_state``, whatever its class. It is the
+last good `State`, or None if the run had none.
 """
 
 from __future__ import annotations
@@ -30,12 +37,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jaxloop._installation import check_no_foreign_files
 
 # Checked here, because every other module imports this one, and `jaxloop/__init__.py` may belong to
 # the other distribution.
 check_no_foreign_files(Path(__file__).parent)
+
+if TYPE_CHECKING:
+    from jaxloop._core.state import State
 
 
 class JaxloopError(Exception):
@@ -45,11 +56,17 @@ class JaxloopError(Exception):
         message: What must be true, where, and what jaxloop got instead.
         fix: What to do about it. The error prints it on its own line.
 
+    Attributes:
+        loop_state: The last good `State` of the run that raised it, or None if there is none.
+            ``loop.from_state(error.loop_state)`` continues from it.
+
     Example:
         >>> print(JaxloopError("fuse must be at least 1, got 0", fix="pass fuse='auto'"))
         fuse must be at least 1, got 0
           fix: pass fuse='auto'
     """
+
+    loop_state: State[Any] | None = None
 
     def __init__(self, message: str, *, fix: str | None = None) -> None:
         super().__init__(message if fix is None else f"{message}\n  fix: {fix}")
@@ -103,6 +120,10 @@ class RecompilationError(JaxloopError, RuntimeError):
     """With ``strict=True``, the step would have to be compiled again during the run."""
 
 
+class ShardingError(JaxloopError, ValueError):
+    """A batch is sharded, a mesh has explicit axes, or several processes run: not supported yet."""
+
+
 class CheckpointError(JaxloopError, OSError):
     """A checkpoint cannot be written or read."""
 
@@ -113,6 +134,42 @@ class SerializationError(JaxloopError, ValueError):
 
 class DamagedError(SerializationError):
     """A checkpoint or serialized state is truncated, altered or malformed."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM ended a run, and now ends the script.
+
+    `run` and `stream` raise it when the state is saved and everything is closed. If you do not
+    catch it, ``finally`` blocks run and the process exits with code 143, as after SIGTERM. It is a
+    `SystemExit` and not an `Exception`, so ``except Exception`` does not keep the script alive.
+
+    Args:
+        state: The final state of the run, or None.
+
+    Attributes:
+        state: The final `State`. None if the signal arrived before the first state was made.
+        loop_state: The same, as on every exception that leaves a run.
+
+    Example:
+        >>> ended = Terminated(None)
+        >>> ended.code
+        143
+        >>> print(ended)
+        SIGTERM ended the run before it had a state
+    """
+
+    def __init__(self, state: State[Any] | None) -> None:
+        super().__init__(_SIGTERM_EXIT_CODE)
+        self.state = self.loop_state = state
+
+    def __str__(self) -> str:
+        if self.state is None:
+            return "SIGTERM ended the run before it had a state"
+        return f"SIGTERM ended the run in epoch {self.state.epoch}, after step {self.state.step}"
+
+
+_SIGTERM_EXIT_CODE = 128 + 15
+"""As shells report a process that SIGTERM ended."""
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:

@@ -137,7 +137,7 @@ CASES = {
             .validate([(X, X[:, :1])], model=PAIR)
             .run([(X, X[:, :1])], 0.0)
         ),
-        "'model_state', got ArrayImpl",
+        "'model_state', got an array",
     ),
     "a metric that is no name": (lambda: plain().early_stop(3), "name of a metric, got 3"),
     "min_delta=-1": (lambda: plain().early_stop("loss", min_delta=-1), "min_delta"),

@@ -295,7 +295,10 @@ def test_an_error_of_the_device_comes_out_and_ends_the_thread(fuse):
         jl.loop(checked).run([np.ones(2, np.float32)] * 50, 0.0, fuse=fuse)
     # The state before it was donated: better none than a wrong one.
     assert caught.value.loop_state is None
-    assert "in the step" in caught.value.__notes__[0]
+    where, why = caught.value.__notes__
+    assert "in the step" in where
+    assert "loop_state is None, because the device failed" in why
+    assert why.endswith("the loop has no checkpoint")
 
 
 def test_an_iterator_goes_on_after_a_signal_in_the_last_handler_before_a_read():
@@ -309,9 +312,11 @@ def test_an_iterator_goes_on_after_a_signal_in_the_last_handler_before_a_read():
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         loop = jl.loop(step).handle("iteration_started", interrupt, jl.only(3))
-        stopped = loop.run(iterator, 0.0, iterations=4, epochs=2)
+        with pytest.raises(jl.Terminated) as caught:
+            loop.run(iterator, 0.0, iterations=4, epochs=2)
     finally:
         signal.signal(signal.SIGTERM, before)
+    stopped = caught.value.state
     assert stopped.status == "interrupted"
     state = jl.loop(step).from_state(stopped).run(iterator, iterations=4, epochs=2)
     assert state.step == 8 and float(state.step_state) == expected(1, 8)

@@ -27,13 +27,13 @@ from jaxloop._checkpoint.names import UNFINISHED, check_path
 from jaxloop._checkpoint.orbax_io import restore_trees, stored_tree
 from jaxloop._checkpoint.packing import is_array
 from jaxloop._checkpoint.record import (
-    check_arrays,
     check_format,
     check_leaves,
     numbered,
     step_state_of,
     unpack,
 )
+from jaxloop._checkpoint.reshaped import reshaped
 from jaxloop._checkpoint.schema import NUMBERED
 from jaxloop._core.placement import placement
 from jaxloop._core.state import State
@@ -207,8 +207,6 @@ def _load(entry: Entry, like: PyTree) -> State[Any]:
     record = entry.record
     assert record is not None
     check_format(record)
-    if like is not None:
-        check_leaves(record, like, f"the checkpoint {entry.folder}")
     place = placement(like)
     everywhere = place.sharding or jax.sharding.SingleDeviceSharding(
         place.device or jax.local_devices()[0]
@@ -231,6 +229,11 @@ def _load(entry: Entry, like: PyTree) -> State[Any]:
             is_leaf=lambda leaf: hasattr(leaf, "shape"),
         )
 
+    if like is not None:
+        if record.get("reshaped"):
+            saved = record["leaves"]["step_state"]
+            like = reshaped(like, saved, stored("step_state"), record["reshaped"])
+        check_leaves(record, like, f"the checkpoint {entry.folder}")
     shapes: dict[str, PyTree] = {}
     for name, leaves in record["leaves"].items():
         if name in NUMBERED:
@@ -242,10 +245,11 @@ def _load(entry: Entry, like: PyTree) -> State[Any]:
         else:
             shapes[name] = stored(name) if leaves else {}
     trees = restore_trees(entry.folder, shapes)
-    check_arrays(record, trees)
-    if "digests" in record:  # older formats have none
+    state = unpack(record, trees)
+    # Afterwards, because arrays of another dtype are no damage. Older formats have no digests.
+    if "digests" in record:
         check_digests(record["digests"], trees, f"the checkpoint {entry.folder}")
-    return unpack(record, trees)
+    return state
 
 
 def _host_shape(shape: Any, dtype: Any) -> np.ndarray[Any, Any]:

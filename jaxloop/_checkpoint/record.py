@@ -26,6 +26,7 @@ from jaxloop._checkpoint.schema import (
     NUMBERED,
     check_size,
     hints_of,
+    is_list_of_strings,
     is_whole,
     malformed,
     matches,
@@ -137,9 +138,11 @@ def unpack(record: dict[str, Any], trees: dict[str, PyTree]) -> State:
     Raises:
         SerializationError: A later jaxloop wrote the record, or this process lacks what a value
             needs, such as 64-bit types.
-        DamagedError: A value is malformed.
+        DamagedError: A value is malformed, or an array is not what the record says.
     """
     check_format(record)
+    for name, leaves in record["leaves"].items():
+        _check_arrays(name, trees[name], leaves)
     unpacker = Unpacker(trees)
     fields: dict[str, Any] = {}
     for key, field in saved_fields().items():
@@ -156,27 +159,21 @@ def unpack(record: dict[str, Any], trees: dict[str, PyTree]) -> State:
     return State(**fields, loan=loan)
 
 
-def check_arrays(record: dict[str, Any], trees: dict[str, PyTree]) -> None:
-    """Raises if arrays that were read are not those that the record says.
-
-    Raises:
-        SerializationError: JAX has changed a dtype.
-        DamagedError: An array is missing, or has another shape.
-    """
-    for name, leaves in record["leaves"].items():
-        mine = [leaf[1:] for leaf in describe(trees[name])]
-        said = [leaf[1:] for leaf in leaves]
-        if name not in NUMBERED:  # without ``like``, their containers and their order may differ
-            mine, said = sorted(mine), sorted(said)
-        if mine == said:
-            continue
-        if sorted(shape for _, shape in mine) == sorted(shape for _, shape in said):
-            raise SerializationError(
-                f"the arrays of the {name} must have the dtypes {sorted({d for d, _ in said})}, as "
-                f"they were saved, got {sorted({d for d, _ in mine})}",
-                fix="set jax_enable_x64 as the run that wrote the state did",
-            )
-        raise DamagedError(f"the arrays of the {name} must be as the record says", fix=_COPY)
+def _check_arrays(name: str, tree: PyTree, leaves: list[list[Any]]) -> None:
+    """Raises if the arrays of a tree are not those that the record says."""
+    mine = [leaf[1:] for leaf in describe(tree)]
+    said = [leaf[1:] for leaf in leaves]
+    if name not in NUMBERED:  # without ``like``, their containers and their order may differ
+        mine, said = sorted(mine), sorted(said)
+    if mine == said:
+        return
+    if sorted(shape for _, shape in mine) == sorted(shape for _, shape in said):
+        raise SerializationError(
+            f"the arrays of the {name} must have the dtypes {sorted({d for d, _ in said})}, as "
+            f"they were saved, got {sorted({d for d, _ in mine})}",
+            fix="set jax_enable_x64 as the run that wrote the state did",
+        )
+    raise DamagedError(f"the arrays of the {name} must be as the record says", fix=_COPY)
 
 
 _COPY = "use another copy"
@@ -266,6 +263,32 @@ def _unpack_metrics(kept: Any, unpacker: Unpacker) -> LazyDict:
     return LazyDict(lambda: metrics)
 
 
+def _are_texts(kept: Any) -> bool:
+    return isinstance(kept, dict) and all(type(text) is str for text in kept.values())
+
+
+def _unpack_statics(kept: Any, unpacker: Unpacker) -> ReadOnlyDict:
+    if not _are_texts(kept):
+        raise malformed("statics", kept)
+    return ReadOnlyDict(kept)
+
+
+def _pack_meanings(meanings: Mapping[str, Mapping[str, str]] | None, packer: Packer) -> Any:
+    return None if meanings is None else {name: dict(one) for name, one in meanings.items()}
+
+
+def _unpack_meanings(kept: Any, unpacker: Unpacker) -> Any:
+    if kept is None or (isinstance(kept, dict) and all(map(_are_texts, kept.values()))):
+        return kept
+    raise malformed("metric_meanings", kept)
+
+
+def _unpack_reshaped(kept: Any, unpacker: Unpacker) -> tuple[str, ...]:
+    if not is_list_of_strings(kept):
+        raise malformed("reshaped", kept)
+    return tuple(kept)
+
+
 # By key of the record. A field without a codec is stored as it is.
 CODECS: dict[str, _Codec] = {
     "event": _Codec(
@@ -289,6 +312,9 @@ CODECS: dict[str, _Codec] = {
         lambda metrics, packer: packer.pack(_by_name(metrics.get()), "metrics"), _unpack_metrics
     ),
     "position": _Codec(_pack_position, _unpack_position),
+    "statics": _Codec(lambda statics, packer: dict(statics), _unpack_statics),
+    "metric_meanings": _Codec(_pack_meanings, _unpack_meanings),
+    "reshaped": _Codec(lambda paths, packer: list(paths), _unpack_reshaped),
 }
 
 
@@ -300,7 +326,8 @@ def check_leaves(record: dict[str, Any], like: PyTree, where: str) -> None:
     """
     kept = {name: (dtype, tuple(shape)) for name, dtype, shape in record["leaves"]["step_state"]}
     mine = {name: (dtype, tuple(shape)) for name, dtype, shape in describe(like)}
-    if "empty_nodes" in record:  # older formats have none
+    # Older formats have none, and a handler that changed the structure may have added some.
+    if "empty_nodes" in record and not record["reshaped"]:
         # An optimizer's state without arrays, such as that of weight decay, is part of it too.
         kept |= dict.fromkeys(record["empty_nodes"], _EMPTY)
         mine |= dict.fromkeys(empty_nodes(like), _EMPTY)

@@ -26,7 +26,13 @@ from jaxloop.errors import DamagedError, SerializationError
 NUMBERED = ("accumulators", "arrays")
 """The trees of numbered leaves, which do not have the structure of the step state."""
 
-ADDED_IN = {"run_id": 2}
+ADDED_IN = {
+    "run_id": 2,
+    "statics": 2,
+    "metric_meanings": 2,
+    "reshaped": 2,
+    "requested_epochs": 2,
+}
 """The format in which a field of the record was added, if that is not the first."""
 
 MOST_BYTES = 2**26
@@ -205,15 +211,19 @@ def _are_empty_arrays(value: Any) -> bool:
     return isinstance(value, list) and all(_is_leaf(one) and 0 in one[2] for one in value)
 
 
+def is_list_of_strings(value: Any) -> bool:
+    """Returns whether data from JSON are a list of strings."""
+    return isinstance(value, list) and all(type(name) is str for name in value)
+
+
+def _is_digest(leaf: Any) -> bool:
+    return is_list_of_strings(leaf) and len(leaf) == 2
+
+
 def _are_digests(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(leaves, list) and all(_are_names(leaf) and len(leaf) == 2 for leaf in leaves)
-        for leaves in value.values()
+        isinstance(leaves, list) and all(map(_is_digest, leaves)) for leaves in value.values()
     )
-
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(type(name) is str for name in value)
 
 
 _CHECKS: dict[str, Callable[[Any], bool]] = {
@@ -224,8 +234,8 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "sha256": lambda value: type(value) is str,
     "own": lambda value: value is True,
     "own_bytes": is_whole,
-    "trees": _are_names,
-    "empty_nodes": _are_names,
-    "saved_by": _are_names,
+    "trees": is_list_of_strings,
+    "empty_nodes": is_list_of_strings,
+    "saved_by": is_list_of_strings,
     "digests": _are_digests,
 }

@@ -155,6 +155,18 @@ def checked_state(new: PyTree, old: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(one, new, old)
 
 
+def changed_leaves(old: PyTree, new: PyTree) -> list[str]:
+    """Returns the paths of the leaves that only one state has, or whose shape or dtype differs."""
+    was, became = (
+        {
+            jax.tree_util.keystr(path): (leaf.shape, leaf.dtype)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (old, new)
+    )
+    return [path for path in {**was, **became} if was.get(path) != became.get(path)]
+
+
 def describe_change(old: PyTree, new: PyTree) -> str:
     """Describes which leaves of two step states differ in shape or dtype, for messages."""
 

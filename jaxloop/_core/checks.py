@@ -60,6 +60,22 @@ def check_mode(where: str, mode: Mode) -> None:
         )
 
 
+def as_number(value: object) -> float | None:
+    """Returns a scalar value as a float, or None if it is not one real number.
+
+    Example:
+        >>> as_number(np.float32(0.5)), as_number({"a": 1.0}), as_number("1")
+        (0.5, None, None)
+    """
+    if isinstance(value, str | bytes):
+        return None
+    try:
+        array = np.asarray(value)
+        return None if array.ndim or np.iscomplexobj(array) else float(array)
+    except (TypeError, ValueError):  # a pytree, or a ragged list
+        return None
+
+
 def name_of(fn: Any) -> str:
     """Returns the name of a function or an object, for messages."""
     return getattr(fn, "__name__", None) or type(fn).__name__

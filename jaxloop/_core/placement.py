@@ -4,6 +4,8 @@
     place(batch)                    # on the state's device, or replicated over its mesh
 
 If the placement of a state is unknown, other arrays stay where they are.
+
+A state may be sharded over the devices of this process. A batch may not: each device gets a copy.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import dataclasses
 import jax
 
 from jaxloop._core.types import PyTree
+from jaxloop.errors import ShardingError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,3 +52,55 @@ def placement(state: PyTree) -> Placement:
         spec = jax.sharding.PartitionSpec()
         return Placement(sharding=jax.sharding.NamedSharding(meshes.pop(), spec), known=True)
     return Placement(known=not devices)
+
+
+def check_processes() -> None:
+    """Raises if several processes run, each of which would train a copy of the model.
+
+    Raises:
+        ShardingError: ``jax.process_count()`` is not 1.
+    """
+    count = jax.process_count()
+    if count != 1:
+        raise ShardingError(
+            f"run: jax.process_count() must be 1, got {count}; each process would train its own "
+            "copy of the model, because jaxloop cannot train over several processes yet",
+            fix="start one process, and do not call jax.distributed.initialize with several",
+        )
+
+
+def check_whole(array: jax.Array, where: str) -> None:
+    """Raises if an array of the data is sharded.
+
+    Args:
+        array: The array.
+        where: What it is, for the error.
+
+    Raises:
+        ShardingError: It is neither on one device nor replicated.
+    """
+    if not array.sharding.is_fully_replicated:
+        raise ShardingError(
+            f"{where} must be on one device or replicated, got an array that is sharded over "
+            f"{len(array.sharding.device_set)} devices; jaxloop cannot split a batch between "
+            "devices yet, and would copy all of it to each",
+            fix="pass host arrays, such as np.asarray(batch); the step state may be sharded over "
+            "the devices of this process",
+        )
+
+
+def check_axes(state: PyTree) -> None:
+    """Raises if a state is on a mesh with explicit axes, which is what `jax.make_mesh` makes.
+
+    Raises:
+        ShardingError: The types of the metrics' arrays would not fit those of the state.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        mesh = getattr(getattr(leaf, "sharding", None), "mesh", None)
+        if mesh is not None and jax.sharding.AxisType.Explicit in mesh.axis_types:
+            raise ShardingError(
+                f"run: the axes of the mesh must be of type Auto, got explicit axes {mesh} for the "
+                f"leaf step_state{jax.tree_util.keystr(path)}",
+                fix="make the mesh with jax.make_mesh(shape, names, axis_types=(jax.sharding."
+                "AxisType.Auto,) * len(names))",
+            )

@@ -212,6 +212,12 @@ class State(Snapshot, Generic[S]):
         (6, 3, 'completed')
     """
 
+    statics: Mapping[str, str] = _field(factory=ReadOnlyDict)
+    """What the model was made of besides arrays: ``{path of an attribute: description}``.
+
+    A run refuses to continue from a state of a model with other attributes, such as another dropout
+    rate. To continue all the same, use ``state.replace(statics={})``.
+    """
     outputs: PyTree = _field(factory=dict, on_change="adopt", saved=False)
     """The outputs that the last step reported with `emit`."""
     handler_state: Mapping[str, PyTree] = _field(factory=ReadOnlyDict, on_change="adopt")
@@ -230,6 +236,12 @@ class State(Snapshot, Generic[S]):
     """The seconds that this epoch has taken so far."""
     run_id: str | None = _field(None, internal=True)
     """What tells this run from others. A run that is resumed keeps it."""
+    metric_meanings: Mapping[str, Mapping[str, str]] | None = _field(None, internal=True)
+    """What the accumulators mean, by the names of the metrics. None if it is unknown."""
+    reshaped: tuple[str, ...] = _field((), internal=True)
+    """The paths of the step state's leaves that handlers added, removed or changed in shape."""
+    requested_epochs: int | None = _field(None, internal=True)
+    """The ``epochs=`` of the run, which `max_epoch` is if no handler changed it."""
 
     @property
     def step_state(self) -> S:
@@ -264,7 +276,7 @@ class State(Snapshot, Generic[S]):
                 fields[f"lazy_{name}"] = EpochRecords.of(value)
             elif name == "event_counts":
                 fields["counts"] = EventCounts(value)
-            elif name == "handler_state":
+            elif name in ("handler_state", "statics"):
                 fields[name] = ReadOnlyDict(value)
             else:
                 fields[name] = value

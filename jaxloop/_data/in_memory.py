@@ -10,14 +10,16 @@ The order of each epoch is a function of ``(seed, epoch)``, so a position is two
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxloop._core.batch import canonical
-from jaxloop._core.placement import Placement
+from jaxloop._core.batch import canonical, describe_leaves
+from jaxloop._core.placement import Placement, check_whole
 from jaxloop._core.types import PyTree
 from jaxloop._data.padding import marked
 from jaxloop.errors import ArgumentError, ArgumentTypeError
@@ -53,8 +55,9 @@ def batches(
 
     Raises:
         ArgumentError: There are no arrays, the arrays differ in their first axis, ``batch_size``
-            is below 1, or ``pad`` cannot add a mask to the structure.
-        ArgumentTypeError: ``batch_size`` is not an int.
+            is below 1, ``seed`` is negative, or ``pad`` cannot add a mask to the structure.
+        ArgumentTypeError: ``batch_size`` or ``seed`` is not an int.
+        ShardingError: An array is sharded over several devices.
 
     Example:
         >>> [b.shape for b in batches(np.zeros((5, 2)), 2)]
@@ -75,11 +78,40 @@ def batches(
             "batches: pad and drop_remainder cannot both be True", fix="pass only one of them"
         )
     # Converted to the dtypes of a device once, instead of for every batch.
-    arrays = jax.tree.map(lambda leaf: canonical(np.asarray(leaf)), arrays)
+    arrays = jax.tree.map(_on_host, arrays)
     num_examples = _num_examples(arrays)
     if pad:
         _check_can_be_marked(arrays)
-    return Batches(arrays, num_examples, batch_size, shuffle, seed, drop_remainder, pad, device)
+    return Batches(
+        arrays,
+        num_examples,
+        batch_size,
+        bool(shuffle),
+        _checked_seed(seed),
+        bool(drop_remainder),
+        bool(pad),
+        device,
+    )
+
+
+def _checked_seed(seed: Any) -> int:
+    try:
+        number = operator.index(seed)  # NumPy's integers too
+    except TypeError:
+        raise ArgumentTypeError(
+            f"batches: seed must be an int, got {seed!r}", fix="pass a whole number such as 0"
+        ) from None
+    if number < 0:
+        raise ArgumentError(
+            f"batches: seed must be at least 0, got {seed}", fix="pass a whole number such as 0"
+        )
+    return number
+
+
+def _on_host(leaf: Any) -> np.ndarray[Any, Any]:
+    if isinstance(leaf, jax.Array):
+        check_whole(leaf, "batches: every array")
+    return canonical(np.asarray(leaf))
 
 
 def _num_examples(arrays: PyTree) -> int:
@@ -114,6 +146,9 @@ def _check_can_be_marked(arrays: PyTree) -> None:
         )
 
 
+_SETTINGS = ("num_examples", "batch_size", "shuffle", "seed", "drop_remainder", "pad")
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Batches:
     """A re-iterable over arrays in memory. Its position is two integers, epoch and batch."""
@@ -138,6 +173,16 @@ class Batches:
 
     def __repr__(self) -> str:
         return f"batches({self.num_examples} examples, batch_size={self.batch_size})"
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """What determines the batches, apart from the values of the arrays."""
+        leaves, tree = jax.tree.flatten(self.arrays)
+        return {
+            "kind": "jl.batches",
+            **{name: getattr(self, name) for name in _SETTINGS},
+            "examples": describe_leaves(tree, tuple((a.shape[1:], a.dtype) for a in leaves)),
+        }
 
     def order(self, epoch: int) -> np.ndarray[Any, Any] | None:
         """Returns the order of the examples in an epoch, or None for the original order."""

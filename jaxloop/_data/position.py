@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxloop._core.batch import Batch
-from jaxloop._data.in_memory import Batches
 from jaxloop.errors import DataError
 
 _PROTOCOLS = (("get_state", "set_state"), ("state_dict", "load_state_dict"))
@@ -74,7 +73,9 @@ class Position:
         state: The data's own state, or None. The next batch is ``skip`` batches after it.
         skip: See ``state``.
         at_end: Whether the state was taken at the end of the data.
-        settings: The settings that determine the batches of `Batches`.
+        settings: What is known of the data that determines the batches. It holds the ``kind`` of
+            the data, for `Batches` the settings, and for others the ``length`` and the shapes of
+            the ``first_batch``.
         unread: The unconsumed batches of a one-shot iterator.
     """
 
@@ -89,30 +90,35 @@ class Position:
 FROM_COUNTERS = Position()
 """The position in data for which the run's own counters are enough."""
 
-_SETTINGS = ("num_examples", "batch_size", "shuffle", "seed", "drop_remainder", "pad")
+NO_DATA = Position(settings={"kind": "data=None"})
+"""The position of a run whose steps need no data."""
 
 
-def position_of(data: Batches) -> Position:
-    """Returns the position in `Batches`: the settings that determine each batch."""
-    return Position(settings={name: getattr(data, name) for name in _SETTINGS})
+def check_settings(position: Position, settings: Mapping[str, Any], epoch: int) -> None:
+    """Raises if the data would give different batches for the rest of an epoch.
 
-
-def check_settings(position: Position, data: Batches, epoch: int) -> None:
-    """Raises if ``data`` would give different batches for the rest of an epoch.
+    Args:
+        position: The position of the earlier run. Settings that it lacks are not compared.
+        settings: The settings of the present data.
+        epoch: The epoch.
 
     Raises:
         DataError: A setting differs. The error names it.
     """
-    if not position.settings:
-        return
+    saved = dict(position.settings)
+    if "batch_size" in saved:
+        saved.setdefault("kind", "jl.batches")  # earlier versions did not save the kind
+    same_kind = saved.get("kind") == settings.get("kind")
+    names = saved if same_kind or "kind" not in saved else ("kind",)
     differ = [
-        f"{name} was {position.settings.get(name)!r} and is {value!r}"
-        for name, value in position_of(data).settings.items()
-        if position.settings.get(name) != value
+        f"{name} was {saved[name]!r} and is {settings.get(name)!r}"
+        for name in names
+        if saved[name] is not None and saved[name] != settings.get(name)
     ]
     if differ:
         raise DataError(
             f"the state to resume from is in the middle of epoch {epoch}, and these data give "
             f"different batches: {', '.join(differ)}",
-            fix="resume with the same jl.batches(...), or from a state at the end of an epoch",
+            fix="finish the epoch with the same data and settings, and change them after it, or "
+            "continue from a checkpoint at the end of an epoch",
         )

@@ -27,7 +27,7 @@ from jaxloop._core.batch import Batch
 from jaxloop._core.placement import Placement
 from jaxloop._data.device_rows import Single
 from jaxloop._data.in_memory import Batches
-from jaxloop._data.position import FROM_COUNTERS, Position, Unread
+from jaxloop._data.position import FROM_COUNTERS, NO_DATA, Position, Unread
 from jaxloop._data.readers import ArrayReader, Fill, IteratorReader, Late
 from jaxloop._data.source import NO_BATCH, DataSource
 from jaxloop._data.superbatch import BufferPool, Superbatch
@@ -170,11 +170,11 @@ class Prefetcher:
     def position(self) -> Position:
         """Returns the position after the last consumed batch, regardless of reading ahead."""
         reader = self.source.reader
-        if isinstance(reader, ArrayReader):
-            return reader.position
-        skip, state, at_end = reader.consumed_state()
-        if not self.source.one_shot:
-            return FROM_COUNTERS if state is None else Position(False, state, skip, at_end)
+        if self.source.data is None:
+            return NO_DATA
+        if isinstance(reader, ArrayReader) or not self.source.one_shot:
+            return reader.position()
+        skip, state, _ = reader.consumed_state()
         pending = self._pending
         if pending is None or self._interrupts.flag.name is None:
             known = self._unread(pending)
@@ -182,7 +182,7 @@ class Prefetcher:
         else:
             # A signal ends the run, perhaps because the data are slow. A resumed run may wait.
             unread = Unread(self.source.data, lambda: self._unread(pending))
-        return Position(True, state, skip, unread=unread)
+        return Position(True, state, skip, settings=reader.settings, unread=unread)
 
     # --- reading -------------------------------------------------------------------------------
 

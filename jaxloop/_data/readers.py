@@ -20,12 +20,12 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from jaxloop._core.batch import Batch, Signature, as_batch
+from jaxloop._core.batch import Batch, Signature, as_batch, describe_leaves
 from jaxloop._core.types import PyTree
 from jaxloop._data.device_rows import Gathered
 from jaxloop._data.in_memory import Batches
 from jaxloop._data.padding import marked
-from jaxloop._data.position import Stateful, position_of
+from jaxloop._data.position import Position, Stateful
 from jaxloop._data.superbatch import BufferPool, Superbatch, is_on_host
 from jaxloop.errors import DataError
 
@@ -102,12 +102,14 @@ class IteratorReader:
         self.length: int | None = None
         self.num_read = self.num_consumed = num_read
         self.num_skipped = 0
+        self.first_batch: str | None = None
         self.held: collections.deque[Batch] = collections.deque()
         self._iterator, self._own = iterator, own
         # (batches read by then, the iterator's own state, whether it was at its end)
         self._states: list[tuple[int, Any, bool]] = []
         self._error: BaseException | None = None
         self._like: Signature | None = None
+        self._position: Position | None = None
         self._keep_state()
 
     def _keep_state(self, at_end: bool = False) -> None:
@@ -125,18 +127,45 @@ class IteratorReader:
         at, state, at_end = known[-1] if known else (self.num_consumed, None, False)
         return self.num_consumed - at, state, at_end
 
+    def position(self) -> Position:
+        """Returns the position after the last consumed batch of a re-iterable."""
+        skip, state, at_end = self.consumed_state()
+        if state is not None:
+            return Position(False, state, skip, at_end, self.settings)
+        if self._position is None or self._position.settings["first_batch"] is None:
+            self._position = Position(settings=self.settings)
+        return self._position
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is known of the data; see `Position`."""
+        if self.one_shot:
+            return {"kind": "a one-shot iterator"}
+        return {
+            "kind": "an iterable",
+            "length": self.length,
+            "first_batch": self.first_batch,
+        }
+
+    def _see_first(self, batch: Batch) -> None:
+        self.first_batch = describe_leaves(*batch.signature)
+
     def skip(self, count: int, poll: Callable[[], None]) -> None:
         """Skips ``count`` batches that were consumed in an earlier run, by reading them."""
-        for index in range(count):
+        total = self.num_read + count
+        for _ in range(count):
             poll()  # this may take long
-            if next(self._iterator, _END) is _END:
+            item = next(self._iterator, _END)
+            if item is _END:
                 raise DataError(
-                    f"the data of epoch {self.epoch} must have at least {count} batches to resume, "
-                    f"got {index}",
+                    f"the data of epoch {self.epoch} must have at least {total} batches to resume, "
+                    f"got {self.num_read}",
                     fix="resume with the data of the earlier run",
                 )
+            if not self.num_read:
+                self._see_first(as_batch(item, "batch 0 of the data"))
             self.num_read += 1
-        self.num_consumed, self.num_skipped = self.num_read, count
+        self.num_consumed, self.num_skipped = self.num_read, self.num_skipped + count
 
     def _next(self) -> Batch | None:
         if self.held:
@@ -151,6 +180,8 @@ class IteratorReader:
             self._keep_state(at_end=True)
             return None
         batch = as_batch(item, f"batch {self.num_read} of the data", self._like)
+        if not self.num_read:
+            self._see_first(batch)
         self._like = batch.signature
         self.num_read += 1
         return batch
@@ -232,8 +263,12 @@ class ArrayReader:
         self.epoch, self.num_read, self.num_consumed = epoch, index, index
         self.length = len(batches)
         self.batches = batches
-        self.position = position_of(batches)
+        self._position = Position(settings=batches.settings)
         self._order: Any = _END  # drawn when it is first needed
+
+    def position(self) -> Position:
+        """Returns the position: the settings, as the counters say the rest."""
+        return self._position
 
     def has_more(self) -> bool:
         """Returns whether another batch follows."""

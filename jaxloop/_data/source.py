@@ -11,12 +11,19 @@ read ahead. The `Prefetcher` does that.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from jaxloop._core.batch import Batch, Signature
 from jaxloop._core.interrupts import Interrupts
 from jaxloop._data.in_memory import Batches
-from jaxloop._data.position import FROM_COUNTERS, Position, check_settings, stateful
+from jaxloop._data.position import (
+    FROM_COUNTERS,
+    NO_DATA,
+    Position,
+    check_settings,
+    stateful,
+)
 from jaxloop._data.readers import ArrayReader, IteratorReader, Reader
 from jaxloop.errors import ArgumentError, ArgumentTypeError, DataError
 
@@ -39,6 +46,7 @@ class DataSource:
         interrupts: The signals, which may interrupt a wait for slow data.
 
     Attributes:
+        iterable: What is iterated over in the current epoch: the data, or what a function returned.
         one_shot: Whether the data are an iterator, which continues across epochs.
         reader: The reader of the current epoch.
 
@@ -52,6 +60,7 @@ class DataSource:
     ) -> None:
         self.data, self.epochs, self.iterations = data, epochs, iterations
         self.interrupts = interrupts
+        self.iterable = data
         self.one_shot = data is not None and hasattr(data, "__next__")
         self._check()
         self.reader: Reader = IteratorReader(iter(()), 0, False)
@@ -99,8 +108,11 @@ class DataSource:
             DataError: The data cannot be restored to the position of the earlier run.
         """
         if self.one_shot:
-            self._open_one_shot(skip, position)
-        elif self.data is not None:
+            self._open_one_shot(epoch, skip, position)
+        elif self.data is None:
+            if skip:
+                check_settings(position, NO_DATA.settings, epoch)
+        else:
             with self.interrupts.waiting:
                 self.reader = self._reader_at(epoch, skip, position)
 
@@ -115,9 +127,10 @@ class DataSource:
         data = self.data
         if not isinstance(data, Batches) and not hasattr(data, "__iter__"):
             data = data(epoch)
+        self.iterable = data
         if isinstance(data, Batches):
             if skip:
-                check_settings(position, data, epoch)
+                check_settings(position, data.settings, epoch)
             return ArrayReader(data, epoch, skip)
         loader = None if hasattr(data, "__next__") else stateful(data)
         known = position.state is not None
@@ -132,22 +145,42 @@ class DataSource:
                 again = 0
         iterator = iter(data)
         own = loader or stateful(iterator)
-        if own is not None and loader is None and known and skip:
+        restores = own is not None and loader is None and known and skip > 0
+        first_batch = position.settings.get("first_batch") if loader is not None else None
+        if restores:
+            assert own is not None
+            first_batch = self._first_batch(iterator, epoch)
             own.set(position.state)
             again = position.skip
         reader = IteratorReader(iterator, epoch, one_shot=False, own=own, num_read=skip - again)
         with contextlib.suppress(TypeError):  # data without a length, or of an unknown length
             reader.length = len(data)
+        reader.first_batch = first_batch
+        if skip and not reader.num_read:
+            reader.skip(1, self.interrupts.poll)  # the epoch's first batch
+            again -= 1
+        if skip:
+            check_settings(position, reader.settings, epoch)
         reader.skip(again, self.interrupts.poll)
         return reader
+
+    @staticmethod
+    def _first_batch(iterator: Iterator[Any], epoch: int) -> str | None:
+        """Reads the first batch of an epoch, for its shapes."""
+        reader = IteratorReader(iterator, epoch, one_shot=False)
+        reader.sample()
+        return reader.first_batch
 
     # --- one-shot iterators --------------------------------------------------------------------
 
     def _one_shot_reader(self) -> IteratorReader:
         return IteratorReader(self.data, 0, one_shot=True, own=stateful(self.data))
 
-    def _open_one_shot(self, skip: int, position: Position) -> None:
+    def _open_one_shot(self, epoch: int, skip: int, position: Position) -> None:
         own = stateful(self.data)
+        assert isinstance(self.reader, IteratorReader)
+        if skip:
+            check_settings(position, self.reader.settings, epoch)
         if own is not None and position.state is not None:
             own.set(position.state)
             self.reader = reader = self._one_shot_reader()

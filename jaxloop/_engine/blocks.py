@@ -20,6 +20,7 @@ import jax
 
 from jaxloop._core.arrays import state_signature
 from jaxloop._core.batch import Batch, Signature, signature_change
+from jaxloop._core.events import IN_EPOCH, Event
 from jaxloop._core.lazy import LazyDict
 from jaxloop._core.placement import placement
 from jaxloop._core.schedule import Watch, block_length, superbatch_length
@@ -28,13 +29,14 @@ from jaxloop._data.prefetch import PATIENCE_S, Prefetcher
 from jaxloop._engine.activity import Activity
 from jaxloop._engine.carry import Carry
 from jaxloop._engine.clock import EpochClock, RunClock, now
+from jaxloop._engine.fitting import meanings_of
 from jaxloop._engine.observers import Observers
 from jaxloop._engine.options import RunOptions
 from jaxloop._engine.progress import Progress
 from jaxloop._program.block import Program
 from jaxloop._program.metric_rows import MetricRow, MetricRows
 from jaxloop._spec import LoopSpec
-from jaxloop.errors import ArgumentError, RecompilationError
+from jaxloop.errors import RecompilationError, StructureError
 
 _IN_FLIGHT = 2
 """The maximum number of blocks that the device may not have finished."""
@@ -109,6 +111,7 @@ class Blocks:
             fuse=options.fuse,
             options=options.jit,
         )
+        self._progress.metric_meanings = meanings_of(self._spec, program)
         self._length = programs.block_lengths.get(program)
         self._prefetcher.configure(program.num_rows, placement(step_state), programs.numbers)
         return program
@@ -124,25 +127,6 @@ class Blocks:
             self._carry.set_accumulators(self.program.init_metrics())
             self._progress.lazy_metrics = LazyDict(self.program.fresh_values)
             self._progress.added = {}
-
-    def continue_metrics(self) -> None:
-        """Continues the metrics of an epoch with accumulators from a state.
-
-        Raises:
-            ArgumentError: The accumulators belong to other metrics.
-        """
-        assert self.program is not None
-        # A checkpoint stores only the leaves. The metrics give the structure.
-        fresh = jax.eval_shape(self.program.init_metrics)
-        leaves = jax.tree.leaves(self._carry.values[1])
-        if state_signature(jax.tree.leaves(fresh)) != state_signature(leaves):
-            raise ArgumentError(
-                "the state to resume from is in the middle of an epoch, and its accumulators do "
-                "not match the metrics of this loop",
-                fix="attach the same metrics, or resume from the end of an epoch",
-            )
-        self._carry.set_accumulators(jax.tree.unflatten(jax.tree.structure(fresh), leaves))
-        self._progress.set_metrics(self._progress.lazy_metrics, self.metric_names)
 
     # --- one block -----------------------------------------------------------------------------
 
@@ -289,7 +273,25 @@ class Blocks:
             raise RecompilationError(what, fix=fix)
         self._warn_once("structure", f"{what}\n  fix: {fix}")
         if self.sample is not None:
-            self.specialize(self.sample, step_state)
+            self._refit_metrics(self.specialize(self.sample, step_state), what)
+
+    def _refit_metrics(self, program: Program, what: str) -> None:
+        """Makes new accumulators if a change of the step state changed their shapes.
+
+        Raises:
+            StructureError: The epoch has already accumulated values of the old shapes.
+        """
+        progress = self._progress
+        fresh = jax.eval_shape(program.init_metrics)
+        if state_signature(fresh) == state_signature(self._carry.values[1]):
+            return
+        begun = progress.iteration > 0 or progress.event is Event.ITERATION_COMPLETED
+        if progress.place in IN_EPOCH and begun:
+            raise StructureError(
+                f"{what}; a metric of this epoch accumulates values of the old shapes",
+                fix="change it between two epochs, or keep the shapes that metrics read",
+            )
+        self._carry.set_accumulators(program.init_metrics())
 
     def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:

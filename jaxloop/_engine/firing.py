@@ -12,7 +12,13 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from jaxloop._core.arrays import as_state, cast_numbers, describe_change, state_signature
+from jaxloop._core.arrays import (
+    as_state,
+    cast_numbers,
+    changed_leaves,
+    describe_change,
+    state_signature,
+)
 from jaxloop._core.checks import in_words
 from jaxloop._core.events import ITERATION_EVENTS, Event, Place, Row, Status
 from jaxloop._core.lazy import Constant, LazyDict
@@ -22,6 +28,7 @@ from jaxloop._engine.attached import Attached
 from jaxloop._engine.clock import now
 from jaxloop._engine.parts import Parts
 from jaxloop._engine.recovery import Recovery
+from jaxloop._engine.watched import Watched
 from jaxloop._program.metric_rows import MetricRow
 from jaxloop._spec import Acting, CheckpointTrigger, Guard
 from jaxloop.errors import HaltError, HandlerReturnError
@@ -56,9 +63,16 @@ class Firing:
             if not self._debug and not self._by_event[event] and event not in parts.observers.events
         )
         self._unsettled: list[LazyDict] = []
+        self._watched = Watched(parts.spec)
 
-    def fire(self, row: Row, *, then: Place | None = None) -> None:
-        """Fires an event. If ``then`` is given, it replaces the next place of the table."""
+    def fire(self, row: Row, *, then: Place | None = None, handlers: bool = True) -> None:
+        """Fires an event.
+
+        Args:
+            row: The row of the event.
+            then: If given, it replaces the next place of the table.
+            handlers: Whether its handlers run. Saves and observers always do.
+        """
         parts, event = self._parts, row.event
         progress = parts.progress
         progress.event = event
@@ -72,7 +86,8 @@ class Firing:
             progress.lazy_times = progress.lazy_times.added(progress.epoch, clock)
         if self._debug:
             logger.info("%s: epoch %d, iteration %d", event, progress.epoch, progress.iteration)
-        if self._by_event[event] and not (parts.blocks.quiet and event in ITERATION_EVENTS):
+        quiet = parts.blocks.quiet and event in ITERATION_EVENTS
+        if handlers and self._by_event[event] and not quiet:
             self._handle(row, event if then is None else then)
         else:
             progress.count(event)
@@ -83,6 +98,8 @@ class Firing:
             self._save(ending=ending)
         if event in parts.observers.events:
             parts.observers.queue_firing(event)
+        if event is Event.COMPLETED:
+            self._watched.warn()
         if not row.ends_epoch:
             progress.leave(row)
 
@@ -153,6 +170,10 @@ class Firing:
                 total, epoch, parts.clock.began_s, Constant(state).get
             ):
                 continue
+            if self._watched.is_waiting(one, state):
+                if self._debug:
+                    logger.info("handler %s waits for a metric that it watches", one.name)
+                continue
             if attached.timed:
                 attached.mark()
             began = now()
@@ -177,7 +198,7 @@ class Firing:
                 return Status.CONTINUE, state
             rewound = self._recovery.rescue(one, problem)
             return (Status.CONTINUE if rewound else Status.HALT_LOOP), self._parts.state()
-        result = one.fn(state)
+        result = self._parts.opened.get(id(one), one.fn)(state)
         if result is None:
             return Status.CONTINUE, state
         status, changed = _checked(result, one.name, event)
@@ -209,7 +230,7 @@ class Firing:
 
     def _change_step_state(self, changed: object, name: str) -> None:
         carry = self._parts.carry
-        old, accumulators = carry.values
+        old = carry.step_state
         changed = as_state(cast_numbers(changed, old), f"handler `{name}`: state.step_state")
         if state_signature(changed) != state_signature(old):
             self._parts.blocks.recompile(
@@ -217,8 +238,11 @@ class Firing:
                 f"handler `{name}` changed the structure, a shape or a dtype of the step state, so "
                 f"the step recompiles: {describe_change(old, changed)}",
             )
+            progress = self._parts.progress
+            paths = dict.fromkeys((*progress.reshaped, *changed_leaves(old, changed)))
+            progress.reshaped = tuple(paths)
         # Copied, because the handler may keep its arrays, and the old state the accumulators.
-        carry.set_copy(changed, accumulators)
+        carry.set_copy(changed, carry.values[1])
 
 
 def _checked(result: object, name: str, event: Event) -> tuple[Status, State]:

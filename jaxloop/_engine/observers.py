@@ -148,19 +148,24 @@ class Observers:
         return queue
 
     def show(self, queue: list[_Pending]) -> None:
-        """Runs the observers of a queue."""
+        """Runs the observers of a queue. If one raises, those after it stay queued."""
         if not queue:
             return
-        began = now()
-        for attached, snapshot, ask in queue:
-            one = attached.attachment
-            at = (snapshot.event, snapshot.epoch, snapshot.iteration)
-            self._activity.now = (CALLING, "observer", one.name, *at)
-            if ask is not None:
-                if not attached.admits(*ask, self._clock.began_s, Constant(snapshot).get):
-                    continue
-                attached.mark()
-            one.fn(snapshot)
+        began, num_shown = now(), 0
+        try:
+            for attached, snapshot, ask in queue:
+                num_shown += 1
+                one = attached.attachment
+                at = (snapshot.event, snapshot.epoch, snapshot.iteration)
+                self._activity.now = (CALLING, "observer", one.name, *at)
+                if ask is not None:
+                    if not attached.admits(*ask, self._clock.began_s, Constant(snapshot).get):
+                        continue
+                    attached.mark()
+                one.fn(snapshot)
+        except BaseException:
+            self.queue = queue[num_shown:] + self.queue
+            raise
         self._clock.epoch.handlers_s += now() - began
 
     def flush(self) -> None:

@@ -23,7 +23,7 @@ from jaxloop._engine.observers import Observers
 from jaxloop._engine.options import RunOptions
 from jaxloop._engine.progress import Progress
 from jaxloop._engine.saving import Savers
-from jaxloop._spec import LoopSpec
+from jaxloop._spec import HandlerFn, LoopSpec
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -43,6 +43,7 @@ class Parts:
         observers: The observers and the firings that they have not seen yet.
         blocks: The program and its blocks.
         savers: The stores and the requested saves.
+        opened: The functions of handlers that were opened for this run, by the handler's id.
     """
 
     spec: LoopSpec
@@ -57,6 +58,7 @@ class Parts:
     observers: Observers
     blocks: Blocks
     savers: Savers
+    opened: dict[int, HandlerFn] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, spec: LoopSpec, data: Any, options: RunOptions) -> Parts:

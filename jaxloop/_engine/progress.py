@@ -51,7 +51,9 @@ class Progress(State[Any]):
     __setattr__ = object.__setattr__  # type: ignore[assignment]  # a method of `object`
 
     def __init__(self, max_epoch: int, max_iteration: int | None) -> None:
-        super().__init__(max_epoch=max_epoch, max_iteration=max_iteration)
+        super().__init__(
+            max_epoch=max_epoch, max_iteration=max_iteration, requested_epochs=max_epoch
+        )
         self.firings = dict(NO_COUNTS)
         self.added = {}
 

@@ -6,6 +6,7 @@
     recovery.close(error)                   # closes observers and stores
 
 The error that ends a run is raised unchanged. Later failures are added as notes and never hide it.
+After SIGTERM, the run raises `Terminated` instead, so that the script ends.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import jax
 
 from jaxloop._core.arrays import copy
 from jaxloop._core.events import IN_EPOCH
+from jaxloop._core.interrupts import ENDED_BY_SIGNAL
 from jaxloop._core.lazy import ReadOnlyDict
+from jaxloop._core.state import State
 from jaxloop._engine.parts import Parts
 from jaxloop._spec import Guard, GuardAction
-from jaxloop.errors import CheckpointError
+from jaxloop.errors import CheckpointError, JaxloopError
 
 logger = logging.getLogger("jaxloop")
 
@@ -74,20 +77,45 @@ class Recovery:
     def explain(self, error: BaseException) -> None:
         """Adds to an error a note of where it happened and, as ``loop_state``, the last good state.
 
-        The queued observers run, and stores with ``on_exception`` save the state.
+        The queued observers run, and stores with ``on_exception`` save the state. After SIGTERM,
+        all stores save it.
         """
         parts = self._parts
         error.add_note(f"jaxloop: {parts.activity}")
         state = parts.state() if self._is_alive() else None
-        with contextlib.suppress(AttributeError):
-            error.loop_state = state  # type: ignore[attr-defined]  # it is added here
+        keep_state(error, state)
+        if state is None:
+            error.add_note(self._say_what_is_left())
         if not isinstance(error, Exception):
             return  # a second Ctrl-C ends the run at once
         last: list[Callable[[], None]] = [parts.observers.flush]
         if state is not None and not isinstance(error, CheckpointError):
-            last += [lambda: parts.savers.save_after_error(state), parts.savers.begin]
+            if parts.interrupts.flag.terminates:
+                last += [lambda: parts.savers.save(state, ending=True), parts.savers.begin]
+            else:
+                last += [lambda: parts.savers.save_after_error(state), parts.savers.begin]
         for act in last:
             _note_failure(error, act)
+
+    def explain_start(self, error: BaseException) -> None:
+        """Does the same for an error before the first event. Nothing new has to be saved."""
+        activity = self._parts.activity
+        if not isinstance(error, (JaxloopError, *ENDED_BY_SIGNAL)):
+            error.add_note(f"jaxloop: {activity}")
+        keep_state(error, activity.first_state() if self._is_alive() else None)
+
+    def _say_what_is_left(self) -> str:
+        """Returns a note that the carried arrays are lost, and where the newest checkpoint is."""
+        newest = self._parts.savers.newest_name()
+        advice = (
+            "the loop has no checkpoint"
+            if newest is None
+            else f"the newest checkpoint is {newest}; loop.resume(path) continues from it"
+        )
+        return (
+            "jaxloop: loop_state is None, because the device failed in a block that had already "
+            f"taken over the arrays of the step state; {advice}"
+        )
 
     def _is_alive(self) -> bool:
         """Returns whether the carried arrays are usable: not donated, and without an error."""
@@ -109,16 +137,29 @@ class Recovery:
             parts.savers.close(error)
             return
         try:
-            parts.observers.close()
-        except Exception as failed:
-            parts.savers.close(failed)
+            try:
+                parts.observers.close()
+            except Exception as failed:
+                parts.savers.close(failed)
+                raise
+            parts.savers.close(None)
+        except BaseException as failed:
+            keep_state(failed, parts.state())
             raise
-        parts.savers.close(None)
+
+
+def keep_state(error: BaseException, state: State | None) -> None:
+    """Sets the ``loop_state`` of an error that leaves a run.
+
+    An error that comes out of a run inside this one gets the state of this one.
+    """
+    with contextlib.suppress(AttributeError):
+        error.loop_state = state  # type: ignore[attr-defined]  # it is added here
 
 
 def _note_failure(error: BaseException, act: Callable[[], None]) -> None:
     """Calls ``act``. If that fails, a note is added to ``error``, which stays visible."""
     try:
         act()
-    except Exception as failed:
+    except (Exception, *ENDED_BY_SIGNAL) as failed:
         error.add_note(f"jaxloop: another error followed: {type(failed).__name__}: {failed}")

@@ -9,22 +9,27 @@ Each makes one run from its parts, and uses it once.
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from jaxloop._core.checks import check_callable
+from jaxloop._core.interrupts import ENDED_BY_SIGNAL
 from jaxloop._core.state import State
 from jaxloop._core.types import DataLike, Fuse, JitOptions, OutputT, ResultT, S
 from jaxloop._engine.firing import Firing
 from jaxloop._engine.options import RunOptions
 from jaxloop._engine.parts import Parts
-from jaxloop._engine.recovery import Recovery
+from jaxloop._engine.recovery import Recovery, keep_state
 from jaxloop._engine.start import begin
-from jaxloop._engine.walk import walk
+from jaxloop._engine.walk import flush, walk
 from jaxloop._spec import LoopSpec
 
 if TYPE_CHECKING:
     from jaxloop._engine.report import Report
+
+logger = logging.getLogger("jaxloop")
 
 Transform: TypeAlias = Callable[[State[S]], ResultT]
 """Makes an output from a state."""
@@ -94,8 +99,12 @@ def run(
     Returns:
         The result of the output transform, or the final `State` if there is none.
 
+    After Ctrl-C, the run saves its state and returns it with the status "interrupted". A run inside
+    another run raises instead, and the outer run then ends in the same way.
+
     Raises:
         JaxloopError: A check before the first step, or the run itself, found a mistake.
+        Terminated: SIGTERM arrived. The state is saved, and the script ends unless you catch this.
 
     Example:
         >>> import jaxloop as jl
@@ -157,9 +166,14 @@ def stream(
     """Runs the loop one epoch at a time.
 
     The arguments are those of `run`. If you pass ``output_transform``, it is applied to each state.
+    While your code runs between two states, signals do what they do outside a run.
 
     Returns:
-        An iterator with one `State` per epoch.
+        An iterator with one `State` per epoch. After Ctrl-C, its last state has the status
+        "interrupted".
+
+    Raises:
+        Terminated: See `run`. The iterator raises it.
 
     Example:
         >>> import jaxloop as jl
@@ -206,7 +220,11 @@ def check(
 
     options = RunOptions.of(epochs, iterations, jit, fuse, strict, debug)
     current = _Run(loop, data, init_state, options, output_transform)
-    return report(current.parts, current.output_transform)
+    try:
+        return report(current.parts, current.output_transform)
+    except BaseException as error:
+        keep_state(error, current.parts.state())
+        raise
 
 
 class _Run:
@@ -224,35 +242,98 @@ class _Run:
             check_callable("run", "output_transform", output_transform)
         self.output_transform = output_transform or spec.output_transform
         self.parts = Parts.of(spec, data, options)
-        self._ended = begin(self.parts, init_state)
+        self._recovery = Recovery(self.parts)
+        self._ended = self._begin(init_state)
+
+    def _begin(self, init_state: Any) -> State | None:
+        parts = self.parts
+        try:
+            # Nothing is lost if a signal ends this at any point, so it raises at once.
+            with parts.interrupts, parts.interrupts.waiting:
+                ended = begin(parts, init_state)
+                parts.interrupts.poll()  # an exception that a signal raises may get lost in JAX
+        except BaseException as error:
+            self._recovery.explain_start(error)
+            if isinstance(error, ENDED_BY_SIGNAL):
+                self._raise_after_signal(parts.activity.first_state())
+            raise
+        parts.activity.begin()
+        return ended
 
     def states(self, *, give: bool) -> Iterator[State]:
         """Runs to the end. If ``give``, yields a `State` after each epoch."""
         parts = self.parts
         if self._ended is not None or parts.options.epochs == 0:
             return
-        recovery = Recovery(parts)
+        try:
+            with parts.interrupts, parts.prefetcher:
+                yield from self._walk(give)
+        except Exception as error:
+            if not parts.interrupts.flag.terminates or parts.interrupts.nested:
+                raise
+            # An error that SIGTERM caused, such as the death of a data worker, ends the script too.
+            logger.exception("after SIGTERM, another error ended the run")
+            self._raise_after_signal(getattr(error, "loop_state", None), error)
+        if self._end_by_signal() and give:
+            yield parts.state()
+
+    def _walk(self, give: bool) -> Iterator[State]:
+        parts, recovery = self.parts, self._recovery
         firing = Firing(parts, recovery)
-        with parts.interrupts, parts.prefetcher:
-            try:
-                parts.savers.open()
-                yield from walk(parts, firing, give=give)
-                parts.observers.flush()
-                parts.blocks.settle(0)
-            except GeneratorExit:
-                recovery.close(None)
-                raise
-            except BaseException as error:
-                recovery.explain(error)
-                recovery.close(error)
-                raise
+        try:
+            parts.savers.open()
+            yield from walk(parts, firing, give=give)
+            flush(parts)
+            parts.blocks.settle(0)
+        except GeneratorExit:
             recovery.close(None)
+            raise
+        except BaseException as error:
+            recovery.explain(error)
+            recovery.close(error)
+            raise
+        recovery.close(None)
+
+    def _end_by_signal(self) -> bool:
+        """Reports a signal to the caller when everything is closed: no signal is lost.
+
+        Returns:
+            Whether a signal arrived, which the status of the state reports.
+        """
+        parts, progress = self.parts, self.parts.progress
+        name = parts.interrupts.flag.name
+        if name is None:
+            return False
+        if parts.interrupts.nested and progress.status != "interrupted":
+            return False  # this run is complete, and the outer run ends next
+        self._raise_after_signal(parts.state())
+        # The signal may have arrived after the last poll, and what is saved is complete.
+        progress.status, progress.halted_by = "interrupted", name
+        return True
+
+    def _raise_after_signal(self, state: State | None, cause: Exception | None = None) -> None:
+        error = self.parts.interrupts.error(state)
+        if error is not None:
+            keep_state(error, state)
+            raise error from cause
 
     def output(self) -> Any:
         """Returns the output of the run."""
         state = self._ended if self._ended is not None else self.parts.state()
         name = self.parts.spec.best_from
         best = None if name is None else state.handler_state.get(name)
-        if best is not None and best["step_state"] is not None:
+        if best is not None and "step_state" not in best:
+            warnings.warn(
+                f"{name}: the run that ended did not keep its best step state, because it had no "
+                "restore_best=True, so the output is made from the last one",
+                stacklevel=3,
+            )
+        elif best is not None and best["step_state"] is not None:
             state = state.replace(step_state=best["step_state"])
-        return state if self.output_transform is None else self.output_transform(state)
+        if self.output_transform is None:
+            return state
+        try:
+            return self.output_transform(state)
+        except BaseException as error:
+            keep_state(error, state)
+            raise

@@ -86,6 +86,15 @@ class Savers:
         states = [state for state in found if state is not None]
         return max(states, key=lambda one: one.step, default=None)
 
+    def newest_name(self) -> str | None:
+        """Returns the name and the step of the newest good checkpoint of all stores."""
+        found = [store.newest_name() for _, store in self.open_stores]
+        named = [one for one in found if one is not None]
+        if not named:
+            return None
+        step, name = max(named)
+        return f"{name} (step {step})"
+
     def close(self, error: BaseException | None) -> None:
         """Waits until everything is written.
 

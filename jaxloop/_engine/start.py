@@ -9,20 +9,30 @@ from __future__ import annotations
 
 import logging
 import uuid
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
-from jaxloop._core.arrays import as_state, copy, put
+import jax
+
+from jaxloop._core.arrays import abstract, as_state, copy, put, state_signature
 from jaxloop._core.batch import Batch
 from jaxloop._core.events import IN_EPOCH, ROWS, Place
-from jaxloop._core.state import State
+from jaxloop._core.lazy import Constant, LazyDict
+from jaxloop._core.placement import check_axes, check_processes
+from jaxloop._core.state import Snapshot, State, make
 from jaxloop._core.step_result import split_emission
 from jaxloop._core.types import PyTree
 from jaxloop._data.position import FROM_COUNTERS
 from jaxloop._data.source import KEEPS_POSITION
+from jaxloop._engine import fitting
 from jaxloop._engine.clock import now
 from jaxloop._engine.parts import Parts
-from jaxloop._spec import Handler, LoopSpec, PreparedInit
-from jaxloop.errors import DataError, missing_metric
+from jaxloop._engine.watched import check_watched_metrics
+from jaxloop._program.block import Program
+from jaxloop._spec import Handler, PreparedInit, RunStart
+from jaxloop.errors import DataError, SerializationError
+from jaxloop.metrics.binding import Metrics
 
 logger = logging.getLogger("jaxloop")
 
@@ -35,6 +45,7 @@ def begin(parts: Parts, init_state: Any) -> State | None:
     """
     spec = parts.spec
     _check(parts)
+    statics = fitting.statics_of(spec)
     state, sample = spec.start, None
     if state is None:
         sample = _read_sample(parts)
@@ -46,18 +57,29 @@ def begin(parts: Parts, init_state: Any) -> State | None:
             state = load_latest(spec.resume_path, step_state)
         if state is None:
             parts.carry.set(step_state, {})
+            parts.activity.first_state = parts.state
         else:
             parts.prefetcher.close_epoch()
-    if state is not None:
+    if state is None:
+        assert sample is not None
+        _specialize(parts, sample)
+        parts.blocks.reset_metrics()
+    else:
+        parts.activity.first_state = Constant(state).get
+        fitting.check_statics(state, statics)
         if _has_ended(parts, state):
             parts.progress.place = Place.END
             return state
         sample = _attach(parts, state)
+    parts.progress.statics = statics
     if spec.start is not None or parts.progress.run_id is None:
         # A run that starts from a state is a run of its own, which owns none of the checkpoints.
         parts.progress.run_id = uuid.uuid4().hex
-    if sample is not None:
-        _specialize(parts, sample)
+    if state is not None:
+        if sample is not None:
+            _specialize(parts, sample)
+        _fit_metrics(parts, state)
+    _open_handlers(parts, sample)
     _check_names(parts)
     return None
 
@@ -77,8 +99,9 @@ def _check_names(parts: Parts) -> None:
 
 
 def _check(parts: Parts) -> None:
+    check_processes()
     spec = parts.spec
-    _check_watched_metrics(spec)
+    check_watched_metrics(spec)
     if not parts.source.keeps_position and spec.triggers():
         raise DataError(
             "checkpoint: the data must have a position that can be saved, got a one-shot iterator; "
@@ -88,25 +111,6 @@ def _check(parts: Parts) -> None:
     for one in spec.acting():
         if one.check is not None:
             one.check(spec)
-
-
-def _check_watched_metrics(spec: LoopSpec) -> None:
-    """Raises if a watched metric cannot exist when it is read.
-
-    A user's own handler may add any metric. If one runs before the read, this raises nothing.
-    """
-    declared = {one.name for one in spec.metrics}
-    for index, one in enumerate(spec.attachments):
-        known, unknowable = set(declared), False
-        for position, other in enumerate(spec.attachments):
-            same = bool(set(other.events) & set(one.events))
-            if position == index or (same and position > index) or not isinstance(other, Handler):
-                continue
-            unknowable |= other.adds is None
-            known |= set(other.adds or ())
-        for name in getattr(one, "watches", ()):
-            if name not in known and not unknowable:
-                raise missing_metric(one.name, name, known)
 
 
 # --- the first state -----------------------------------------------------------------------------
@@ -142,20 +146,52 @@ def _init(parts: Parts, sample: Batch, init_state: Any) -> PyTree:
 
 
 def _has_ended(parts: Parts, state: State) -> bool:
-    """Returns whether nothing remains to be done after ``state``."""
-    if state.place is not Place.END:
-        return False
+    """Returns whether nothing remains to be done after ``state``. Warns if that may surprise."""
+    spec, epochs = parts.spec, parts.options.epochs
+    done = state.epoch + _has_left_epoch(state)
+    if state.place is Place.END:
+        # If the same script runs again, a finished run stays finished unless epochs increased. A
+        # handler may have changed max_epoch, so the number that was passed is compared too.
+        same = epochs == state.requested_epochs
+        stays = spec.start is None and (same or epochs <= (state.max_epoch or 0))
+        ended = done >= epochs or stays
+        surprises = done > epochs and not same
+    else:
+        total = _total_epochs(parts, state)
+        ended = surprises = epochs > 0 and (done > total or (done == total and _is_open(state)))
+    if ended and surprises and epochs > 0:
+        warnings.warn(
+            f"nothing remains to be done: epochs={epochs}, and the state to continue from has "
+            f"completed {done}\n  fix: pass the total number of epochs, including earlier ones",
+            stacklevel=2,
+        )
+    return ended
+
+
+def _has_left_epoch(state: State) -> bool:
+    """Returns whether the firing that ``state`` belongs to was the last of its epoch."""
+    event, place = state.event, state.place
+    return event is not None and place.value != event.value and ROWS[event].ends_epoch
+
+
+def _is_open(state: State) -> bool:
+    """Returns whether the epoch of ``state`` has begun or is about to, and has not ended."""
+    row = ROWS.get(state.place)
+    return state.place in IN_EPOCH if row is None else row.in_epoch or row.ends_epoch
+
+
+def _total_epochs(parts: Parts, state: State) -> int:
+    """Returns the total number of epochs, which a handler of the earlier run may have changed."""
     epochs = parts.options.epochs
-    if state.epoch >= epochs:
-        return True
-    # If the same script runs again, a finished run stays finished unless epochs increased.
-    return parts.spec.start is None and epochs <= (state.max_epoch or 0)
+    return state.max_epoch or epochs if epochs == state.requested_epochs else epochs
 
 
 def _attach(parts: Parts, state: State) -> Batch | None:
     """Continues right after the firing that ``state`` belongs to; returns a sample of the data."""
     progress, spec = parts.progress, parts.spec
     progress.from_state(state)
+    progress.max_epoch = _total_epochs(parts, state)
+    progress.requested_epochs = parts.options.epochs
     if state.place is Place.END:
         progress.place = Place.NEXT_EPOCH
     elif state.status == "halted" and spec.start is not None:
@@ -180,11 +216,9 @@ def _attach(parts: Parts, state: State) -> Batch | None:
     )
     parts.clock.continue_epoch(state.elapsed_s)
     in_epoch = progress.place in IN_EPOCH
-    if not in_epoch and progress.epoch >= parts.options.epochs:
+    if not in_epoch and progress.epoch >= progress.max_epoch:
         return None
-    consumed = 0
-    if in_epoch:
-        consumed = progress.iteration + (progress.place is Place.ITERATION_COMPLETED)
+    consumed = _num_consumed(parts) if in_epoch else 0
     began = now()
     progress.max_iteration = parts.prefetcher.open(
         progress.epoch, consumed, state.position or FROM_COUNTERS
@@ -202,9 +236,95 @@ def _attach(parts: Parts, state: State) -> Batch | None:
 def _specialize(parts: Parts, sample: Batch) -> None:
     """Finds the program for the sample. The shapes of step, loss and metrics are checked here."""
     parts.activity.now = ("while checking the step and its metrics on the first batch",)
-    place = parts.progress.place
+    check_axes(parts.carry.step_state)
     parts.blocks.specialize(sample, parts.carry.step_state)
-    if place in IN_EPOCH:
-        parts.blocks.continue_metrics()
-    elif place not in ROWS or not ROWS[place].ends_epoch:
-        parts.blocks.reset_metrics()
+
+
+def _fit_metrics(parts: Parts, state: State) -> None:
+    """Continues the metrics of an epoch that ``state`` is in, or resets them between two epochs."""
+    blocks, place = parts.blocks, parts.progress.place
+    is_ending = place in ROWS and ROWS[place].ends_epoch
+    if not is_ending and place not in IN_EPOCH:
+        blocks.reset_metrics()
+        return
+    mine = fitting.meanings_of(parts.spec, blocks.program)
+    has_begun = is_ending or _num_consumed(parts) > 0
+    if has_begun:
+        fitting.check_metrics(state, mine)
+    if is_ending or blocks.program is None:
+        return  # the metrics in the state are final
+    if not has_begun and fitting.metric_changes(state, mine):
+        _renew_metrics(parts, blocks.program, state.metric_meanings or {})
+    else:
+        _continue_metrics(parts, blocks.program)
+
+
+def _renew_metrics(parts: Parts, program: Program, before: Mapping[str, Any]) -> None:
+    """Starts new metrics in an epoch without an iteration. Values that handlers added stay."""
+    progress = parts.progress
+    values = progress.lazy_metrics.get()
+    added = {name: value for name, value in values.items() if name not in before}
+    parts.blocks.reset_metrics()
+    known = {**program.fresh_values(), **added}
+    progress.set_metrics(LazyDict(lambda: known), parts.blocks.metric_names)
+
+
+def _continue_metrics(parts: Parts, program: Program) -> None:
+    """Continues the metrics of an epoch with accumulators from a state.
+
+    Raises:
+        SerializationError: The accumulators have other shapes.
+    """
+    # A checkpoint stores only the leaves. The metrics give the structure.
+    fresh = jax.eval_shape(program.init_metrics)
+    leaves = jax.tree.leaves(parts.carry.values[1])
+    if state_signature(jax.tree.leaves(fresh)) != state_signature(leaves):
+        raise SerializationError(
+            "the state to resume from is in the middle of an epoch, and its accumulators do not "
+            "match the metrics of this loop",
+            fix="attach the same metrics, or resume from the end of an epoch",
+        )
+    parts.carry.set_accumulators(jax.tree.unflatten(jax.tree.structure(fresh), leaves))
+    parts.progress.set_metrics(parts.progress.lazy_metrics, parts.blocks.metric_names)
+
+
+def _num_consumed(parts: Parts) -> int:
+    """Returns how many batches of an open epoch are consumed.
+
+    Raises:
+        DataError: They are more than the epoch may have.
+    """
+    progress, iterations = parts.progress, parts.options.iterations
+    consumed = progress.iteration + (progress.place is Place.ITERATION_COMPLETED)
+    if iterations is not None and consumed > iterations:
+        raise DataError(
+            f"the state to resume from is in the middle of epoch {progress.epoch}, after "
+            f"{consumed} iterations, so iterations= must be at least {consumed}, got {iterations}",
+            fix="finish the epoch with the iterations= of the earlier run, and change it after it",
+        )
+    return consumed
+
+
+def _open_handlers(parts: Parts, sample: Batch | None) -> None:
+    """Lets handlers check what they need, and prepare it, now that the first state is known."""
+    handlers = [one for one in parts.spec.attachments if isinstance(one, Handler)]
+    if all(one.open is None for one in handlers):
+        return
+    program = parts.blocks.program
+    start = RunStart(
+        make(Snapshot, parts.progress.to_snapshot()),
+        abstract(parts.carry.step_state),
+        {} if program is None else _values_of(program.metrics),
+        parts.source.iterable,
+        None if sample is None else sample.value,
+    )
+    for one in handlers:
+        if one.open is not None:
+            parts.activity.now = ("while preparing the handler `{}`", one.name)
+            parts.opened[id(one)] = one.open(start)
+
+
+def _values_of(metrics: Metrics) -> dict[str, PyTree]:
+    """Returns the shapes and dtypes of the metrics' values."""
+    values: dict[str, PyTree] = jax.eval_shape(lambda: metrics.compute(metrics.init()))
+    return values

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator
 
 from jaxloop._core.events import ROWS, Event, Place
-from jaxloop._core.interrupts import Interrupted
+from jaxloop._core.interrupts import ENDED_BY_SIGNAL
 from jaxloop._core.state import State
 from jaxloop._engine.clock import now
 from jaxloop._engine.firing import Firing
@@ -27,20 +27,47 @@ def walk(parts: Parts, firing: Firing, *, give: bool) -> Iterator[State]:
     """Runs to the end, or until a signal interrupts. If ``give``, yields a state per epoch."""
     try:
         yield from _rows(parts, firing, give)
-    except Interrupted:
-        name, progress = parts.interrupts.flag.name, parts.progress
-        if name is None:
+    except ENDED_BY_SIGNAL:
+        if parts.interrupts.flag.name is None:
             raise  # another run was interrupted
-        if not parts.interrupts.nested:
-            logger.warning(
-                "%s: the run ends here with the status 'interrupted', in epoch %d after step %d; "
-                "a second Ctrl-C stops at once",
-                name,
-                progress.epoch,
-                progress.step,
-            )
-        progress.status, progress.halted_by = "interrupted", name
-        firing.fire(ROWS[Place.HALTED], then=progress.place)
+        _interrupt(parts, firing, parts.interrupts.flag.name)
+
+
+def flush(parts: Parts) -> None:
+    """Shows the observers what is queued. If one runs a loop that a signal ends, the others see it.
+
+    An observer that is not shown here would miss its firing, because a resumed run is past it.
+    """
+    while True:
+        try:
+            parts.observers.flush()
+            return
+        except ENDED_BY_SIGNAL:
+            if parts.interrupts.flag.name is None:
+                raise  # another run was interrupted
+
+
+def _interrupt(parts: Parts, firing: Firing, name: str) -> None:
+    """Ends a run at a signal, with its state saved."""
+    progress, interrupts = parts.progress, parts.interrupts
+    if not interrupts.nested:
+        logger.warning(
+            "%s: the run ends here with the status 'interrupted', in epoch %d after step %d; %s",
+            name,
+            progress.epoch,
+            progress.step,
+            "then the script ends"
+            if interrupts.flag.terminates
+            else "a second Ctrl-C stops at once",
+        )
+    progress.status, progress.halted_by = "interrupted", name
+    flush(parts)
+    halted = ROWS[Place.HALTED]
+    try:
+        firing.fire(halted, then=progress.place)
+    except ENDED_BY_SIGNAL:
+        # A handler began a run, which ended at once. The state must be saved all the same.
+        firing.fire(halted, then=progress.place, handlers=False)
 
 
 def _rows(parts: Parts, firing: Firing, give: bool) -> Iterator[State]:
@@ -61,9 +88,9 @@ def _rows(parts: Parts, firing: Firing, give: bool) -> Iterator[State]:
         elif place is step:
             blocks.dispatch()
         elif place is Place.NEXT_EPOCH:
+            # Polled after the last epoch too. A resumed run then only has to complete.
+            interrupts.poll()
             more = progress.epoch < (progress.max_epoch or 0)
-            if more:
-                interrupts.poll()
             progress.place = Place.EPOCH_STARTED if more else Place.COMPLETED
         else:
             row = rows[place]
@@ -74,7 +101,8 @@ def _rows(parts: Parts, firing: Firing, give: bool) -> Iterator[State]:
                 _open_epoch(parts)
             fire(row)
             if row.ends_epoch:
-                if give:
+                # After SIGTERM, the caller gets no more epochs: `Terminated` has the state.
+                if give and not interrupts.flag.terminates:
                     parts.observers.flush()
                     with interrupts.paused():  # the caller's code runs
                         yield parts.state()

@@ -27,6 +27,7 @@ from jaxloop._core.types import PyTree
 from jaxloop._data.device_rows import Rows, Single, Stacked
 from jaxloop._program.step import Step
 from jaxloop.metrics.binding import Metrics
+from jaxloop.metrics.meaning import Meanings
 
 Carry: TypeAlias = tuple[PyTree, PyTree]
 """A step state, and the accumulators packed into one vector per dtype."""
@@ -47,6 +48,7 @@ class Program:
         capacity: The maximum number of iterations in a block. If 1, the step is never fused.
         num_rows: The maximum number of batches in a superbatch.
         options: The options for `jax.jit`. If None, everything runs op by op.
+        meanings: What the accumulators mean. A state keeps it, and the program does not use it.
     """
 
     step: Step
@@ -54,6 +56,7 @@ class Program:
     capacity: int
     num_rows: int
     options: dict[str, Any] | None
+    meanings: Meanings = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         block = self._single if self.capacity == 1 else self._block

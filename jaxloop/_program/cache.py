@@ -21,6 +21,7 @@ from jaxloop._program.sizing import capacity_of, rows_of
 from jaxloop._program.step import Step
 from jaxloop.metrics.binding import bind
 from jaxloop.metrics.declare import MetricSpec
+from jaxloop.metrics.meaning import meanings_of
 
 
 class ProgramCache:
@@ -72,7 +73,8 @@ class ProgramCache:
         metrics = bind(specs, outputs, new, shapes)
         accumulators = jax.eval_shape(metrics.init)
         capacity = 1 if eager else capacity_of(jaxpr, shapes, accumulators, fuse)
-        program = Program(step, metrics, capacity, rows_of(capacity, shapes), options)
+        meanings = meanings_of(specs, accumulators)
+        program = Program(step, metrics, capacity, rows_of(capacity, shapes), options, meanings)
         self._programs[key] = program
         return program
 

@@ -60,7 +60,7 @@ def unpack(batch: PyTree) -> tuple[PyTree, PyTree, ArrayLike | None]:
 
 
 def make_train_step(
-    model: ModelLike,
+    model: ModelLike | ModelAdapter,
     loss: LossLike,
     optimizer: OptimizerLike,
     *,
@@ -85,7 +85,9 @@ def make_train_step(
     return SupervisedInit(init_fn, training.adapter.load, training.loss), step_fn
 
 
-def make_eval_step(model: ModelLike, loss: LossLike | None = None) -> tuple[SupervisedInit, StepFn]:
+def make_eval_step(
+    model: ModelLike | ModelAdapter, loss: LossLike | None = None
+) -> tuple[SupervisedInit, StepFn]:
     """Makes the init function and the step of an evaluation.
 
     If a loss is given, the step reports its mean over the batch too.
@@ -168,6 +170,7 @@ class _Training:
             new_rest = _select(finite, new_rest, rest)
             optimizer_state = _select(finite, optimizer_state, step_state["optimizer_state"])
         state = {
+            **step_state,  # what a handler added is carried too
             "model_state": adapter.join(new_params, new_rest),
             "optimizer_state": optimizer_state,
             "loss_scale_state": new_scale_state,

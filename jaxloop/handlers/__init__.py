@@ -24,6 +24,8 @@ from jaxloop._spec import (
     LoopSpec,
     Observer,
     ObserverFn,
+    OpenFn,
+    RunStart,
     SpecT,
     Store,
 )
@@ -49,6 +51,8 @@ __all__ = [
     "LoopSpec",
     "Observer",
     "ObserverFn",
+    "OpenFn",
+    "RunStart",
     "SpecT",
     "Store",
     "as_events",

@@ -8,6 +8,7 @@ firing and includes the changes of every handler, even if one halted.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from jaxloop._core.filters import FilterLike, as_filter
 from jaxloop._core.state import State
 from jaxloop._core.types import Mode
 from jaxloop._spec import CheckpointTrigger, LoopSpec, SpecT, Store
-from jaxloop.errors import ArgumentError
+from jaxloop.errors import ArgumentError, CheckpointError
 from jaxloop.handlers.monitor import is_better, read_scalar
 
 if TYPE_CHECKING:
@@ -50,8 +51,9 @@ def checkpoint(
     complete. If a save fails, the run raises at its next block or at its end. The run waits until
     the last save is on disk. A run deletes only checkpoints that it has written itself, and only
     one run at a time can write to a folder. Several checkpoints of one loop may share a folder, for
-    example one for the newest states and one for the best. On SIGTERM or Ctrl-C, the run saves and
-    ends with the status "interrupted", and `resume` continues from there.
+    example one for the newest states and one for the best. On SIGTERM or Ctrl-C, the run saves a
+    state with the status "interrupted", and `resume` continues from there. SIGTERM then ends the
+    script; see `run`.
 
     Args:
         loop: The loop.
@@ -238,6 +240,15 @@ class _OpenFolder:
 
         self.writer.wait()
         return load_of_run(self.writer.path, state)
+
+    def newest_name(self) -> tuple[int, str] | None:
+        # Imported here, because only a run that fails needs it.
+        from jaxloop._checkpoint.layout import entries
+
+        with contextlib.suppress(CheckpointError):  # the one before it is named
+            self.writer.wait()
+        good = (one for one in entries(self.writer.path) if one.record is not None)
+        return next(((one.step, str(one.folder)) for one in good), None)
 
     def close(self) -> None:
         self.writer.close()

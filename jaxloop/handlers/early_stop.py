@@ -14,6 +14,7 @@ from jaxloop._core.filters import FilterLike
 from jaxloop._core.state import State
 from jaxloop._core.types import Mode
 from jaxloop._spec import SpecT
+from jaxloop.errors import ArgumentError
 from jaxloop.handlers.monitor import Watcher, watch
 
 
@@ -38,7 +39,8 @@ def early_stop(
         patience: See `monitor`.
         min_delta: See `monitor`.
         restore_best: Whether `run` makes its output from the step state of the best event.
-            Checkpoints still save the last one.
+            Checkpoints still save the last one. A run has one output, so a loop has at most one
+            `early_stop` with this.
         event: See `handle`.
         filter: See `handle`.
         name: Its key in ``state.handler_state``, and its name in ``halted_by``. The default is
@@ -48,8 +50,10 @@ def early_stop(
         A new loop that stops early.
 
     Raises:
-        ArgumentError: An argument is out of range, or the name is taken.
+        ArgumentError: An argument is out of range, the name is taken, or another `early_stop` of
+            this loop restores its best.
         ArgumentTypeError: An argument has the wrong type.
+        MissingMetricError: Raised by `run` if the metric can never exist at its events.
 
     Example:
         >>> import jaxloop as jl
@@ -58,8 +62,13 @@ def early_stop(
         >>> loop.run([1.0], epochs=9).halted_by
         'early_stop_x'
     """
-    name = name or f"early_stop_{metric}"
+    name = f"early_stop_{metric}" if name is None else name
     watcher = Watcher(name, metric, _halt, mode, patience, min_delta, keeps_state=restore_best)
+    if restore_best and loop.best_from is not None:
+        raise ArgumentError(
+            f"only one handler can restore its best state, got {loop.best_from} and {name}",
+            fix="pass restore_best=True to one of them",
+        )
     loop = watch(loop, watcher, event, filter)
     return loop.replace(best_from=name) if restore_best else loop
 

@@ -12,9 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import IO
 
-import numpy as np
-
-from jaxloop._core.checks import check_callable
+from jaxloop._core.checks import as_number, check_callable
 from jaxloop._core.events import Event, EventLike
 from jaxloop._core.filters import FilterLike, every
 from jaxloop._core.state import EpochTime, Snapshot
@@ -31,6 +29,9 @@ def log(
     file: IO[str] | None = None,
 ) -> SpecT:
     """Writes ``message_fn(snapshot)`` as a line of text, from an observer.
+
+    A metric that a handler such as `validate` adds is in ``snapshot.metrics`` from then on to the
+    end of the epoch, so use ``snapshot.metrics.get(name)`` if it may be missing.
 
     Args:
         loop: The loop.
@@ -81,11 +82,8 @@ def progress_line(snapshot: Snapshot) -> str:
         'epoch 1, batch 50'
     """
     parts = [f"epoch {snapshot.epoch}", f"batch {snapshot.iteration}"]
-    parts += [
-        f"{name} {float(value):.4f}"
-        for name, value in snapshot.metrics.items()
-        if np.ndim(value) == 0
-    ]
+    numbers = {name: as_number(value) for name, value in snapshot.metrics.items()}
+    parts += [f"{name} {number:.4f}" for name, number in numbers.items() if number is not None]
     return ", ".join(parts)
 
 

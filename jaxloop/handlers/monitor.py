@@ -9,16 +9,19 @@ makes the same decisions as an uninterrupted one. Only `is_better` compares valu
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
-from jaxloop._core.checks import check_callable, check_count, check_mode
+from jaxloop._core.checks import as_number, check_callable, check_count, check_mode
 from jaxloop._core.events import EventLike, Status, StatusLike, as_events
 from jaxloop._core.filters import FilterLike, as_filter
 from jaxloop._core.state import State
 from jaxloop._core.types import Mode
-from jaxloop._spec import Handler, HandlerFn, SpecT
+from jaxloop._spec import Handler, HandlerFn, RunStart, SpecT
 from jaxloop.errors import ArgumentError, ArgumentTypeError, ShapeError, missing_metric
 
 
@@ -36,6 +39,10 @@ def monitor(
 ) -> SpecT:
     """Calls ``handler`` at the ``patience``-th event in a row without an improvement.
 
+    A metric that `validate` adds exists from then on to the end of the epoch. An event at which the
+    metric has no value, because `validate` has not run in this epoch, does not count. If it can
+    never have one, `run` raises before the first step.
+
     Args:
         loop: The loop.
         metric: The metric to watch.
@@ -51,12 +58,13 @@ def monitor(
         A new loop with the monitor.
 
     Raises:
-        ArgumentError: An argument is out of range.
+        ArgumentError: An argument is out of range, or the name is taken.
         ArgumentTypeError: An argument has the wrong type.
+        MissingMetricError: Raised by `run` if the metric can never exist at its events.
     """
     check_callable("monitor", "handler", handler)
     watcher = Watcher(name, metric, handler, mode, patience, min_delta)
-    return watch(loop, watcher, event, filter)
+    return watch(loop, watcher, event, filter, adds=None)
 
 
 def read_scalar(state: State[Any], who: str, name: str) -> float:
@@ -69,12 +77,18 @@ def read_scalar(state: State[Any], who: str, name: str) -> float:
     if name not in state.metrics:
         raise missing_metric(who, name, state.metrics)
     value = state.metrics[name]
-    if np.ndim(value) != 0:
-        raise ShapeError(
-            f"{who} needs a scalar metric, got {name!r} of shape {np.shape(value)}",
-            fix="attach a metric whose value is one number",
-        )
-    return float(value)
+    number = as_number(value)
+    if number is None:
+        raise _not_scalar(who, name, value)
+    return number
+
+
+def _not_scalar(who: str, name: str, value: object) -> ShapeError:
+    got = f"of shape {value.shape}" if hasattr(value, "shape") else f"a {type(value).__name__}"
+    return ShapeError(
+        f"{who} needs a scalar metric, got {name!r}, {got}",
+        fix="attach a metric whose value is one number",
+    )
 
 
 def is_better(new: float, best: float, mode: Mode, min_delta: float) -> bool:
@@ -124,8 +138,28 @@ class Watcher:
         memory: dict[str, Any] = {"best": np.float64("nan"), "count": 0, "cooldown": 0}
         return {**memory, "step_state": None} if self.keeps_state else memory
 
+    def recall(self, state: State[Any]) -> dict[str, Any]:
+        """Returns its memory, of this run or an earlier one."""
+        memory, found = self.fresh(), dict(state.handler_state.get(self.name) or {})
+        if self.keeps_state and found and "step_state" not in found:
+            warnings.warn(
+                f"{self.name}: the earlier run did not keep its best step state, because it had no "
+                "restore_best=True, so the best value starts anew",
+                stacklevel=2,
+            )
+            del found["best"]
+        # A memory without restore_best does not hold on to the step state of an earlier run.
+        return {key: found.get(key, memory[key]) for key in memory}
+
+    def open(self, start: RunStart) -> HandlerFn:
+        """Checks, before the first step, that the metric is a scalar. See `Handler`."""
+        value = start.metrics.get(self.metric, 0.0)
+        if getattr(value, "shape", ()) or not jax.tree_util.all_leaves([value]):
+            raise _not_scalar(f"`{self.name}`", self.metric, value)
+        return self
+
     def __call__(self, state: State[Any]) -> tuple[StatusLike, State[Any]]:
-        memory = dict(state.handler_state.get(self.name) or self.fresh())
+        memory = self.recall(state)
         value = read_scalar(state, f"`{self.name}`", self.metric)
         improved = is_better(value, float(memory["best"]), self.mode, self.min_delta)
         if improved:
@@ -145,14 +179,35 @@ class Watcher:
         return (Status.CONTINUE, state) if result is None else result
 
 
-def watch(loop: SpecT, watcher: Watcher, event: EventLike, filter: FilterLike) -> SpecT:
+def watch(
+    loop: SpecT,
+    watcher: Watcher,
+    event: EventLike,
+    filter: FilterLike,
+    *,
+    adds: tuple[str, ...] | None = (),
+    check: Callable[[RunStart], None] | None = None,
+) -> SpecT:
     """Attaches a watcher, after checking its arguments.
+
+    Args:
+        loop: The loop.
+        watcher: The watcher.
+        event: See `handle`.
+        filter: See `handle`.
+        adds: See `Handler`.
+        check: Called before the first step. It raises if it finds a mistake.
 
     Raises:
         ArgumentError: An argument is out of range.
         ArgumentTypeError: An argument has the wrong type.
     """
     where = watcher.name
+    if not isinstance(where, str) or not where:
+        raise ArgumentTypeError(
+            f"monitor: name must be a nonempty string, got {where!r}",
+            fix="pass a name such as 'early_stop', which is the key of its memory",
+        )
     check_mode(where, watcher.mode)
     if not isinstance(watcher.metric, str):
         raise ArgumentTypeError(
@@ -160,11 +215,23 @@ def watch(loop: SpecT, watcher: Watcher, event: EventLike, filter: FilterLike) -
             fix="pass the name of an attached metric, such as 'loss'",
         )
     check_count("patience", watcher.patience, at_least=1, where=where)
-    if not watcher.min_delta >= 0:
+    min_delta = as_number(watcher.min_delta)
+    if min_delta is None:
+        raise ArgumentTypeError(
+            f"{where}: min_delta must be a number, got {watcher.min_delta!r}",
+            fix="pass 0 or a positive number",
+        )
+    if not min_delta >= 0:
         raise ArgumentError(
             f"{where}: min_delta must be at least 0, got {watcher.min_delta}",
             fix="pass 0 or a positive number",
         )
+
+    def open(start: RunStart) -> HandlerFn:
+        if check is not None:
+            check(start)
+        return watcher.open(start)
+
     return loop.attach(
         Handler(
             as_events(event),
@@ -172,7 +239,8 @@ def watch(loop: SpecT, watcher: Watcher, event: EventLike, filter: FilterLike) -
             watcher.name,
             watcher,
             watches=(watcher.metric,),
-            adds=(),
+            adds=adds,
+            open=open,
             unique=True,
         )
     )

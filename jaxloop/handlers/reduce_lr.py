@@ -17,9 +17,12 @@ from jaxloop._core.events import EventLike, Status, StatusLike
 from jaxloop._core.filters import FilterLike
 from jaxloop._core.state import State
 from jaxloop._core.types import Mode, PyTree
-from jaxloop._spec import SpecT
+from jaxloop._spec import RunStart, SpecT
 from jaxloop.errors import ArgumentError
 from jaxloop.handlers.monitor import Watcher, watch
+
+_KEYS = ("learning_rate_scale", "learning_rate")
+"""The names of leaves that are scaled: those of the first name that exists."""
 
 
 def reduce_lr_on_plateau(
@@ -55,8 +58,10 @@ def reduce_lr_on_plateau(
         A new loop with the monitor.
 
     Raises:
-        ArgumentError: An argument is out of range. Raised by `run` if there is no learning rate.
+        ArgumentError: An argument is out of range, or the name is taken. Raised by `run`, before
+            the first step, if there is no learning rate.
         ArgumentTypeError: An argument has the wrong type.
+        MissingMetricError: Raised by `run` if the metric can never exist at its events.
     """
     if not 0 < factor < 1:
         raise ArgumentError(
@@ -69,8 +74,12 @@ def reduce_lr_on_plateau(
         step_state = scale_learning_rate(state.step_state, factor, min_scale)
         return Status.CONTINUE, state.replace(step_state=step_state)
 
+    def check(start: RunStart) -> None:
+        if not _has_learning_rate(start.step_state):
+            raise _no_learning_rate()
+
     watcher = Watcher(
-        name or f"reduce_lr_on_plateau_{metric}",
+        f"reduce_lr_on_plateau_{metric}" if name is None else name,
         metric,
         reduce,
         mode,
@@ -78,7 +87,7 @@ def reduce_lr_on_plateau(
         min_delta,
         cooldown,
     )
-    return watch(loop, watcher, event, filter)
+    return watch(loop, watcher, event, filter, check=check)
 
 
 def scale_learning_rate(step_state: PyTree, factor: float, min_scale: float) -> PyTree:
@@ -90,13 +99,12 @@ def scale_learning_rate(step_state: PyTree, factor: float, min_scale: float) -> 
     Raises:
         ArgumentError: The step state has neither.
     """
-    for key in ("learning_rate_scale", "learning_rate"):
+    for key in _KEYS:
         found = 0
 
         def change(path: Any, leaf: Any, key: str = key) -> Any:
             nonlocal found
-            last = path[-1] if path else None
-            if (getattr(last, "name", None) or getattr(last, "key", None)) != key:
+            if _last_key(path) != key:
                 return leaf
             found += 1
             low = min_scale if key == "learning_rate_scale" else 0.0
@@ -105,7 +113,23 @@ def scale_learning_rate(step_state: PyTree, factor: float, min_scale: float) -> 
         changed = jax.tree_util.tree_map_with_path(change, step_state)
         if found:
             return changed
-    raise ArgumentError(
+    raise _no_learning_rate()
+
+
+def _last_key(path: Any) -> Any:
+    """Returns the name of a leaf in its dict, dataclass or named tuple, or None."""
+    last = path[-1] if path else None
+    return getattr(last, "name", None) or getattr(last, "key", None)
+
+
+def _has_learning_rate(step_state: PyTree) -> bool:
+    return any(
+        _last_key(path) in _KEYS for path, _ in jax.tree_util.tree_leaves_with_path(step_state)
+    )
+
+
+def _no_learning_rate() -> ArgumentError:
+    return ArgumentError(
         "reduce_lr_on_plateau found no learning rate in the step state",
         fix="use jl.trainer, or make the optimizer with optax.inject_hyperparams(optax.adam)(...)",
     )

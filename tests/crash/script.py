@@ -17,20 +17,37 @@ import signal
 import sys
 import threading
 
-import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 import orbax.checkpoint  # noqa: F401  imported once, before the forks
+from flax import nnx
 
 import jaxloop as jl
 from tests.digest import digest
 
 
-class Model(nn.Module):
-    @nn.compact
-    def __call__(self, x, train: bool = False):
-        x = nn.relu(nn.Dense(32)(x.reshape(x.shape[0], -1)))
-        return nn.Dense(10)(nn.Dropout(0.5, deterministic=not train)(x))
+class Center(nnx.Variable):
+    """A kind of variable of the user's own, which no framework knows."""
+
+
+class Model(nnx.Module):
+    """A model with all that a preemption could reset: streams, statistics and an own variable."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0, dropout=1)
+        self.first, self.second = nnx.Linear(64, 32, rngs=rngs), nnx.Linear(32, 10, rngs=rngs)
+        self.drop, self.norm = nnx.Dropout(0.5, rngs=rngs), nnx.BatchNorm(32, rngs=rngs)
+        self.noise = nnx.Rngs(noise=2)
+        self.center = Center(jnp.zeros(64))
+
+    def __call__(self, x):
+        x = x.reshape(x.shape[0], -1)
+        if not self.drop.deterministic:
+            self.center[...] = 0.99 * self.center[...] + 0.01 * x.mean(0)
+            x = x + 0.01 * self.noise.noise.normal(x.shape)
+        x = nnx.relu(self.norm(self.first(x - self.center[...])))
+        return self.second(self.drop(x))
 
 
 WRITES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate"}

@@ -55,8 +55,8 @@ a framework, you have imported it, so a framework that is not in `sys.modules` i
 """
 
 
-def adapt(model: ModelLike) -> ModelAdapter:
-    """Adapts a model of any kind.
+def adapt(model: ModelLike | ModelAdapter) -> ModelAdapter:
+    """Adapts a model of any kind. An adapter is returned unchanged.
 
     Raises:
         ModelError: The model is of an unknown kind. The message names its type.
@@ -66,7 +66,7 @@ def adapt(model: ModelLike) -> ModelAdapter:
         >>> adapter.apply(2.0, (), 3.0, train=True, key=None)[0]
         6.0
     """
-    found = _adapt(model)
+    found = model if isinstance(model, ModelAdapter) else _adapt(model)
     if found is None:
         raise ModelError(
             "a model must be a module of a known framework, two functions or a container of "

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from jaxloop._core.fingerprint import MOST_SHOWN, differences
 from jaxloop._core.types import PyTree
 from jaxloop.errors import ModelError
 
@@ -50,6 +51,7 @@ class ModelAdapter:
             with, such as an NNX module.
         load: ``given -> model_state``, where ``given`` is what the user passes as a first state,
             and may be a part of it or None.
+        statics: ``() -> {path: description}`` of what the model is made of besides its arrays.
     """
 
     init: Callable[[jax.Array, PyTree], PyTree]
@@ -58,6 +60,22 @@ class ModelAdapter:
     apply: ApplyFn
     export: Callable[[PyTree], Any] = _unchanged
     load: Callable[[Any], PyTree] = _unchanged
+    statics: Callable[[], dict[str, str]] = dict
+
+
+def check_statics(given: Mapping[str, str], mine: Mapping[str, str], fix: str) -> None:
+    """Raises if a module that was passed as a first state has other attributes than the model.
+
+    Raises:
+        ModelError: They differ. The error names the attributes.
+    """
+    found = differences(given, mine)
+    if found:
+        raise ModelError(
+            "init_state must be a module with the attributes of the loop's model, but "
+            + "; ".join(found[:MOST_SHOWN]),
+            fix=fix,
+        )
 
 
 def merge_state(initialized: PyTree, given: PyTree, path: str = "init_state") -> PyTree:

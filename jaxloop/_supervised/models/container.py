@@ -34,6 +34,7 @@ def adapt(model: Any, parts: Sequence[ModelAdapter]) -> ModelAdapter:
         container.apply,
         container.export,
         container.load,
+        container.statics,
     )
 
 
@@ -92,3 +93,11 @@ class _Container:
             return None
         states = zip(self.parts, self._unpack(given), strict=True)
         return self._pack([part.load(s) for part, s in states])
+
+    def statics(self) -> dict[str, str]:
+        names = self.model if isinstance(self.model, dict) else range(len(self.parts))
+        return {
+            f"model[{name!r}]{path.removeprefix('model')}": text
+            for name, part in zip(names, self.parts, strict=True)
+            for path, text in part.statics().items()
+        }

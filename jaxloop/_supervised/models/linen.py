@@ -7,6 +7,7 @@ Invariant: the variables that `apply` returns have the collections that `init` m
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import Any
 
@@ -15,6 +16,7 @@ from flax import linen as nn
 
 from jaxloop._core.types import PyTree
 from jaxloop._supervised.models.adapter import ModelAdapter
+from jaxloop._supervised.models.statics import statics_of
 
 TRAIN_FLAGS = {
     "train": True,
@@ -61,4 +63,17 @@ def adapt(module: nn.Module) -> ModelAdapter:
         )
         return prediction, {**rest, **changed}
 
-    return ModelAdapter(init, split, lambda params, rest: {"params": params, **rest}, apply)
+    return ModelAdapter(
+        init,
+        split,
+        lambda params, rest: {"params": params, **rest},
+        apply,
+        statics=lambda: statics_of(module, _attributes, lambda value: False),
+    )
+
+
+def _attributes(node: Any) -> dict[str, Any] | None:
+    if not isinstance(node, nn.Module):
+        return None
+    names = [field.name for field in dataclasses.fields(node)]
+    return {name: getattr(node, name, None) for name in names if name not in ("parent", "name")}

@@ -8,14 +8,19 @@ never runs `nnx.jit`.
 
 from __future__ import annotations
 
+import functools
+import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from jaxloop._core.fingerprint import differences
 from jaxloop._core.types import PyTree
-from jaxloop._supervised.models.adapter import ModelAdapter
+from jaxloop._supervised.models.adapter import ModelAdapter, check_statics
+from jaxloop._supervised.models.statics import statics_of
 
 
 def accepts(model: object) -> bool:
@@ -32,6 +37,7 @@ def adapt(module: nnx.Module) -> ModelAdapter:
         one = nnx.clone(module)
         one.train() if train else one.eval()
         graphs[train] = nnx.split(one)[0]
+    statics = functools.cache(functools.partial(_statics, one))
 
     def init(key: jax.Array, x: PyTree) -> PyTree:
         del key, x  # the module is initialized already
@@ -43,7 +49,9 @@ def adapt(module: nnx.Module) -> ModelAdapter:
         del key  # the random streams are variables of the module
         # A copy, because variables of the outer trace cannot be changed inside a gradient.
         merged = nnx.merge(graphs[train], params, rest, copy=True)
+        before = _statics(merged)
         prediction = merged(x)
+        _warn_of_changes(before, _statics(merged))
         return prediction, nnx.state(merged, nnx.Not(nnx.Param)) if train else rest
 
     def split(state: PyTree) -> tuple[PyTree, PyTree]:
@@ -51,7 +59,12 @@ def adapt(module: nnx.Module) -> ModelAdapter:
         return params, rest
 
     def load(given: Any) -> PyTree:
-        return nnx.state(given) if isinstance(given, nnx.Module) else given
+        if not isinstance(given, nnx.Module):
+            return given
+        check_statics(
+            _statics(given), statics(), "make the loop with this module, or pass nnx.state(module)"
+        )
+        return nnx.state(given)
 
     return ModelAdapter(
         init=init,
@@ -60,4 +73,45 @@ def adapt(module: nnx.Module) -> ModelAdapter:
         apply=apply,
         export=lambda state: nnx.merge(graph, state, copy=True),
         load=load,
+        statics=statics,
     )
+
+
+_OF_FLAX = frozenset({"hijax", "ref", "eager_sharding", "mesh", "tag"})
+"""What Flax itself adds to the metadata of a variable."""
+
+
+def _attributes(node: Any) -> dict[str, Any] | None:
+    if isinstance(node, nnx.Variable):
+        return None if _is_saved(node) else _metadata(node)
+    if isinstance(node, nnx.Pytree):
+        held = vars(node).items()
+        return {name: value for name, value in held if not name.startswith("_pytree__")}
+    return None
+
+
+def _metadata(variable: nnx.Variable[Any]) -> dict[str, Any]:
+    known = variable.get_metadata().items()
+    return {name: value for name, value in known if name not in _OF_FLAX}
+
+
+def _is_saved(value: Any) -> bool:
+    """Returns whether the state alone tells everything about a value."""
+    if isinstance(value, nnx.Variable):
+        return type(value).__module__.startswith("flax.") and not _metadata(value)
+    return isinstance(value, jax.Array | np.ndarray)
+
+
+def _statics(module: nnx.Module) -> dict[str, str]:
+    return statics_of(module, _attributes, _is_saved)
+
+
+def _warn_of_changes(before: dict[str, str], after: dict[str, str]) -> None:
+    """Warns of attributes that the forward pass changed. A compiled step cannot carry them."""
+    changed = differences(before, {path: after.get(path, "missing") for path in before})
+    if changed:
+        warnings.warn(
+            "the model's forward pass changes attributes that are not carried to the next step: "
+            f"{'; '.join(changed)}\n  fix: keep a value that changes in an nnx.Variable",
+            stacklevel=2,
+        )

@@ -1,0 +1,95 @@
+"""Whether the state of an earlier run fits this loop, apart from its arrays.
+
+    check_statics(state, statics_of(spec))  # the model's attributes, as far as they are known
+    check_metrics(state, meanings)          # what the accumulators of an open epoch mean
+
+The checks raise before the first step. What an older version did not save is not compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxloop._core.fingerprint import MOST_SHOWN, differences, stable
+from jaxloop._core.state import State
+from jaxloop._program.block import Program
+from jaxloop._spec import LoopSpec
+from jaxloop.errors import SerializationError
+from jaxloop.metrics.declare import BatchMean
+from jaxloop.metrics.meaning import Meanings, kind_of
+
+
+def statics_of(spec: LoopSpec) -> Mapping[str, str]:
+    """Returns what the model of a loop is made of besides its arrays; see `State.statics`."""
+    return {} if spec.task is None else spec.task.statics()
+
+
+def check_statics(state: State[Any], mine: Mapping[str, str]) -> None:
+    """Raises if the state belongs to a model with other attributes.
+
+    Raises:
+        SerializationError: They differ. The error names them.
+    """
+    saved = state.statics
+    if not saved or not mine or saved == mine:
+        return
+    found = differences(saved, mine)
+    if not found:
+        return
+    more = f"; and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
+    raise SerializationError(
+        "the state to resume from belongs to a model with other attributes: "
+        + "; ".join(found[:MOST_SHOWN])
+        + more,
+        fix="make the model as it was, or use another folder; if you want the change, continue "
+        "with loop.from_state(state.replace(statics={})), where state = jl.restore(path, like=...)",
+    )
+
+
+def meanings_of(spec: LoopSpec, program: Program | None = None) -> Meanings:
+    """Returns what the accumulators mean, without their leaves if no program is known."""
+    meanings: Meanings = {}
+    for one in spec.metrics:
+        known = None if program is None else program.meanings.get(one.name)
+        meaning = {"kind": kind_of(one)} if known is None else dict(known)
+        if isinstance(one.metric, BatchMean) and spec.task is not None:
+            # It averages the trainer's own loss, so its declaration does not say which one.
+            meaning["kind"] += f" of {stable(spec.task.loss)}"
+        meanings[one.name] = meaning
+    return meanings
+
+
+def metric_changes(state: State[Any], mine: Meanings) -> list[str]:
+    """Returns a sentence for each metric that is not the one that the state accumulates."""
+    saved = state.metric_meanings
+    if saved is None:
+        return []
+    changes = []
+    for name in sorted({**saved, **mine}):
+        was, now = saved.get(name), mine.get(name)
+        if was is None or now is None:
+            changes.append(f"{name!r} is {'new' if was is None else 'missing'}")
+            continue
+        for part in ("kind", "leaves"):
+            if part in was and part in now and was[part] != now[part]:
+                changes.append(f"{name!r} was {was[part]} and is {now[part]}")
+                break
+    return changes
+
+
+def check_metrics(state: State[Any], mine: Meanings) -> None:
+    """Raises if the state is in the middle of an epoch with other metrics.
+
+    Raises:
+        SerializationError: They differ. The error names them.
+    """
+    changes = metric_changes(state, mine)
+    if changes:
+        raise SerializationError(
+            f"the state to resume from is in the middle of epoch {state.epoch}, and its "
+            f"accumulators belong to other metrics: {'; '.join(changes)}",
+            fix=f"finish the epoch with the metrics of the earlier run (epochs={state.epoch + 1}) "
+            "and change them after it, continue from a checkpoint at the end of an epoch with "
+            "from_state(jl.restore(path, step, like=...)), or use another folder",
+        )
