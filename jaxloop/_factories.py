@@ -47,12 +47,19 @@ def train_step(
     """Makes the ``(init_fn, step_fn)`` of supervised training.
 
     Args:
-        model: A Flax Linen, Flax NNX or Equinox module, a `Model`, a pair ``(init, apply)``, or a
-            tuple, list or dict of models.
+        model: A Flax Linen, Flax NNX or Equinox module, a transformed Haiku function, a `Model`, a
+            pair ``(init, apply)``, or a tuple, list or dict of models. A Linen module or a Haiku
+            function learns from a flag whether it trains: ``train``, ``training``,
+            ``deterministic``, ``use_running_average`` or, for Haiku, ``is_training``.
         loss: A name, a function of ``(y_true, y_pred)``, a loss of Optax, or a list of
             ``(loss, weight)``.
-        optimizer: An `optax.GradientTransformation` or a name.
-        loss_scale: "identity", "static", "dynamic", or ``(init, scale, unscale)``.
+        optimizer: An `optax.GradientTransformation` or a name. Its update gets those of these
+            arguments that it takes: ``value``, the loss; ``grad``, the gradients; ``value_fn`` and
+            ``obj_fn``, the loss of this batch as a function of the parameters; ``grad_fn``, its
+            gradients as a function of the parameters and a number, which is ignored.
+        loss_scale: "identity", "static", "dynamic", or ``(init, scale, unscale)``. Except for
+            "identity", a step whose loss or gradients are not finite changes only the scale, and
+            no metric counts its examples.
         seed: The seed of the initial parameters and of dropout.
 
     Returns:
@@ -60,8 +67,10 @@ def train_step(
         of ``model_state``, ``optimizer_state``, ``loss_scale_state`` and ``key``.
 
     Raises:
-        ModelError: The model is of an unknown kind.
+        ModelError: The model is of an unknown kind. Raised by the step if a forward pass changes
+            the structure of its state.
         UnknownNameError: The loss, the optimizer or the loss scale is unknown.
+        ArgumentError: Raised by the step if the optimizer needs other arguments.
 
     Example:
         >>> import jax.numpy as jnp
@@ -86,18 +95,21 @@ def eval_step(model: ModelLike) -> tuple[InitFn, StepFn]:
         model: See `train_step`.
 
     Returns:
-        ``init_fn(batch, init_state)`` and ``step_fn(batch, step_state)``. The step reports
-        ``y_true``, ``y_pred`` and, if the batch has weights, ``sample_weight``.
+        ``init_fn(batch, model_state)`` and ``step_fn(batch, step_state)``. The step reports
+        ``y_true``, ``y_pred`` and, if the batch has weights, ``sample_weight``. See `evaluator`
+        for the model state.
 
     Raises:
-        ModelError: The model is of an unknown kind.
+        ModelError: The model is of an unknown kind. Raised by ``init_fn`` if the model state does
+            not fit the model.
+        ArgumentError: Raised by ``init_fn`` without a model state.
 
     Example:
         >>> import jax.numpy as jnp
         >>> init_fn, step_fn = eval_step((lambda key, x: jnp.ones((2, 1)), lambda w, x: x @ w))
-        >>> batch = (jnp.ones((4, 2)), jnp.ones((4, 1)))
-        >>> float(step_fn(batch, init_fn(batch, None)).outputs["y_pred"][0, 0])
-        2.0
+        >>> batch, weights = (jnp.ones((4, 2)), jnp.ones((4, 1))), jnp.full((2, 1), 3.0)
+        >>> float(step_fn(batch, init_fn(batch, weights)).outputs["y_pred"][0, 0])
+        6.0
     """
     return make_eval_step(model)
 
@@ -125,7 +137,11 @@ def trainer(
 
     Returns:
         A loop whose `Loop.run` returns the trained model in the form that its framework uses, such
-        as the variables of a Linen module or a new NNX module.
+        as the variables of a Linen module or a new NNX module. It is returned and validated with
+        the parameters that the optimizer updates. For the averages of
+        `optax.contrib.schedule_free`, call `optax.contrib.schedule_free_eval_params` with the
+        final state's ``optimizer_state[0]``. With `optax.contrib.sam` in its transparent mode,
+        the parameters are perturbed between two synchronizations.
 
     Raises:
         ModelError: The model is of an unknown kind.
@@ -172,10 +188,15 @@ def evaluator(model: ModelLike) -> Loop[StepState, dict[str, Any]]:
         model: See `train_step`.
 
     Returns:
-        A loop whose ``run(data, model_state)`` returns the metrics as ``{name: value}``.
+        A loop whose ``run(data, model_state)`` returns the metrics as ``{name: value}``. The model
+        state is the whole of what the trainer returns. An NNX or Equinox module holds its state,
+        so you may omit it to evaluate the module as it is. A model that draws random numbers in
+        evaluation too gets a fixed key.
 
     Raises:
-        ModelError: The model is of an unknown kind.
+        ModelError: The model is of an unknown kind. Raised by `run` if the model state lacks a
+            part, or does not fit the model.
+        ArgumentError: Raised by `run` without a model state.
 
     Example:
         >>> import jax.numpy as jnp

@@ -3,19 +3,23 @@
     optimizer = with_scale(get("adam"))
     state = optax.tree.set(optimizer.init(params), learning_rate_scale=jnp.float32(0.1))
 
-Invariant: a scale of 1 leaves every bit of the updates unchanged.
+Invariant: a scale of 1 leaves every bit of the updates unchanged. An optimizer gets only the extra
+arguments that it takes.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, TypeAlias
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxloop._core.types import PyTree
-from jaxloop.errors import ArgumentTypeError, unknown_name
+from jaxloop.errors import ArgumentError, ArgumentTypeError, first_line, unknown_name
 
 
 class Optimizer(Protocol):
@@ -56,7 +60,9 @@ def get(optimizer: OptimizerLike) -> optax.GradientTransformationExtraArgs:
         optimizer: A name of `DEFAULT_LEARNING_RATES`, or any `optax.GradientTransformation`.
 
     Returns:
-        A transformation that takes extra arguments, such as ``value=``.
+        A transformation that takes any extra arguments, such as ``value=``, and passes on those
+        that the optimizer takes. Its ``update`` raises an `ArgumentError` if the optimizer needs
+        anything else.
 
     Raises:
         UnknownNameError: The name is unknown.
@@ -82,9 +88,85 @@ def get(optimizer: OptimizerLike) -> optax.GradientTransformationExtraArgs:
             f"{type(optimizer).__name__} ({optimizer!r:.80})",
             fix="pass an optimizer such as optax.adam(1e-3), or a name such as 'adam'",
         )
-    if not isinstance(optimizer, optax.GradientTransformation):
-        optimizer = optax.GradientTransformation(optimizer.init, optimizer.update)
-    return optax.with_extra_args_support(optimizer)
+    takes_none = isinstance(optimizer, optax.GradientTransformation) and not isinstance(
+        optimizer, optax.GradientTransformationExtraArgs
+    )
+    # By Optax's own rule, the class says that `update` takes no extra arguments. For all others, a
+    # signature says little, because wrappers such as `optax.chain` pass on whatever they get.
+    update = _ignoring(optimizer.update) if takes_none else _selecting(optimizer.update)
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def _ignoring(update: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns an update function that ignores all extra arguments."""
+
+    def ignoring(updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any) -> Any:
+        return _selecting(update)(updates, state, params)
+
+    return ignoring
+
+
+def _selecting(update: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns an update function that passes on as many extra arguments as ``update`` takes."""
+
+    def selecting(updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any) -> Any:
+        try:
+            return update(updates, state, params, **extra_args)
+        except _WRONG_ARGUMENTS as error:
+            taken = _largest_choice(update, (updates, state, params), extra_args, error)
+        return update(updates, state, params, **taken)
+
+    return selecting
+
+
+_WRONG_ARGUMENTS = (TypeError, ValueError, AttributeError, LookupError)
+"""The errors of a function that gets arguments of another number, name or structure."""
+
+
+def _largest_choice(
+    update: Callable[..., Any],
+    arguments: tuple[PyTree, PyTree, PyTree],
+    extra_args: dict[str, Any],
+    error: Exception,
+) -> dict[str, Any]:
+    """Returns the largest choice of extra arguments with which ``update`` can be traced.
+
+    Raises:
+        ArgumentError: There is none, or ``error`` does not say that one was refused.
+    """
+    # Python and Optax both say so in these words. Any other error must not be hidden by dropping
+    # an argument that the optimizer does take.
+    problems = [_describe(error)]
+    if "unexpected keyword argument" in str(error).lower():
+        for choice in _choices(extra_args):
+            try:
+                jax.eval_shape(functools.partial(update, **choice), *arguments)
+            except _WRONG_ARGUMENTS as other:
+                problems.append(_describe(other))
+            else:
+                return choice
+        # A problem that no choice of keywords solves says more than the keywords.
+        last = next((text for text in problems if "keyword" not in text), problems[-1])
+        problems = [problems[0], last]
+    passed = f" (the trainer passes {', '.join(extra_args)})" if extra_args else ""
+    raise ArgumentError(
+        "the optimizer must be able to update the model's parameters, got "
+        f"{'; with fewer arguments, '.join(problems)}{passed}",
+        fix="pass an optimizer that needs only the gradients, its state, the parameters of the "
+        "model and these arguments; if yours needs more, as optax.lookahead does, write your own "
+        "step with jl.loop",
+    ) from error
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _choices(extra_args: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Returns all smaller choices of the extra arguments, the largest first."""
+    for number in reversed(range(len(extra_args))):
+        for names in itertools.combinations(extra_args, number):
+            yield {name: extra_args[name] for name in names}
 
 
 class LearningRateScaleState(NamedTuple):

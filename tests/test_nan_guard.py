@@ -66,6 +66,15 @@ def test_skip_costs_no_wait_and_no_block():
     assert blocks == [4, 4, 4]
 
 
+def test_skip_reads_a_loss_of_any_structure():
+    def step(batch, state):
+        losses = {"a": batch, "parts": (batch[None], 1), "none": None}
+        return jl.emit(state + 1, loss=losses)
+
+    state = jl.loop(step).nan_guard("skip").run(BAD, jnp.int32(0))
+    assert int(state.step_state) == 10 and int(state.history[0]["skipped_steps"]) == 2
+
+
 def test_skip_in_a_trainer_with_a_mask_and_a_validation():
     x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     y = (np.arange(50) % 3).astype(np.int32)

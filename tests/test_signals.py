@@ -658,7 +658,7 @@ def free_port():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_signals_at_random_moments_lose_nothing(seed, number, tmp_path):
     """Each run gets a signal at a random time, and is resumed until it completes.
 
@@ -685,9 +685,11 @@ def test_signals_at_random_moments_lose_nothing(seed, number, tmp_path):
     before = signal.signal(number, lambda number, frame: got.append(number))
     try:
         for trial in range(10):
-            path = tmp_path / str(trial)
+            path, within_s = tmp_path / str(trial), took_s
             while True:
-                timer = threading.Timer(chosen.uniform(0, took_s), os.kill, (os.getpid(), number))
+                at_s = chosen.uniform(0, within_s)
+                within_s *= 1.5  # on a machine that got slower, a run gets on too
+                timer = threading.Timer(at_s, os.kill, (os.getpid(), number))
                 timer.start()
                 sent += 1
                 try:

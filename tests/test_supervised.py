@@ -186,6 +186,82 @@ def test_dynamic_loss_scale_steps_over_what_is_not_finite():
     assert float(state.step_state["loss_scale_state"]["scale"]) == 2.0**15
 
 
+def test_a_large_loss_scale_does_not_stop_float16_parameters():
+    # Every period, the scale doubles: after 2,000 steps it is 2**16, which float16 cannot hold.
+    w = (lambda key, x: jnp.ones((1, 1), jnp.float16), lambda w, x: x @ w)
+    x = np.full((2, 1), 0.25, np.float16)
+    loss = lambda y, y_pred: y_pred[:, 0] - y[:, 0]  # noqa: E731  its gradient is 1/4
+    loop = jl.trainer(w, loss, optax.sgd(2.0**-8), log=0, loss_scale="dynamic")
+    state = loop.run([(x, x)] * 100, epochs=21, output_transform=lambda s: s)
+    assert float(state.step_state["loss_scale_state"]["scale"]) == 2.0**16
+    assert state.step_state["model_state"].tolist() == [[1 - 2100 * 2.0**-10]]
+
+
+class Noisy(nn.Module):
+    """A module with all that a skipped step must leave alone: statistics and a dropout key."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(4)(x))
+        return nn.Dense(1)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+def one_minus_root(y, y_pred):
+    # The loss of y = NaN is NaN, although no gradient depends on y.
+    return y[:, 0] + (y_pred[:, 0] - 1) ** 2
+
+
+SKIPS = [
+    (scale, bad, guard)
+    for scale in ("static", "dynamic", "own")
+    for bad in ("loss", "gradient", "weighted")
+    for guard in (False, True)
+]
+QUICK_SKIPS = [("dynamic", "gradient", True)]
+
+
+@pytest.mark.parametrize(
+    ("scale", "bad", "guard"),
+    [pytest.param(*s, marks=[] if s in QUICK_SKIPS else [pytest.mark.slow]) for s in SKIPS],
+)
+def test_a_skipped_step_is_as_if_its_batch_were_not_there(scale, bad, guard):
+    own = (lambda: {"seen": jnp.int32(0)}, lambda loss, s: loss, lambda g, s: (g, s))
+    loop = jl.trainer(
+        Noisy(),
+        one_minus_root,
+        optax.adam(0.1),
+        log=0,
+        loss_scale=own if scale == "own" else scale,
+    ).metric(lambda y, y_pred: y_pred[:, 0], "prediction")
+    if guard:
+        loop = loop.nan_guard("skip")
+    x, y = X[:24].reshape(3, 8, 6), np.zeros((3, 8, 1), np.float32)
+    weight = np.linspace(0, 1, 8, dtype=np.float32)
+    batches = [(x[i], y[i], weight) if bad == "weighted" else (x[i], y[i]) for i in range(3)]
+    spoilt_x, spoilt_y = x[1].copy(), y[1].copy()
+    if bad == "gradient":
+        spoilt_x[3] = np.inf
+    else:
+        spoilt_y[3] = np.nan
+    spoilt = (spoilt_x, spoilt_y, *batches[1][2:])
+    got, expected = (
+        loop.run(data, epochs=2, output_transform=lambda s: s)
+        for data in ([batches[0], spoilt, batches[2]], [batches[0], batches[2]])
+    )
+    for key in ("model_state", "optimizer_state", "key"):
+        a, b = (jax.tree.leaves(state.step_state[key]) for state in (got, expected))
+        assert all((x == y).all() for x, y in zip(a, b, strict=True)), key
+    for epoch in (0, 1):
+        for name in ("loss", "prediction"):
+            assert got.history[epoch][name] == expected.history[epoch][name], name
+        if guard:
+            assert got.history[epoch]["skipped_steps"] == 1
+    if scale == "dynamic":
+        # Only gradients that are not finite make the scale smaller.
+        shrunk = 2.0**-2 if bad == "gradient" else 1.0
+        assert float(got.step_state["loss_scale_state"]["scale"]) == 2.0**15 * shrunk
+
+
 def test_the_trainers_log(capsys):
     jl.trainer(Plain(), LOSS, "adam", log=2).run(DATA, epochs=1)
     *lines, last = capsys.readouterr().out.splitlines()
@@ -207,4 +283,4 @@ def test_bare_steps():
     out = jax.jit(step_fn)((X, Y), state)
     assert out.outputs["y_pred"].shape == (50, 3) and out.outputs["loss"].shape == ()
     init_fn, step_fn = jl.eval_step(Plain())
-    assert step_fn((X, Y), init_fn((X, Y), None)).outputs["y_pred"].shape == (50, 3)
+    assert step_fn((X, Y), init_fn((X, Y), state["model_state"])).outputs["y_pred"].shape == (50, 3)

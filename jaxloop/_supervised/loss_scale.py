@@ -59,7 +59,12 @@ def all_finite(tree: PyTree) -> jax.Array:
 
 
 def _divide(grads: PyTree, scale: jax.Array) -> PyTree:
-    return jax.tree.map(lambda g: g / scale.astype(g.dtype), grads)
+    def divide(grad: jax.Array) -> jax.Array:
+        # A scale of 2**16 does not fit into float16, so narrow gradients are divided in float32.
+        wide = grad.dtype if grad.dtype.itemsize >= scale.dtype.itemsize else scale.dtype
+        return (grad.astype(wide) / scale.astype(wide)).astype(grad.dtype)
+
+    return jax.tree.map(divide, grads)
 
 
 def identity() -> LossScale:

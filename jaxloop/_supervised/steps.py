@@ -10,6 +10,7 @@ what a metric needs to be exact over the data set: targets, predictions, weights
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import TypeAlias
@@ -26,8 +27,9 @@ from jaxloop._supervised import loss_scale as loss_scales
 from jaxloop._supervised.init import Evidence, SupervisedInit, may_be_probabilities
 from jaxloop._supervised.loss_scale import LossScale, LossScaleLike
 from jaxloop._supervised.models import ModelAdapter, ModelLike, adapt, merge_state
-from jaxloop.errors import DataError
+from jaxloop.errors import ArgumentError, DataError
 from jaxloop.losses import Loss, LossLike
+from jaxloop.metrics import SKIPPED
 from jaxloop.optimizers import OptimizerLike
 
 StepFn: TypeAlias = Callable[[PyTree, PyTree], Emission]
@@ -97,13 +99,20 @@ def make_eval_step(
 
     def init_fn(batch: PyTree, prepared: PyTree) -> tuple[PyTree, Evidence]:
         x, _, _ = unpack(batch)
-        model_state = merge_state(adapter.init(jax.random.key(0), x), prepared)
-        return {"model_state": model_state}, None
+        holds = adapter.holds_state
+        if prepared is None and not holds:
+            raise ArgumentError(
+                "an evaluation must have the state of its model, got none, and the model "
+                f"({type(model).__name__}) does not hold one",
+                fix="pass what the trainer returned, as in evaluator(model).run(data, model_state)",
+            )
+        initialized = adapter.init(jax.random.key(0), x)
+        return {"model_state": merge_state(initialized, prepared, complete=not holds)}, None
 
     def step_fn(batch: PyTree, step_state: PyTree) -> Emission:
         x, y, weight = unpack(batch)
         params, rest = adapter.split(step_state["model_state"])
-        prediction, _ = adapter.apply(params, rest, x, train=False, key=None)
+        prediction = _evaluate(adapter, params, rest, x)
         if found is None:
             return _report(step_state, y, prediction, weight)
         value = losses.reduce(found.fn(y, prediction), weight, _num_examples(y))
@@ -112,12 +121,23 @@ def make_eval_step(
     return SupervisedInit(init_fn, adapter.load), step_fn
 
 
+def _evaluate(adapter: ModelAdapter, params: PyTree, rest: PyTree, x: PyTree) -> PyTree:
+    """Returns the predictions in evaluation mode."""
+    # Without a key first, because many models take a key as the sign of training.
+    with contextlib.suppress(Exception):
+        return adapter.apply(params, rest, x, train=False, key=None)[0]
+    # A model that draws in evaluation too, such as one with a dropout but no train flag, needs a
+    # key. A fixed one makes the evaluation repeatable.
+    return adapter.apply(params, rest, x, train=False, key=jax.random.key(0))[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Training:
     """The parts of a training step. Its methods are pure.
 
     Attributes:
-        skips_overflow: Whether a step whose gradients are not finite changes only the loss scale.
+        skips_overflow: Whether a step whose loss or gradients are not finite changes only the loss
+            scale.
     """
 
     adapter: ModelAdapter
@@ -140,7 +160,8 @@ class _Training:
         }
         if not self.loss.probabilities:
             return state, None
-        prediction, _ = adapter.apply(params, rest, x, train=False, key=key)
+        # In training mode, as in the steps, because a model may have no other.
+        prediction, _ = adapter.apply(params, rest, x, train=True, key=key)
         return state, may_be_probabilities(self.loss, prediction)
 
     def step(self, batch: PyTree, step_state: PyTree) -> Emission:
@@ -158,17 +179,42 @@ class _Training:
         gradient = jax.value_and_grad(objective, has_aux=True)
         (_, (value, prediction, new_rest)), grads = gradient(params)
         grads, new_scale_state = self.loss_scale.unscale(grads, scale_state)
+
+        def value_fn(params: PyTree) -> jax.Array:
+            return objective(params)[1][0]
+
+        num_extra_gradients = 0
+
+        def grad_fn(params: PyTree, adversarial_step: int = 0) -> PyTree:
+            nonlocal num_extra_gradients
+            del adversarial_step  # every gradient of a step is that of its batch
+            num_extra_gradients += 1
+            return self.loss_scale.unscale(gradient(params)[1], scale_state)[0]
+
         # Optax mixes Python floats with int32 counters, even if the user forbids promotion.
         with jax.numpy_dtype_promotion("standard"):
             updates, optimizer_state = self.optimizer.update(
-                grads, step_state["optimizer_state"], params, value=value
+                grads,
+                step_state["optimizer_state"],
+                params,
+                value=value,
+                grad=grads,
+                value_fn=value_fn,
+                grad_fn=grad_fn,
+                obj_fn=value_fn,
             )
         new_params = optax.apply_updates(params, updates)
+        skipped = {}
         if self.skips_overflow:
-            finite = loss_scales.all_finite(grads)
+            finite = jnp.isfinite(value) & loss_scales.all_finite(grads)
+            if num_extra_gradients:
+                finite &= loss_scales.all_finite(updates)
             new_params = _select(finite, new_params, params)
             new_rest = _select(finite, new_rest, rest)
             optimizer_state = _select(finite, optimizer_state, step_state["optimizer_state"])
+            key = _select(finite, key, step_state["key"])
+            # The metrics do not count the examples of a step that did not happen.
+            skipped = {SKIPPED: (~finite).astype(jnp.int32)}
         state = {
             **step_state,  # what a handler added is carried too
             "model_state": adapter.join(new_params, new_rest),
@@ -176,7 +222,7 @@ class _Training:
             "loss_scale_state": new_scale_state,
             "key": key,
         }
-        return _report(state, y, prediction, weight, loss=value)
+        return _report(state, y, prediction, weight, loss=value, **skipped)
 
 
 def _num_examples(y: PyTree) -> int:

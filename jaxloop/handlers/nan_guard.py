@@ -51,7 +51,8 @@ def nan_guard(
         loop: The loop.
         action: "halt" halts the loop and sets ``halted_by`` to the guard's name. "skip" discards a
             step that makes a number in the state, or a reported ``loss``, NaN or infinite. State
-            and metrics stay unchanged, and the metric ``skipped_steps`` counts the step. "rewind"
+            and metrics stay unchanged, and the metric ``skipped_steps`` counts the step. It also
+            counts the steps that the trainer's ``loss_scale`` skips. "rewind"
             restores the step state, the metrics and the handlers' memories from the newest good
             checkpoint, and continues with the next data, so the bad part is left out. If there is
             no checkpoint yet, it halts.
@@ -126,6 +127,14 @@ def _describe_problem(state: State[Any]) -> str | None:
     return f"not finite: {', '.join(bad[:_MOST_LEAVES])}{more}"
 
 
+def _is_finite(tree: PyTree) -> jax.Array:
+    """Returns whether all numbers of a reported value are finite, a boolean scalar."""
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(
+        jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves if _is_inexact(leaf)], jnp.bool_)
+    )
+
+
 def _skipping(step_fn: Callable[[PyTree, PyTree], PyTree]) -> Callable[..., PyTree]:
     """Wraps the step. If its result is not finite, the step changes nothing and reports a skip."""
 
@@ -133,13 +142,17 @@ def _skipping(step_fn: Callable[[PyTree, PyTree], PyTree]) -> Callable[..., PyTr
     def step(batch: PyTree, state: PyTree) -> PyTree:
         new, outputs = split_emission(step_fn(batch, state))
         new = checked_state(new, state)
-        good = jnp.all(jnp.isfinite(outputs["loss"])) if "loss" in outputs else jnp.bool_(True)
+        # A step that has skipped itself, as the trainer's loss scale does, reports what its loss
+        # would have been. Its state is good, and holds the smaller scale.
+        skipped_itself = jnp.asarray(outputs.get(SKIPPED, 0), jnp.bool_)
+        good = skipped_itself | _is_finite(outputs.get("loss"))
         for after, before in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
             if _is_inexact(after):
                 # A number that was infinite before, such as a best value, may stay infinite.
                 good &= jnp.all(jnp.isfinite(after) | ~jnp.isfinite(before))
         kept = jax.tree.map(lambda after, before: jnp.where(good, after, before), new, state)
-        return emit(kept, **{**outputs, SKIPPED: (~good).astype(jnp.int32)})
+        skipped = (~good | skipped_itself).astype(jnp.int32)
+        return emit(kept, **{**outputs, SKIPPED: skipped})
 
     return step
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeAlias
 from jaxloop._core.types import PyTree
 from jaxloop._supervised.models import container, pair
 from jaxloop._supervised.models.adapter import ModelAdapter, merge_state
+from jaxloop._supervised.models.explain import explained
 from jaxloop._supervised.models.pair import Model
 from jaxloop.errors import ModelError
 
@@ -79,15 +80,15 @@ def adapt(model: ModelLike | ModelAdapter) -> ModelAdapter:
 
 def _adapt(model: Any) -> ModelAdapter | None:
     if isinstance(model, Model):
-        return pair.adapt(model)
+        return explained(pair.adapt(model))
     for name, framework in _KINDS:
         if framework is None or framework in sys.modules:
             kind = importlib.import_module(f"{__name__}.{name}")
             if kind.accepts(model):
-                return kind.adapt(model)
+                return explained(kind.adapt(model))
     # A tuple of two models is a container. It is a pair only if its parts are plain functions.
     parts = [_adapt(part) for part in container.parts_of(model)]
     known = [part for part in parts if part is not None]
     if known and len(known) == len(parts):
         return container.adapt(model, known)
-    return pair.adapt(model) if pair.accepts(model) else None
+    return explained(pair.adapt(model)) if pair.accepts(model) else None

@@ -38,6 +38,10 @@ def _unchanged(value: PyTree) -> PyTree:
     return value
 
 
+def _no_explanation(error: Exception) -> str | None:
+    return None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelAdapter:
     """A model of any kind, as the functions that a step needs.
@@ -52,6 +56,10 @@ class ModelAdapter:
         load: ``given -> model_state``, where ``given`` is what the user passes as a first state,
             and may be a part of it or None.
         statics: ``() -> {path: description}`` of what the model is made of besides its arrays.
+        holds_state: Whether the model itself holds its state, as a module with parameters does.
+        explain: Returns a sentence on what jaxloop needs, for an error of `init` or `apply`, or
+            None.
+        keeping_structure: What to do if a forward pass changes the structure of the rest.
     """
 
     init: Callable[[jax.Array, PyTree], PyTree]
@@ -61,6 +69,9 @@ class ModelAdapter:
     export: Callable[[PyTree], Any] = _unchanged
     load: Callable[[Any], PyTree] = _unchanged
     statics: Callable[[], dict[str, str]] = dict
+    holds_state: bool = False
+    explain: Callable[[Exception], str | None] = _no_explanation
+    keeping_structure: str = "return a state with the structure of the one that apply gets"
 
 
 def check_statics(given: Mapping[str, str], mine: Mapping[str, str], fix: str) -> None:
@@ -78,22 +89,31 @@ def check_statics(given: Mapping[str, str], mine: Mapping[str, str], fix: str) -
         )
 
 
-def merge_state(initialized: PyTree, given: PyTree, path: str = "init_state") -> PyTree:
+def merge_state(
+    initialized: PyTree, given: PyTree, path: str = "init_state", *, complete: bool = False
+) -> PyTree:
     """Returns the initialized model state with the given values in place of its own.
 
     Args:
         initialized: A model state.
         given: A model state or a part of one, in which dicts may lack names. None changes nothing.
         path: The place in ``given``, for the error messages.
+        complete: Whether a name that ``given`` lacks is an error.
 
     Raises:
-        ModelError: The model does not have a given name, or a leaf has another shape.
+        ModelError: The model does not have a given name, or a leaf has another shape, or
+            ``complete`` and a name is missing.
 
     Example:
         >>> merge_state({"a": jnp.zeros(2), "b": jnp.zeros(1)}, {"a": jnp.ones(2)})["a"]
         Array([1., 1.], dtype=float32)
     """
     if given is None:
+        if complete:
+            raise ModelError(
+                f"{path} must be the state of a model, got None",
+                fix="pass the whole state of the model, as the trainer returns it",
+            )
         return initialized
     if isinstance(initialized, Mapping) and isinstance(given, Mapping):
         unknown = [name for name in given if name not in initialized]
@@ -103,8 +123,17 @@ def merge_state(initialized: PyTree, given: PyTree, path: str = "init_state") ->
                 f"({', '.join(map(repr, initialized)) or 'none'}), got {unknown[0]!r}",
                 fix="pass the state of this model, or a part of it",
             )
+        missing = [name for name in initialized if name not in given]
+        if complete and missing:
+            raise ModelError(
+                f"{path} must have every name of the model's state "
+                f"({', '.join(map(repr, initialized))}), got none for {missing[0]!r}",
+                fix="pass the whole state of the model, as the trainer returns it",
+            )
         merged = {
-            name: merge_state(value, given[name], f"{path}[{name!r}]") if name in given else value
+            name: value
+            if name in missing
+            else merge_state(value, given[name], f"{path}[{name!r}]", complete=complete)
             for name, value in initialized.items()
         }
         return merged if isinstance(initialized, dict) else type(initialized)(merged)  # type: ignore[call-arg]  # nnx.State takes a mapping
@@ -113,8 +142,10 @@ def merge_state(initialized: PyTree, given: PyTree, path: str = "init_state") ->
         and isinstance(given, tuple | list)
         and len(given) == len(initialized)
     ):
-        parts = enumerate(zip(initialized, given, strict=True))
-        return type(initialized)([merge_state(a, b, f"{path}[{i}]") for i, (a, b) in parts])
+        return type(initialized)(
+            merge_state(a, b, f"{path}[{i}]", complete=complete)
+            for i, (a, b) in enumerate(zip(initialized, given, strict=True))
+        )
     return _replace_leaves(initialized, given, path)
 
 

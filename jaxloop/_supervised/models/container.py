@@ -34,7 +34,8 @@ def adapt(model: Any, parts: Sequence[ModelAdapter]) -> ModelAdapter:
         container.apply,
         container.export,
         container.load,
-        container.statics,
+        holds_state=all(part.holds_state for part in parts),
+        statics=container.statics,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from typing import Any
 
 import equinox as eqx
@@ -17,7 +18,9 @@ import jax.numpy as jnp
 
 from jaxloop._core.types import PyTree
 from jaxloop._supervised.models.adapter import ModelAdapter, check_statics
+from jaxloop._supervised.models.explain import is_about_arguments
 from jaxloop._supervised.models.statics import statics_of
+from jaxloop.errors import ModelError
 
 
 def accepts(model: object) -> bool:
@@ -26,18 +29,31 @@ def accepts(model: object) -> bool:
 
 
 def adapt(module: Any) -> ModelAdapter:
-    """Adapts an Equinox module without `eqx.nn.State`."""
+    """Adapts an Equinox module. It gets a key if it has a dropout, or if it declares one.
+
+    Raises:
+        ModelError: The module needs an `eqx.nn.State`, as batch normalization does.
+    """
+    if _has(module, eqx.nn.StateIndex):
+        raise ModelError(
+            "an Equinox module must be a function of its inputs alone, got one that needs an "
+            f"eqx.nn.State ({type(module).__name__} has an eqx.nn.StateIndex, as eqx.nn.BatchNorm "
+            "does)",
+            fix="pass a jl.Model(init, apply), whose init returns (parameters, eqx.nn.State) and "
+            "whose apply calls the module with both under jax.vmap",
+        )
     arrays, static = eqx.partition(module, eqx.is_array)
-    is_dropout = lambda node: isinstance(node, eqx.nn.Dropout)  # noqa: E731  a predicate
-    draws = any(map(is_dropout, jax.tree.leaves(module, is_leaf=is_dropout)))
+    # Every layer of Equinox takes a key and passes it on, whether or not it draws.
+    call = getattr(type(module), "__call__", None)  # noqa: B004  its signature is needed
+    takes_key = call is not None and "key" in inspect.signature(call).parameters
+    draws = takes_key or _has(module, eqx.nn.Dropout)
 
     def apply(
         params: PyTree, rest: PyTree, x: PyTree, *, train: bool, key: jax.Array | None
     ) -> tuple[PyTree, PyTree]:
         model = eqx.nn.inference_mode(eqx.combine(params, rest, static), value=not train)
-        if not (draws and train):
+        if key is None or not draws:
             return jax.vmap(model)(x), rest
-        assert key is not None
         keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
         return jax.vmap(lambda one, k: model(one, key=k))(x, keys), rest
 
@@ -60,6 +76,8 @@ def adapt(module: Any) -> ModelAdapter:
         apply=apply,
         export=lambda state: eqx.combine(state, static),
         load=load,
+        holds_state=True,
+        explain=_explain,
         statics=statics,
     )
 
@@ -72,3 +90,19 @@ def _attributes(node: Any) -> dict[str, Any] | None:
 
 def _statics(module: Any) -> dict[str, str]:
     return statics_of(module, _attributes, eqx.is_array)
+
+
+def _has(module: Any, kind: type) -> bool:
+    """Returns whether a part of the module is of this kind."""
+    leaves = jax.tree.leaves(module, is_leaf=lambda node: isinstance(node, kind))
+    return any(isinstance(leaf, kind) for leaf in leaves)
+
+
+def _explain(error: Exception) -> str | None:
+    if is_about_arguments(error) or (isinstance(error, RuntimeError) and "key" in str(error)):
+        return (
+            "an Equinox module is called under jax.vmap with the inputs of one example as its one "
+            "argument, and with key=, if its __call__ declares key; declare it, and pass it on to "
+            "each layer that draws"
+        )
+    return None

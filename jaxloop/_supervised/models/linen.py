@@ -12,19 +12,14 @@ import inspect
 from typing import Any
 
 import jax
+from flax import errors
 from flax import linen as nn
 
 from jaxloop._core.types import PyTree
 from jaxloop._supervised.models.adapter import ModelAdapter
+from jaxloop._supervised.models.explain import is_about_arguments
+from jaxloop._supervised.models.flags import LINEN_FLAGS, TrainFlags
 from jaxloop._supervised.models.statics import statics_of
-
-TRAIN_FLAGS = {
-    "train": True,
-    "training": True,
-    "deterministic": False,
-    "use_running_average": False,
-}
-"""The train flags that a module's ``__call__`` may declare, and their values in training."""
 
 _NOT_CARRIED = ("intermediates",)
 
@@ -36,15 +31,11 @@ def accepts(model: object) -> bool:
 
 def adapt(module: nn.Module) -> ModelAdapter:
     """Adapts a Linen module, and sets the train flag that its ``__call__`` declares."""
-    declared = inspect.signature(type(module).__call__).parameters
-    flags = [name for name in TRAIN_FLAGS if name in declared]
-
-    def flag_values(train: bool) -> dict[str, Any]:
-        return {name: TRAIN_FLAGS[name] == train for name in flags}
+    flags = TrainFlags.of(LINEN_FLAGS, inspect.signature(type(module).__call__))
 
     def init(key: jax.Array, x: PyTree) -> PyTree:
         keys = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
-        variables = module.init(keys, x, **flag_values(train=False))
+        variables = module.init(keys, x, **flags.values(train=False))
         return {name: value for name, value in variables.items() if name not in _NOT_CARRIED}
 
     def split(state: PyTree) -> tuple[PyTree, PyTree]:
@@ -57,9 +48,9 @@ def adapt(module: nn.Module) -> ModelAdapter:
         variables = {"params": params, **rest}
         rngs = None if key is None else {"dropout": key}
         if not (train and rest):
-            return module.apply(variables, x, rngs=rngs, **flag_values(train)), rest
+            return module.apply(variables, x, rngs=rngs, **flags.values(train)), rest
         prediction, changed = module.apply(
-            variables, x, rngs=rngs, mutable=list(rest), **flag_values(train)
+            variables, x, rngs=rngs, mutable=list(rest), **flags.values(train)
         )
         return prediction, {**rest, **changed}
 
@@ -68,6 +59,9 @@ def adapt(module: nn.Module) -> ModelAdapter:
         split,
         lambda params, rest: {"params": params, **rest},
         apply,
+        explain=_explain,
+        keeping_structure="make every variable in init too, which jaxloop calls with train=False; "
+        "sow into 'intermediates', which jaxloop drops, or give sow a reduce_fn and an init_fn",
         statics=lambda: statics_of(module, _attributes, lambda value: False),
     )
 
@@ -77,3 +71,23 @@ def _attributes(node: Any) -> dict[str, Any] | None:
         return None
     names = [field.name for field in dataclasses.fields(node)]
     return {name: getattr(node, name, None) for name in names if name not in ("parent", "name")}
+
+
+def _explain(error: Exception) -> str | None:
+    if isinstance(error, errors.InvalidRngError):
+        return (
+            "a Linen module gets the random streams 'params' and 'dropout' in init, and 'dropout' "
+            "in apply; draw with self.make_rng('dropout')"
+        )
+    if isinstance(error, errors.FlaxError) and "ollection" in str(error):
+        return (
+            "the loop carries the collections that init makes; a training step may change them, "
+            "and an evaluation may not. Make every variable in init too, and change it only if "
+            f"the train flag of __call__ ({', '.join(LINEN_FLAGS)}) says so"
+        )
+    if is_about_arguments(error):
+        return (
+            "a Linen module is called with the inputs of a batch as its one argument, and with "
+            f"the train flags that its __call__ declares ({', '.join(LINEN_FLAGS)})"
+        )
+    return None

@@ -20,6 +20,7 @@ from flax import nnx
 from jaxloop._core.fingerprint import differences
 from jaxloop._core.types import PyTree
 from jaxloop._supervised.models.adapter import ModelAdapter, check_statics
+from jaxloop._supervised.models.explain import is_about_arguments
 from jaxloop._supervised.models.statics import statics_of
 
 
@@ -73,6 +74,10 @@ def adapt(module: nnx.Module) -> ModelAdapter:
         apply=apply,
         export=lambda state: nnx.merge(graph, state, copy=True),
         load=load,
+        holds_state=True,
+        explain=_explain,
+        keeping_structure="make every variable of the module in __init__; a module in a loop "
+        "cannot sow",
         statics=statics,
     )
 
@@ -115,3 +120,14 @@ def _warn_of_changes(before: dict[str, str], after: dict[str, str]) -> None:
             f"{'; '.join(changed)}\n  fix: keep a value that changes in an nnx.Variable",
             stacklevel=2,
         )
+
+
+def _explain(error: Exception) -> str | None:
+    if isinstance(error, ValueError) and "rngs" in str(error):
+        return (
+            "the random streams of an NNX module are part of its state; give them to each layer "
+            "when you make it, such as nnx.Dropout(0.5, rngs=rngs)"
+        )
+    if is_about_arguments(error):
+        return "an NNX module is called with the inputs of a batch as its one argument"
+    return None

@@ -13,6 +13,7 @@ from typing import TypeGuard
 
 from jaxloop._core.types import PyTree
 from jaxloop._supervised.models.adapter import ModelAdapter
+from jaxloop._supervised.models.explain import is_about_arguments
 
 Pair = tuple[Callable[..., PyTree], Callable[..., PyTree]]
 
@@ -59,6 +60,7 @@ def adapt(model: Model | Pair) -> ModelAdapter:
             apply=lambda params, rest, x, *, train, key: apply_fn(
                 params, rest, x, train=train, key=key
             ),
+            explain=_explain_model,
         )
     init, apply = model
     return ModelAdapter(
@@ -66,4 +68,24 @@ def adapt(model: Model | Pair) -> ModelAdapter:
         split=lambda state: (state, ()),
         join=lambda params, rest: params,
         apply=lambda params, rest, x, *, train, key: (apply(params, x), rest),
+        explain=_explain_pair,
     )
+
+
+def _explain_model(error: Exception) -> str | None:
+    if is_about_arguments(error):
+        return (
+            "a jl.Model is called as init(key, x) and apply(params, state, x, train=..., key=...), "
+            "where x holds the inputs of a batch"
+        )
+    return None
+
+
+def _explain_pair(error: Exception) -> str | None:
+    text = str(error)
+    if is_about_arguments(error) or "PRNG" in text or "rng" in text:
+        return (
+            "a pair is called as init(key, x) and apply(params, x), where x holds the inputs of a "
+            "batch; pass a jl.Model(init, apply) if apply needs a key or a train flag"
+        )
+    return None
