@@ -323,6 +323,21 @@ def test_other_fields_are_kept_exactly_or_are_an_error(ended):
         back(step_state={"n": 3})
 
 
+def test_handlers_and_metrics_may_be_named_by_an_enum(tmp_path):
+    loop = jl.loop(lambda b, s: jl.emit(s + b, x=b)).metric(lambda x: x, Word.ONE, None, ["x"])
+    loop = loop.early_stop(Word.ONE, patience=1, name=Word.ONE).checkpoint(tmp_path)
+    ended = loop.run([np.float32(1)], 0.0, epochs=5)
+    assert ended.halted_by == "one" and ended.epoch == 2
+    for state in (
+        jl.restore(tmp_path),
+        jl.deserialize_state(jl.serialize_state(ended), like=ended),
+        loop.resume(tmp_path).run([np.float32(1)], 0.0, epochs=5),
+    ):
+        assert type(state.halted_by) is str and state.halted_by == "one"
+        assert [type(name) for name in state.handler_state] == [str]
+        assert state.history == ended.history
+
+
 def test_a_long_history_is_kept_beside_the_record(ended):
     """Tens of thousands of epochs do not meet the limits on a record."""
     rows = np.arange(300 * 640, dtype=np.float64).reshape(300, 640)

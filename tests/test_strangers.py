@@ -376,10 +376,20 @@ def folder(file):
     file.mkdir()
 
 
+def itself(file):
+    file.unlink()
+    file.symlink_to(file)
+
+
+def without_digest(record):
+    del record["digests"]["step_state"]
+
+
 FOREIGN = {
     "a pipe": pipe,
     "a device": link,
     "a folder": folder,
+    "a link to itself": itself,
     "50 GB": lambda file: os.truncate(file, 50 * GB),
     "nothing": lambda file: file.write_text(""),
     "no text": lambda file: file.write_bytes(b"\xff\xfe\x00"),
@@ -397,6 +407,8 @@ FOREIGN = {
     "an order of text": altered(lambda r: r.update(order="x")),
     "a negative step": altered(lambda r: r.update(step=-1)),
     "a value that is a list": altered(lambda r: r.update(value=[1])),
+    "a tree without a digest": altered(without_digest),
+    "digests of another type": altered(lambda r: r.update(digests={"step_state": [["w", 3]]})),
     "no version": altered(lambda r: r.pop("format")),
     "no position": altered(lambda r: r.pop("position")),
 }
@@ -414,6 +426,42 @@ def test_a_foreign_record_does_not_hide_the_good_one_beside_it(kind, saved, newe
     finally:
         tracemalloc.stop()
     assert back.step == 3 and back.metrics
+
+
+def test_a_pipe_among_the_arrays_is_damage(saved, newest, state):
+    file = saved / "4" / "step_state" / "pipe"
+    os.mkfifo(file)
+    try:
+        with pytest.warns(UserWarning, match=f"{saved}/4 is damaged.*pipe is not a file"):
+            assert jl.restore(saved, like=state).step == 3
+    finally:
+        file.unlink()
+
+
+@pytest.mark.parametrize("what", ["memory", "accumulators", "step_state"])
+def test_arrays_of_64_bits_are_no_damage_where_jax_has_32(what, tmp_path):
+    def remember(state):
+        memory = {"mine": jnp.arange(3.0) if what == "memory" else 1}
+        return "continue", state.replace(handler_state=memory)
+
+    loop = jl.loop(lambda batch, s: jl.emit(s + batch.astype(s.dtype), x=batch))
+    if what == "accumulators":
+        loop = loop.metric(lambda x: x, "mean", None, ["x"])
+    loop = loop.handle("epoch_completed", remember)
+    with jax.enable_x64(True):
+        start = np.float64(0) if what == "step_state" else np.float32(0)
+        ended = loop.checkpoint(tmp_path).run([np.float64(1)], start)
+        data = jl.serialize_state(ended)
+    wide = [leaf for leaf in jax.tree.leaves(ended.loan.accumulators) if leaf.dtype == np.float64]
+    if what == "accumulators" and not wide:
+        return  # the metric does not need 64 bits
+    like = None if what == "step_state" else np.float32(0)
+    with pytest.raises(SerializationError, match="float64.*\n.*jax_enable_x64") as caught:
+        jl.restore(tmp_path, like=like)
+    assert not isinstance(caught.value, DamagedError)
+    with pytest.raises(SerializationError, match="float64") as caught:
+        jl.deserialize_state(data, like=np.float32(0))
+    assert not isinstance(caught.value, DamagedError)
 
 
 def test_a_record_of_a_later_format_is_no_damage(saved, newest):

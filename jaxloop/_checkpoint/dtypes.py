@@ -45,13 +45,17 @@ def is_native(dtype: Any) -> bool:
         >>> is_native(np.dtype("int8")), is_native(np.dtype(">i4")), is_native(np.dtype("U3"))
         (True, False, False)
     """
+    # The code and the metadata are no part of ``==``, by which the cache compares.
+    return isinstance(dtype, np.dtype) and dtype.metadata is None and _has_name(dtype, dtype.char)
+
+
+@lru_cache(256)
+def _has_name(dtype: np.dtype[Any], char: str) -> bool:
     return (
-        isinstance(dtype, np.dtype)
-        and (dtype == np.bool_ or jax.dtypes.issubdtype(dtype, np.number))
+        (dtype == np.bool_ or jax.dtypes.issubdtype(dtype, np.number))
         and _NAME.fullmatch(dtype.name) is not None
-        and dtype.char not in "gG"  # a long double
-        and dtype.metadata is None
-        and np.dtype(dtype.name).char == dtype.char
+        and char not in "gG"  # a long double
+        and np.dtype(dtype.name).char == char
         and np.dtype(dtype.name) == dtype
     )
 

@@ -71,10 +71,10 @@ def read(folder: Path) -> Entry:
         return Entry(folder, load(file))
     except (FileNotFoundError, NotADirectoryError) as error:
         return Entry(folder, None, f"its record is missing: {error}")
-    except OSError as error:
-        raise inaccessible(folder, error) from error
     except DamagedError as error:
         return Entry(folder, None, first_line(error))
+    except OSError as error:
+        raise inaccessible(folder, error) from error
 
 
 def entries(path: Path) -> list[Entry]:
@@ -114,6 +114,7 @@ def check_readable(folder: Path) -> None:
 
     Raises:
         CheckpointError: A file or a folder cannot be read.
+        DamagedError: Something in the folder is neither a file nor a folder.
     """
 
     def fail(error: OSError) -> None:
@@ -122,8 +123,11 @@ def check_readable(folder: Path) -> None:
     try:
         for root, _, files in os.walk(folder, onerror=fail):
             for name in files:
-                with open(os.path.join(root, name), "rb") as file:
-                    file.read(1)
+                file = os.path.join(root, name)
+                if not stat.S_ISREG(os.stat(file).st_mode):  # reading a pipe would never end
+                    raise DamagedError(f"{file} is not a file", fix="use another checkpoint")
+                with open(file, "rb") as opened:
+                    opened.read(1)
     except FileNotFoundError:
         return  # damage, or the run that writes here has just deleted it
     except OSError as error:

@@ -69,6 +69,16 @@ def is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def plain_name(name: Any) -> Any:
+    """Returns a name as a plain string. Handlers and metrics may be named by members of an enum.
+
+    Example:
+        >>> plain_name(Event.STARTED)
+        'started'
+    """
+    return name[:] if isinstance(name, str) else name
+
+
 class Packer:
     """A converter of values to data for JSON.
 
@@ -143,7 +153,8 @@ class Packer:
         others: dict[int, dict[str, Any]] = {}
         rows = [self._row(row, where) for row in table]
         for row, values in zip(rows, table.values(), strict=True):
-            for name, value in values.items():
+            for key, value in values.items():
+                name = plain_name(key)
                 # A column gives back NumPy scalars for one axis, and arrays for more.
                 column = isinstance(value, np.generic) or (type(value) is np.ndarray and value.ndim)
                 if type(name) is str and column and is_native(value.dtype):

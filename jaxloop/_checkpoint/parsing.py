@@ -9,6 +9,7 @@ used.
 
 from __future__ import annotations
 
+import errno
 import json
 import stat
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from jaxloop._checkpoint.record import CODECS, FORMAT, checksum
 from jaxloop._checkpoint.schema import (
     MOST_BYTES,
+    check_digested,
     check_folder_fields,
     check_format_field,
     check_record,
@@ -65,7 +67,12 @@ def load(file: Path) -> dict[str, Any]:
         OSError: The file cannot be read.
         DamagedError: The file is not a record.
     """
-    status = file.stat()
+    try:
+        status = file.stat()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise DamagedError("its record is a link to itself", fix=_COPY) from error
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for a writer
         raise DamagedError("its record is not a file", fix=_COPY)
     if status.st_size > MOST_BYTES:
@@ -74,4 +81,6 @@ def load(file: Path) -> dict[str, Any]:
         raw = opened.read(status.st_size + 1)
     record = parse(raw, checksummed=True)
     check_folder_fields(record)
+    if record["format"] <= FORMAT:
+        check_digested(record)
     return record

@@ -179,12 +179,12 @@ def _newest_good(found: Iterable[Entry], like: PyTree) -> State[Any] | None:
     for entry in found:
         problem = entry.problem
         if entry.record is not None:
-            check_readable(entry.folder)
             try:
+                check_readable(entry.folder)
                 return _load(entry, like)
             except DamagedError as error:
                 problem = first_line(error)
-            except (SerializationError, MemoryError, jax.errors.JaxRuntimeError):
+            except (SerializationError, CheckpointError, MemoryError, jax.errors.JaxRuntimeError):
                 raise  # not damage, so other checkpoints would fail in the same way
             except Exception as error:  # Orbax raises a bare Exception for damage
                 problem = first_line(error)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxloop._checkpoint.packing import Packer, is_array, step_state_test
+from jaxloop._checkpoint.packing import Packer, is_array, plain_name, step_state_test
 from jaxloop._checkpoint.schema import (
     NUMBERED,
     check_size,
@@ -75,7 +75,7 @@ def pack(state: State) -> tuple[dict[str, Any], dict[str, PyTree]]:
 
 def _plain(field: str, value: Any) -> Any:
     """Returns the value of a field that JSON can hold as it is."""
-    value = value.item() if isinstance(value, np.generic) else value
+    value = value.item() if isinstance(value, np.generic) else plain_name(value)
     hint = hints_of(State)[field]
     if not matches(value, hint):
         raise SerializationError(
@@ -247,6 +247,10 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str | np.generic)
 
 
+def _by_name(values: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {plain_name(name): value for name, value in values.items()}
+
+
 def _unpack_dict(kept: Any, unpacker: Unpacker) -> ReadOnlyDict:
     values = unpacker.unpack(kept)
     if type(values) is not dict:
@@ -302,10 +306,10 @@ CODECS: dict[str, _Codec] = {
     ),
     "times": _Codec(_pack_times, _unpack_times),
     "handler_state": _Codec(
-        lambda memory, packer: packer.pack(dict(memory), "handler_state"), _unpack_dict
+        lambda memory, packer: packer.pack(_by_name(memory), "handler_state"), _unpack_dict
     ),
     "metrics": _Codec(
-        lambda metrics, packer: packer.pack(dict(metrics.get()), "metrics"), _unpack_metrics
+        lambda metrics, packer: packer.pack(_by_name(metrics.get()), "metrics"), _unpack_metrics
     ),
     "position": _Codec(_pack_position, _unpack_position),
     "statics": _Codec(lambda statics, packer: dict(statics), _unpack_statics),
@@ -362,8 +366,9 @@ def seal(record: dict[str, Any]) -> None:
     Raises:
         SerializationError: The record is so large that it could not be read again.
     """
-    check_size(_canonical(record))
-    record["sha256"] = checksum(record)
+    text = _canonical(record)
+    check_size(text)
+    record["sha256"] = hashlib.sha256(text).hexdigest()
 
 
 def _canonical(record: dict[str, Any]) -> bytes:

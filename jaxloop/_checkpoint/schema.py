@@ -41,6 +41,9 @@ MOST_BYTES = 2**26
 _MOST_VALUES = 2**22
 """The maximum number of values in a record. Each takes up to 64 bytes of memory."""
 
+_DIGESTS_SINCE = 2
+"""The format in which records of a folder got digests of the arrays."""
+
 _TREE = re.compile(r"step_state|accumulators|arrays|like_[0-9]{1,6}")
 _MOST = 2**63
 
@@ -149,6 +152,17 @@ def check_folder_fields(record: dict[str, Any]) -> None:
             raise malformed(key, record.get(key, "nothing"))
 
 
+def check_digested(record: dict[str, Any]) -> None:
+    """Raises if a record of a known format lacks the digests of its arrays.
+
+    Raises:
+        DamagedError: A tree has none.
+    """
+    digests = record.get("digests", {})
+    if record["format"] >= _DIGESTS_SINCE and not record["leaves"].keys() <= digests.keys():
+        raise malformed("digests", digests)
+
+
 _FIX = "use another copy"
 
 
@@ -208,9 +222,7 @@ def _is_digest(leaf: Any) -> bool:
 
 def _are_digests(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(leaves, list)
-        and all(is_list_of_strings(leaf) and len(leaf) == 2 for leaf in leaves)
-        for leaves in value.values()
+        isinstance(leaves, list) and all(map(_is_digest, leaves)) for leaves in value.values()
     )
 
 

@@ -19,8 +19,6 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxloop._checkpoint.digests import digests
 from jaxloop._checkpoint.layout import Entry, delete, entries, read, tidy
 from jaxloop._checkpoint.lock import FolderLock
@@ -121,8 +119,6 @@ class Writer:
             "saved_by": [rule.name],
             "empty": empty_arrays(trees),
         }
-        # A handler may change its own NumPy arrays at any time.
-        trees["arrays"] = {name: _copied(array) for name, array in trees["arrays"].items()}
         try:
             trees = on_host(trees)
         except Exception as error:  # the device raises errors of many kinds
@@ -253,7 +249,3 @@ class Writer:
 
 def _step_state(record: dict[str, Any]) -> Any:
     return record["digests"]["step_state"]
-
-
-def _copied(array: Any) -> Any:
-    return array.copy() if isinstance(array, np.ndarray) else array

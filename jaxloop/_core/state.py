@@ -221,7 +221,11 @@ class State(Snapshot, Generic[S]):
     outputs: PyTree = _field(factory=dict, on_change="adopt", saved=False)
     """The outputs that the last step reported with `emit`."""
     handler_state: Mapping[str, PyTree] = _field(factory=ReadOnlyDict, on_change="adopt")
-    """``{name: pytree}``, the memory of the handlers."""
+    """``{name: pytree}``, the memory of the handlers.
+
+    A checkpoint keeps numbers, text, bytes, NumPy and JAX arrays, keys, dicts, lists and plain
+    tuples exactly. It refuses anything else.
+    """
     loan: Loan = _field(factory=lambda: Loan({}, {}), saved=False, internal=True)
     """The value behind `step_state`, together with the accumulators."""
     place: Place = _field(Place.NEXT_EPOCH, saved_as="next", internal=True)
