@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import socket
+import stat
 import threading
 import uuid
 from pathlib import Path
@@ -165,6 +166,8 @@ class FolderLock:
 def _read(path: Path) -> tuple[dict[str, Any], str | None]:
     """Returns the owner that the lock names, and the text of the file, or None if there is none."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
+            raise OSError("it is not a file")
         with path.open(errors="replace") as file:
             text = file.read(10_000)
     except FileNotFoundError:

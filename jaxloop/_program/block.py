@@ -26,7 +26,7 @@ from jaxloop._core.types import PyTree
 from jaxloop._data.device_rows import Rows, Single, Stacked
 from jaxloop._program.step import Step
 from jaxloop.metrics.binding import Metrics
-from jaxloop.metrics.exact_int import host_rows
+from jaxloop.metrics.exact_int import host_rows, is_exact
 from jaxloop.metrics.meaning import Meanings
 
 Carry: TypeAlias = tuple[PyTree, PyTree]
@@ -68,6 +68,7 @@ class Program:
         self._accumulators = jax.eval_shape(self.metrics.init)
         self._compute = jax.jit(self._compute_rows)
         self._fresh: dict[str, PyTree] | None = None
+        self._finish: Callable[[dict[str, PyTree]], dict[str, PyTree]] | None = None
 
     def run(self, carry: Carry, rows: Rows, start: Any, bound: Any) -> BlockOutput:
         """Runs the step over rows ``start`` to ``start + bound``. The carry is donated."""
@@ -97,7 +98,11 @@ class Program:
         computed = self._compute(ring, start, stop) if self.metrics.names else {}
         for leaf in jax.tree.leaves(computed):
             leaf.copy_to_host_async()
-        return lambda: host_rows(jax.device_get(computed))
+        if self._finish is None:
+            leaves = jax.tree.leaves(computed, is_leaf=is_exact)
+            self._finish = host_rows if any(map(is_exact, leaves)) else dict
+        finish = self._finish
+        return lambda: finish(jax.device_get(computed))
 
     def lower(self, carry: PyTree, batch: PyTree) -> Any:
         """Lowers the block for these shapes, for reports."""

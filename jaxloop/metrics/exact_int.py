@@ -100,6 +100,8 @@ class ExactInt(_HostValue):
         """Returns the numbers as int64, or None if one does not fit."""
         limbs = [np.asarray(limb, np.uint64) for limb in self.limbs]
         value = (limbs[0] | limbs[1] << np.uint64(32)).astype(np.int64)
+        if len(limbs) == 2:
+            return value
         sign = np.where(value < 0, np.uint64(2**32 - 1), np.uint64(0))
         return value if all(np.array_equal(limb, sign) for limb in limbs[2:]) else None
 
