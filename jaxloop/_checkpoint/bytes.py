@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloop._checkpoint.dtypes import key_impl, leaf_dtype
+from jaxloop._checkpoint.dtypes import leaf_dtype
 from jaxloop._checkpoint.packing import is_key
 from jaxloop._checkpoint.parsing import parse
 from jaxloop._checkpoint.record import (
@@ -36,6 +36,7 @@ from jaxloop._checkpoint.record import (
 )
 from jaxloop._checkpoint.schema import MOST_BYTES, NUMBERED, check_size
 from jaxloop._checkpoint.unpacking import on_device
+from jaxloop._core.arrays import key_impl
 from jaxloop._core.state import State
 from jaxloop._core.types import PyTree
 from jaxloop.errors import ArgumentTypeError, DamagedError, SerializationError

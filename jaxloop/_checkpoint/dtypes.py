@@ -192,19 +192,6 @@ def key_dtype(impl: str) -> Any:
 
 
 @lru_cache(64)
-def key_impl(dtype: Any) -> str:
-    """Returns the PRNG implementation of keys with this dtype.
-
-    Example:
-        >>> key_impl(jax.random.key(0, impl="rbg").dtype)
-        'rbg'
-    """
-    found: list[str] = []
-    keys = jax.ShapeDtypeStruct((), dtype)
-    jax.eval_shape(lambda key: found.append(str(jax.random.key_impl(key))), keys)
-    return found[0]
-
-
 def _malformed(described: Any) -> DamagedError:
     return DamagedError(
         f"a record must name dtypes as jaxloop writes them, got {reprlib.repr(described)}",

@@ -8,6 +8,7 @@ loop, or that the system does not allow to read, is an error. Reading changes no
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
 import warnings
@@ -138,12 +139,15 @@ def load_of_run(path: str | Path, state: State[Any]) -> State[Any] | None:
     Raises:
         CheckpointError: The path is not a folder, or it cannot be read.
     """
-    own = [
-        entry
-        for entry in entries(Path(path).absolute())
-        if entry.run_id == state.run_id and entry.run_id is not None and entry.step <= state.step
-    ]
-    return _newest_good(own, step_state_of(state))
+    for entry in entries(Path(path).absolute()):
+        if entry.run_id is None or entry.run_id != state.run_id or entry.step > state.step:
+            continue
+        # A handler may have changed the structure since an older one was saved.
+        with contextlib.suppress(SerializationError):
+            found = _newest_good([entry], step_state_of(state))
+            if found is not None:
+                return found
+    return None
 
 
 def check_folder(path: str, fresh: bool) -> None:

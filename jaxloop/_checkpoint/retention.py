@@ -40,13 +40,13 @@ def kept(own: Sequence[Entry], rules: Iterable[Rule]) -> list[Entry]:
         rules: The rules of its triggers. A checkpoint of a trigger without a rule is kept, because
             an earlier version of the script may have had that trigger.
     """
-    known = {rule.name: rule for rule in rules}
+    rules = list(rules)
+    known = {rule.name for rule in rules}
     return [
         entry
         for entry in own
-        if any(
-            name not in known or _keeps(known[name], entry, own) for name in entry.saved_by or [""]
-        )
+        if not known.issuperset(entry.saved_by or [""])
+        or any(_keeps(rule, entry, own) for rule in rules if rule.name in entry.saved_by)
     ]
 
 

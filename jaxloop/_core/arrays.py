@@ -113,6 +113,19 @@ def _copy_with_arithmetic(tree: PyTree) -> tuple[PyTree, jax.Array]:
     return jax.tree.map(jnp.copy, tree), matrix @ matrix
 
 
+def key_impl(dtype: Any) -> str:
+    """Returns the PRNG implementation of keys with this dtype.
+
+    Example:
+        >>> key_impl(jax.random.key(0, impl="rbg").dtype)
+        'rbg'
+    """
+    found: list[str] = []
+    keys = jax.ShapeDtypeStruct((), dtype)
+    jax.eval_shape(lambda key: found.append(str(jax.random.key_impl(key))), keys)
+    return found[0]
+
+
 def cast_numbers(new: PyTree, old: PyTree) -> PyTree:
     """Casts Python numbers in ``new`` to the dtypes of ``old``, if the structures match."""
     if structure(new) != structure(old):

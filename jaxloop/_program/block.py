@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxloop._core.arrays import abstract, put
+from jaxloop._core.arrays import abstract, key_impl, put
 from jaxloop._core.types import PyTree
 from jaxloop._data.device_rows import Rows, Single, Stacked
 from jaxloop._program.step import Step
@@ -202,7 +202,7 @@ def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
         data = jax.eval_shape(jax.random.key_data, shape)
         return jax.random.wrap_key_data(
             jnp.zeros(data.shape, data.dtype),
-            impl=jax.random.key_impl(shape),  # type: ignore[arg-type]  # a dtype is all it needs
+            impl=key_impl(shape.dtype),
         )
     return jnp.zeros(shape.shape, shape.dtype)
 

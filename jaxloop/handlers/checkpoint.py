@@ -170,7 +170,7 @@ class FolderStore:
     name: str = "checkpoint"
 
     def __post_init__(self) -> None:
-        check_path("checkpoint", self.path)
+        object.__setattr__(self, "path", check_path("checkpoint", self.path))
         for name, least in (("keep", 1), ("keep_best", 0), ("keep_every", 1)):
             count = getattr(self, name)
             if count is not None or name == "keep_best":

@@ -22,7 +22,13 @@ from jaxloop._core.filters import FilterLike, as_filter
 from jaxloop._core.state import State
 from jaxloop._core.types import Mode
 from jaxloop._spec import Handler, HandlerFn, RunStart, SpecT
-from jaxloop.errors import ArgumentError, ArgumentTypeError, ShapeError, missing_metric
+from jaxloop.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ShapeError,
+    StructureError,
+    missing_metric,
+)
 
 
 def monitor(
@@ -139,8 +145,22 @@ class Watcher:
         return {**memory, "step_state": None} if self.keeps_state else memory
 
     def recall(self, state: State[Any]) -> dict[str, Any]:
-        """Returns its memory, of this run or an earlier one."""
-        memory, found = self.fresh(), dict(state.handler_state.get(self.name) or {})
+        """Returns its memory, of this run or an earlier one.
+
+        Raises:
+            StructureError: Something else is stored under its name.
+        """
+        memory, found = self.fresh(), state.handler_state.get(self.name) or {}
+        try:
+            found = dict(found)
+            for key in ("best", "count", "cooldown"):
+                float(found.get(key, 0))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise StructureError(
+                f"handler_state[{self.name!r}] must be the memory of a monitor, got "
+                f"{state.handler_state[self.name]!r:.80}",
+                fix="give the monitor another name=, because its name is the key of its memory",
+            ) from error
         if self.keeps_state and found and "step_state" not in found:
             warnings.warn(
                 f"{self.name}: the earlier run did not keep its best step state, because it had no "
