@@ -59,11 +59,16 @@ def random_values(rng, dtype, size):
 
 
 def random_weights(rng, kind, num):
+    """Weights that are not negative; some are 0."""
     if kind == "none":
         return None
-    values = np.abs(random_values(rng, kind, num).astype("O"))
-    weights = np.array([int(v) if "int" in kind else float(v) for v in values])
-    return np.where(rng.random(num) < 0.3, 0, weights).astype(jnp.dtype(kind))
+    values = random_values(rng, kind, num)
+    positive = (
+        values
+        if kind == "bool"
+        else np.where(values < 0, ~values if is_int(kind) else -values, values)
+    )
+    return np.where(rng.random(num) < 0.3, np.zeros((), values.dtype), positive)
 
 
 def fractions(array):
