@@ -284,7 +284,8 @@ def _continue_metrics(parts: Parts, program: Program) -> None:
         raise SerializationError(
             "the state to resume from is in the middle of an epoch, and its accumulators do not "
             "match the metrics of this loop",
-            fix="attach the same metrics, or resume from the end of an epoch",
+            fix="attach the same metrics or, if an earlier version of jaxloop wrote the state, "
+            "finish the epoch with that version",
         )
     parts.carry.set_accumulators(jax.tree.unflatten(jax.tree.structure(fresh), leaves))
     parts.progress.set_metrics(parts.progress.lazy_metrics, parts.blocks.metric_names)
