@@ -119,10 +119,11 @@ class Signalling:
         self.at, self.number, self.times = at, number, 0
 
     def __iter__(self):
-        self.times += 1
         for i in range(0, 40, 8):
-            if self.times == self.at and i == 16:
-                send(self.number)
+            if i == 16:  # not in the check before the first step, which reads one batch
+                self.times += 1
+                if self.times == self.at:
+                    send(self.number)
             yield X[i : i + 8], Y[i : i + 8]
 
 
