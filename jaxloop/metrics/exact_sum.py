@@ -27,6 +27,9 @@ from jaxloop.metrics.exact_int import (
     where_int,
 )
 
+_SHORT_SUM = 32
+"""The number of values that are summed one after the other."""
+
 
 class Pair(NamedTuple):
     """The unevaluated sum ``hi + lo`` of two floats, where ``hi`` is the rounded sum.
@@ -178,8 +181,23 @@ def _sum_floats(values: jax.Array) -> Pair:
     zero = jnp.zeros((), values.dtype)
     # One reduction for both. In two, XLA may compute `upper` twice, once with `values` contracted
     # into a fused multiply-add and once without. The two then differ by a unit of `upper`.
-    totals = lax.reduce((upper, lower), (zero, zero), _add_both, (0,))
+    totals = (upper, lower)
+    while totals[0].shape[0] > _SHORT_SUM:
+        totals = lax.reduce(tuple(map(_in_groups, totals)), (zero, zero), _add_both, (0,))
+    totals = lax.reduce(totals, (zero, zero), _add_both, (0,))
     return add_pairs(*(Pair(total, jnp.zeros_like(total)) for total in totals))
+
+
+def _in_groups(values: jax.Array) -> jax.Array:
+    """Splits the first axis in two, because short sums of rounded numbers round less.
+
+    Returns:
+        Values of shape ``(_SHORT_SUM, num_groups, *rest)``, with zeros at the end.
+    """
+    missing = -values.shape[0] % _SHORT_SUM
+    if missing:
+        values = jnp.concatenate([values, jnp.zeros((missing, *values.shape[1:]), values.dtype)])
+    return values.reshape(_SHORT_SUM, -1, *values.shape[1:])
 
 
 def _add_both(
