@@ -6,8 +6,8 @@ VENV := .venv
 demo: $(VENV)/.demo  # trains on handwritten digits and plots the learning curves
 	$(VENV)/bin/python -m jaxloop
 
-test: $(VENV)/.test  # runs the tests
-	$(VENV)/bin/python -m pytest
+test: $(VENV)/.test  # runs the tests, in two processes
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 dev: $(VENV)/.dev  # installs everything that contributors need
 

@@ -86,8 +86,9 @@ TRAINERS = {
 }
 
 
-# "scaled" holds all that "linen" does.
-@pytest.mark.parametrize("kind", [pytest.param("linen", marks=pytest.mark.slow), "nnx", "scaled"])
+@pytest.mark.parametrize(
+    "kind", [*(pytest.param(k, marks=pytest.mark.slow) for k in ("linen", "scaled")), "nnx"]
+)
 def test_everything_is_in_the_checkpoint(kind, tmp_path):
     loop = (
         TRAINERS[kind]()

@@ -54,7 +54,7 @@ def moments(seed, epochs):
 @pytest.mark.parametrize(
     "num_kills, seed, epochs",
     [
-        (8, 2, 4),
+        (5, 2, 4),
         pytest.param(50, 0, 40, marks=pytest.mark.slow),
         pytest.param(500, 1, 40, marks=pytest.mark.endurance),
     ],

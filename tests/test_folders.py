@@ -90,7 +90,12 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("kind", CHANGES)
+QUICK = ("adam to adamw", "another dtype")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[] if k in QUICK else [pytest.mark.slow]) for k in CHANGES]
+)
 def test_a_changed_script_is_an_error_and_loses_nothing(kind, tmp_path):
     trainer().checkpoint(tmp_path).run(BATCHES, epochs=2)
     before = contents(tmp_path)
@@ -161,7 +166,10 @@ DENIED = {
 }
 
 
-@pytest.mark.parametrize("kind", DENIED)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=[] if k == "a file of arrays" else [pytest.mark.slow]) for k in DENIED],
+)
 def test_a_folder_that_may_not_be_read_is_an_error_and_no_damage(kind, tmp_path):
     folder = tmp_path / "ck"
     SUM.checkpoint(folder, event="iteration_completed").run(DATA, np.float32(0))

@@ -325,7 +325,9 @@ class Closing:
         send(self.number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_at_each_event_is_seen_and_loses_nothing(number, tmp_path):
     name = signal.Signals(number).name
     for event, loop in EVENTS:

@@ -76,6 +76,7 @@ def test_linen_is_the_hand_written_loop():
     close(ours, by_hand(model.apply, variables))
 
 
+@pytest.mark.slow
 def test_pair_and_model_are_the_hand_written_loop():
     def init(key, x):
         return jax.random.normal(key, (6, 3))
@@ -116,6 +117,7 @@ def test_nnx_module_is_not_changed_and_a_new_one_comes_back():
     assert max(moved) > 0
 
 
+@pytest.mark.slow
 def test_equinox_and_haiku_train():
     equinox = pytest.importorskip("equinox")
     haiku = pytest.importorskip("haiku")
@@ -143,7 +145,7 @@ def plain():
     return variables, np.asarray(model.apply(variables, X)), evaluator, trainer
 
 
-@pytest.mark.parametrize("size", [7, 16, 50])
+@pytest.mark.parametrize("size", [7, pytest.param(16, marks=pytest.mark.slow), 50])
 @pytest.mark.parametrize("pad", [False, True])
 def test_every_number_is_the_data_sets(size, pad, plain):
     variables, logits, evaluator, trainer = plain
