@@ -1,6 +1,6 @@
 """Metrics against exact fractions, for each dtype, metric and kind of weights.
 
-The quick table is in the suite. ``python -m pytest -m slow tests/test_exact_metrics.py`` runs all
+The quick table is in the suite. ``python -m pytest -m "slow or endurance"`` runs all
 dtypes with all weights.
 """
 
@@ -98,8 +98,14 @@ def test_metrics_equal_exact_fractions(dtype, weights, x64):
     compare(dtype, weights, x64, seeds=[0])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype, weights, x64", ALL, ids=str)
+@pytest.mark.parametrize(
+    "dtype, weights, x64",
+    [
+        pytest.param(*one, marks=pytest.mark.endurance if i % 4 else pytest.mark.slow)
+        for i, one in enumerate(ALL)
+    ],
+    ids=str,
+)
 def test_all_metrics_equal_exact_fractions(dtype, weights, x64):
     compare(dtype, weights, x64, seeds=range(1, 9))
 

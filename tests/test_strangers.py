@@ -546,7 +546,14 @@ def only_ours(act):
             return None
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count",
+    [
+        100,
+        pytest.param(1500, marks=pytest.mark.slow),
+        pytest.param(20_000, marks=pytest.mark.endurance),
+    ],
+)
 def test_altered_records_in_bytes_are_our_errors(count, state):
     record, content = parts(jl.serialize_state(state))
 
@@ -560,7 +567,14 @@ def test_altered_records_in_bytes_are_our_errors(count, state):
     fuzz(check, count)
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count",
+    [
+        200,
+        pytest.param(1500, marks=pytest.mark.slow),
+        pytest.param(20_000, marks=pytest.mark.endurance),
+    ],
+)
 def test_altered_bytes_are_our_errors(count, state):
     plain = jl.serialize_state(state)
     compressed = zlib.compress(plain[41:])
@@ -579,7 +593,14 @@ def test_altered_bytes_are_our_errors(count, state):
     fuzz(check, count)
 
 
-@pytest.mark.parametrize("count", [12, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count",
+    [
+        12,
+        pytest.param(250, marks=pytest.mark.slow),
+        pytest.param(3000, marks=pytest.mark.endurance),
+    ],
+)
 @pytest.mark.filterwarnings("ignore")  # Orbax leaves coroutines behind
 def test_altered_records_in_folders_are_our_errors(count, saved, newest, state):
     """The arrays are those of step 4 or, if its record is damaged, those of step 3."""
@@ -601,7 +622,14 @@ def test_altered_records_in_folders_are_our_errors(count, saved, newest, state):
     fuzz(check, count)
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count",
+    [
+        6,
+        pytest.param(80, marks=pytest.mark.slow),
+        pytest.param(1000, marks=pytest.mark.endurance),
+    ],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_that_resumes_from_an_altered_record_ends_or_is_our_error(
     count, saved, newest, state
