@@ -127,23 +127,33 @@ class FolderLock:
         except FileExistsError:
             return False
         except OSError as error:
-            raise CheckpointError(
-                f"the lock {self._path} must be a file that can be written, got: {error}",
-                fix="make the folder writable, or pass another path=",
-            ) from error
-        with os.fdopen(handle, "w") as file:
-            # The time comes from the file system, and is only for people.
-            since = datetime.datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime)
-            owner = {
-                "token": self._token,
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "since": since.isoformat(" ", "seconds"),
-                "machine": _machine(),
-                "process": _process(os.getpid()),
-            }
-            file.write(json.dumps(owner))
+            raise self._not_written(error) from error
+        try:
+            with os.fdopen(handle, "w") as file:
+                # The time comes from the file system, and is only for people.
+                since = datetime.datetime.fromtimestamp(os.fstat(handle).st_mtime)
+                file.write(json.dumps(self._owner(since)))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+            raise self._not_written(error) from error
         return True
+
+    def _owner(self, since: datetime.datetime) -> dict[str, Any]:
+        return {
+            "token": self._token,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": since.isoformat(" ", "seconds"),
+            "machine": _machine(),
+            "process": _process(os.getpid()),
+        }
+
+    def _not_written(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"the lock {self._path} must be a file that can be written, got: {error}",
+            fix="make sure that the folder is writable and has space, or pass another path=",
+        )
 
     def _touch(self) -> None:
         while not self._released.wait(_TOUCHED_EVERY_S):
