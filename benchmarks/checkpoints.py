@@ -33,12 +33,13 @@ import orbax.checkpoint as ocp
 import jaxloop as jl
 from benchmarks.run import interleaved, memory_mb, timed
 
+# Leaves, numbers in each, and steps between two saves, in which the save before must end.
 SHAPES = {
-    "25 leaves": (25, 1_000_000),
-    "200 leaves": (200, 125_000),
-    "400 MB": (25, 4_000_000),
+    "25 leaves": (25, 1_000_000, 1600),
+    "200 leaves": (200, 125_000, 1600),
+    "400 MB": (25, 4_000_000, 3200),
 }
-SMALL = {"5 leaves": (5, 1000)}
+SMALL = {"5 leaves": (5, 1000, 2)}
 HELD_UP_SHARE, HELD_UP_S, RESUME_RATIO = 0.1, 0.005, 1.5
 
 
@@ -82,11 +83,11 @@ def held_up_idle(folder, state, repeats, pause_s):
     return (statistics.median(with_saves) - without.times[0].handlers_s) / (len(data) // 2)
 
 
-def measure(num_leaves, size, repeats, iterations, every):
+def measure(num_leaves, size, every, repeats):
     """Returns ``{name: milliseconds}`` for one shape of state."""
     folder = Path(tempfile.mkdtemp())
-    state, data = make_state(num_leaves, size), [np.float32(1)] * iterations
-    saves = iterations // every
+    saves = 2
+    state, data = make_state(num_leaves, size), [np.float32(1)] * (saves * every)
     plain = jl.loop(step).handle("iteration_completed", lambda s: None, jl.every(every))
     saving = jl.loop(step).checkpoint(
         folder / "loop", event="iteration_completed", filter=jl.every(every), keep=1
@@ -171,13 +172,13 @@ def main(arguments=None):
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args(arguments)
     shapes = SMALL if options.smoke else SHAPES
-    repeats, iterations, every = (1, 4, 2) if options.smoke else (options.repeats, 1600, 800)
+    repeats = 1 if options.smoke else options.repeats
     epochs = 20 if options.smoke else 1000
     # First: what large states leave to the allocator would hide it.
     figures = {"growth_mb": growth(epochs)}
     print(f"{epochs} checkpoints: {figures['growth_mb']:.1f} MB of growth after the first tenth")
     for name, shape in shapes.items():
-        figures[name] = found = measure(*shape, repeats, iterations, every)
+        figures[name] = found = measure(*shape, repeats)
         bar = 1e3 * max(HELD_UP_SHARE * found["sync"] / 1e3, HELD_UP_S)
         ratio = found["resume"] / found["Orbax"]
         print(

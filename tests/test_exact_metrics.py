@@ -101,7 +101,7 @@ def test_metrics_equal_exact_fractions(dtype, weights, x64):
 @pytest.mark.parametrize(
     "dtype, weights, x64",
     [
-        pytest.param(*one, marks=pytest.mark.endurance if i % 4 else pytest.mark.slow)
+        pytest.param(*one, marks=pytest.mark.endurance if i % 8 else pytest.mark.slow)
         for i, one in enumerate(ALL)
     ],
     ids=str,

@@ -204,7 +204,14 @@ def test_a_folder_that_may_not_be_read_is_an_error_and_no_damage(kind, tmp_path)
 # --- flipped bits ---
 
 
-@pytest.mark.parametrize("num_flips", [60, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "num_flips",
+    [
+        60,
+        pytest.param(420, marks=pytest.mark.slow),
+        pytest.param(2000, marks=pytest.mark.endurance),
+    ],
+)
 def test_no_flipped_bit_is_loaded_silently(num_flips, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tests.flips", tmp_path, str(num_flips)],
