@@ -659,6 +659,9 @@ def free_port():
 # --- the long variant ----------------------------------------------------------------------------
 
 
+# A signal may arrive in a weakref's callback. Python reports what it raises there, and goes on. The
+# run then sees the signal when it polls.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("seed", range(2))
