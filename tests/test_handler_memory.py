@@ -125,7 +125,11 @@ EXACT = {
     "no axes": [np.array(3.0), np.float64(3.0), np.array(True), np.array("a")],
     "dates": np.array(["2020-01-01", "NaT"], "M8[D]"),
     "dates with units": [np.arange(400).astype("M8[25s]"), np.timedelta64(3, "ms")],
-    "no date": [np.datetime64("NaT"), np.datetime64("NaT", "ns"), np.array(["NaT"], ">M8[us]")],
+    "no date": [
+        np.datetime64("NaT", "s"),
+        np.datetime64("NaT", "ns"),
+        np.array(["NaT"], ">M8[us]"),
+    ],
     "long doubles": [np.longdouble("1.1"), np.arange(400, dtype=np.longdouble) / 3],
     "complex long doubles": np.clongdouble(1 + 2j) / 3,
     "long longs": [np.longlong(3), np.zeros(400, np.ulonglong)],

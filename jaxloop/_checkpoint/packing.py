@@ -32,7 +32,7 @@ _INLINE_BYTES = 1024
 _INLINE_TEXT = 2**20
 """The same for bytes, text, history and times."""
 
-_MOST_LEVELS = 64
+MOST_LEVELS = 64
 """How deep containers may be nested. A list that contains itself has no end."""
 
 _SMALL = 2**63
@@ -107,9 +107,9 @@ class Packer:
         Raises:
             SerializationError: It could not be read back exactly. The error says where it is.
         """
-        if level > _MOST_LEVELS:
+        if level > MOST_LEVELS:
             raise SerializationError(
-                f"{where:.200} must be nested at most {_MOST_LEVELS} levels deep, got more",
+                f"{where:.200} must be nested at most {MOST_LEVELS} levels deep, got more",
                 fix="remember flatter containers, and none that contains itself",
             )
         # Subclasses, such as enums, would come back as the plain type. Each type is therefore

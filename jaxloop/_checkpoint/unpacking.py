@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxloop._checkpoint.dtypes import is_native, key_dtype, read_dtype
-from jaxloop._checkpoint.packing import DICTS, ENUMS, FACTORIES
+from jaxloop._checkpoint.packing import DICTS, ENUMS, FACTORIES, MOST_LEVELS
 from jaxloop._core.state import EpochTime
 from jaxloop._core.types import PyTree
 from jaxloop.errors import DamagedError, SerializationError
@@ -72,6 +72,7 @@ class Unpacker:
     def __init__(self, trees: Mapping[str, PyTree]) -> None:
         self._arrays = dict(trees["arrays"])
         self._trees = {name: tree for name, tree in trees.items() if name.startswith("like_")}
+        self._num_levels = 0
 
     def unpack(self, kept: Any) -> Any:
         """Returns the value.
@@ -86,14 +87,18 @@ class Unpacker:
                 raise _malformed(kept)
             return kept
         tags = [name for name in kept if name in _READERS]
-        if len(tags) != 1:
+        # A container takes at most two levels, and the value in it a few more.
+        if len(tags) != 1 or self._num_levels > 2 * MOST_LEVELS + 8:
             raise _malformed(kept)
+        self._num_levels += 1
         try:
             return _READERS[tags[0]](self, kept)
         except SerializationError:
             raise
         except MALFORMED as error:
             raise _malformed(kept) from error
+        finally:
+            self._num_levels -= 1
 
     def table(self, kept: dict[str, Any]) -> dict[int, dict[str, Any]]:
         """Undoes `Packer.columns`."""
