@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, runtime
 from jaxloop._core.events import Event, StatusLike
 from jaxloop._core.filters import Filter
 from jaxloop._core.state import Snapshot, State
-from jaxloop._core.types import BatchFn, OutputT, PyTree, S
+from jaxloop._core.types import BatchFn, Better, OutputT, PyTree, S
 from jaxloop._program.cache import ProgramCache
 from jaxloop.errors import ArgumentError
 from jaxloop.metrics.declare import MetricSpec
@@ -33,6 +33,10 @@ ObserverFn: TypeAlias = Callable[[Snapshot], object]
 
 CheckFn: TypeAlias = "Callable[[LoopSpec[Any, Any]], None]"
 """A check that runs before the first step and raises if it finds a mistake."""
+
+
+AddsFn: TypeAlias = "Callable[[LoopSpec[Any, Any]], Mapping[str, Better | None]]"
+"""Returns the metrics that a handler adds to a loop, and which values of each are better."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,7 +123,8 @@ class Handler(Attachment):
         watches: Metrics that it reads. At a firing at which one has no value yet, because the
             handler that adds it has not run in this epoch, it does not run. A metric that can
             never exist is an error before the first step.
-        adds: Metrics that it adds. None means that it may add any.
+        adds: The names of the metrics that it adds, or a function of the loop that returns them.
+            None means that it may add any.
         check: Called with the loop before the first step.
         open: Called once per run, right before the first step, with what is known then. It returns
             the function to call in this run in place of ``fn``.
@@ -131,11 +136,20 @@ class Handler(Attachment):
 
     fn: HandlerFn
     watches: tuple[str, ...] = ()
-    adds: tuple[str, ...] | None = None
+    adds: tuple[str, ...] | AddsFn | None = None
     check: CheckFn | None = None
     # Not compared: it is often a method of ``fn``, and methods of equal objects are not equal.
     open: OpenFn | None = dataclasses.field(default=None, compare=False)
     unique: bool = False
+
+    def added(self, loop: LoopSpec[Any, Any]) -> Mapping[str, Better | None] | None:
+        """Returns the metrics that it adds to a loop, and which values of each are better.
+
+        None means that it may add any metric. A value of None means that this is unknown.
+        """
+        if self.adds is None or callable(self.adds):
+            return None if self.adds is None else self.adds(loop)
+        return dict.fromkeys(self.adds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +257,13 @@ class Task(Protocol):
 
     def statics(self) -> Mapping[str, str]:
         """Returns what the model is made of besides its arrays; see `State.statics`."""
+
+    def eval_state(self, step_state: PyTree) -> PyTree:
+        """Returns the step state of the evaluation, made from that of the training.
+
+        Raises:
+            ArgumentTypeError: The step state has no model.
+        """
 
     def eval_steps(self, model: Any) -> tuple[BatchFn, BatchFn]:
         """Returns the init and step functions that evaluate ``model``, or the task's own model."""

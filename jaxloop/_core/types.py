@@ -38,6 +38,9 @@ DataLike: TypeAlias = Iterable[PyTree] | Callable[[int], Iterable[PyTree]] | Non
 Mode: TypeAlias = Literal["min", "max"] | Callable[[float, float], bool]
 """Which of two values is better: the smaller, the larger, or as ``mode(new, best)`` decides."""
 
+Better: TypeAlias = Literal["min", "max"]
+"""Which values of a metric are better: the smaller or the larger ones."""
+
 Fuse: TypeAlias = int | Literal["auto"]
 """The maximum number of iterations in one compiled block."""
 

@@ -99,11 +99,17 @@ def _adders(
             before = False
         elif (
             isinstance(other, Handler)
-            and (other.adds is None if name is None else _is_among(name, other.adds or ()))
+            and _adds(spec, other, name)
             and (not reaching or _reaches(other, one, before=before))
         ):
             found.append(other)
     return found
+
+
+def _adds(spec: LoopSpec, handler: Handler, name: str | None) -> bool:
+    """Returns whether a handler adds a metric, or whether it may add any if ``name`` is None."""
+    added = handler.added(spec)
+    return added is None if name is None else _is_among(name, added or ())
 
 
 def _reaches(source: Handler, one: _Watching, *, before: bool) -> bool:
@@ -148,7 +154,8 @@ def _never_exists(
     """Returns the error for a metric that can never exist when ``one`` runs."""
     adders = _adders(spec, one, name)
     if not adders:
-        added = [name for other in spec.attachments for name in getattr(other, "adds", None) or ()]
+        handlers = [other for other in spec.attachments if isinstance(other, Handler)]
+        added = [name for other in handlers for name in other.added(spec) or ()]
         return missing_metric(one.name, name, [*known, *added])
     source = adders[0]
     earlier = next(other for other in spec.attachments if other is one or other is source)

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
+import jax
 import numpy as np
 
 from jaxloop._core.batch import as_batch
@@ -31,7 +32,7 @@ from jaxloop._core.state import State
 from jaxloop._core.types import DataLike, PyTree
 from jaxloop._data.in_memory import Batches
 from jaxloop._engine.run import run
-from jaxloop._spec import Handler, HandlerFn, LoopSpec, RunStart, SpecT
+from jaxloop._spec import Handler, HandlerFn, LoopSpec, RunStart, SpecT, Task
 from jaxloop.errors import ArgumentError, ArgumentTypeError, DataError, JaxloopError
 from jaxloop.metrics import SKIPPED
 
@@ -96,7 +97,9 @@ def validate(
     _, step_fn = task.eval_steps(model)
     evaluation: LoopSpec = LoopSpec(step_fn, metrics=metrics)
     name = "validate" if prefix == "validation_" else f"validate_{prefix}"
-    validation = _Validation(name, evaluation, data, prefix, as_events(event), as_filter(filter))
+    validation = _Validation(
+        name, task, evaluation, data, prefix, as_events(event), as_filter(filter)
+    )
     return loop.attach(
         Handler(
             validation.events,
@@ -153,6 +156,7 @@ class _Validation:
 
     Attributes:
         name: The handler's name.
+        task: The way to evaluate the model.
         evaluation: The loop that evaluates the model.
         data: The validation data.
         prefix: The prefix of the metrics' names.
@@ -161,6 +165,7 @@ class _Validation:
     """
 
     name: str
+    task: Task
     evaluation: LoopSpec
     data: Any
     prefix: str
@@ -190,7 +195,7 @@ class _Validation:
     def evaluate(self, state: State[Any], data: Any) -> tuple[StatusLike, State[Any]]:
         """Adds the metrics of ``data`` to the state."""
         with self._in_validation():
-            result = run(self.evaluation, data, _evaluated(state.step_state))
+            result = run(self.evaluation, data, self.task.eval_state(state.step_state))
         if result.status == "interrupted":
             raise Interrupted(result.halted_by)
         values = {f"{self.prefix}{name}": value for name, value in result.history[0].items()}
@@ -210,7 +215,7 @@ class _Validation:
     def open(self, start: RunStart) -> HandlerFn:
         """Checks the evaluation on the first batch, and returns the handler of one run."""
         with self._in_validation():
-            step_state = _evaluated(start.step_state)
+            step_state = jax.eval_shape(self.task.eval_state, start.step_state)
         now, first_epoch = start.snapshot.epoch, self._first_epoch(start)
         if self.is_function and self._counts_epochs and first_epoch is None:
             return self  # no epoch is validated, and the function may have no data for the others
@@ -318,21 +323,6 @@ def _first_batch(data: Any) -> tuple[PyTree, Any]:
     iterator = iter(data)
     first = next(iterator, _END)
     return first, _Continued(first, iterator)
-
-
-def _evaluated(step_state: PyTree) -> PyTree:
-    """Returns the step state of the evaluation, made from that of the training."""
-    if isinstance(step_state, dict) and "model_state" in step_state:
-        return {"model_state": step_state["model_state"]}
-    got = type(step_state).__name__
-    if isinstance(step_state, dict):
-        got = f"a dict with {', '.join(map(repr, step_state)) or 'nothing'}"
-    elif hasattr(step_state, "shape"):
-        got = f"an array of shape {step_state.shape}"
-    raise ArgumentTypeError(
-        f"the step state must be a dict with 'model_state', got {got}",
-        fix="use jl.trainer, or keep the model's state under 'model_state'",
-    )
 
 
 @contextlib.contextmanager
