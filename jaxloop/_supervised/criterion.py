@@ -46,10 +46,6 @@ class Judged(NamedTuple):
 class Criterion(Protocol):
     """What a step computes from a model and a batch."""
 
-    @property
-    def loss(self) -> Any:
-        """The loss or the objective. None if there is none."""
-
     def initialize(self, bound: BoundModel, batch: PyTree) -> None:
         """Calls the model so that it makes its parameters."""
 

@@ -102,7 +102,7 @@ def make_training(
     return SupervisedSteps(
         SupervisedInit(init_fn, adapter.load, plain),
         step_fn,
-        SupervisedTask(adapter, criterion, eval_params, type(model).__name__),
+        SupervisedTask(adapter, criterion, loss, eval_params, type(model).__name__),
     )
 
 
@@ -118,7 +118,7 @@ def make_evaluation(
     """Makes the init function and the step of `jaxloop.evaluator`."""
     adapter = adapt(model, _names(rngs))
     criterion = criterion_of(loss, BatchFields(inputs, targets, weights))
-    task = SupervisedTask(adapter, criterion, None, type(model).__name__)
+    task = SupervisedTask(adapter, criterion, loss, None, type(model).__name__)
     return SupervisedSteps(*task.eval_steps(), task)
 
 

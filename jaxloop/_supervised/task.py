@@ -20,9 +20,8 @@ import jax.numpy as jnp
 from jaxloop._core.lazy import ReadOnlyDict
 from jaxloop._core.types import PyTree
 from jaxloop._data.in_memory import Batches
-from jaxloop._supervised.criterion import Criterion, PlainLoss
+from jaxloop._supervised.criterion import Criterion
 from jaxloop._supervised.evaluation import StepFn, eval_state, evaluation_steps
-from jaxloop._supervised.fields import BatchFields
 from jaxloop._supervised.init import SupervisedInit
 from jaxloop._supervised.models import ModelAdapter, ModelLike, adapt
 from jaxloop._supervised.training import EvalParamsFn
@@ -35,21 +34,18 @@ class SupervisedTask:
 
     Attributes:
         adapter: The model.
-        criterion: The loss.
+        criterion: What an evaluation reports.
+        loss: The loss or the objective as the user passed it. None if there is none.
         eval_params: Which parameters are evaluated and returned, or None for those that the
             optimizer updates.
         kind: The type of the user's model, for an error message.
     """
 
     adapter: ModelAdapter
-    criterion: Criterion = PlainLoss(None, BatchFields())  # noqa: RUF009  frozen
+    criterion: Criterion
+    loss: Any = None
     eval_params: EvalParamsFn | None = None
     kind: str = "a model"
-
-    @property
-    def loss(self) -> Any:
-        """The loss or the objective. None if the loop has none, as in an evaluation."""
-        return self.criterion.loss
 
     def statics(self) -> Mapping[str, str]:
         """Returns what the model is made of besides its arrays; see `State.statics`."""
