@@ -127,6 +127,10 @@ def metric(
     metric and the path of the leaf, such as ``accuracy/head`` or ``accuracy/0``. Other metrics get
     targets and predictions as they are.
 
+    Weights (the output ``sample_weight``, or a mask from ``where``) have the shape ``(batch,)`` or
+    any leading part of the target's shape, such as ``(batch, time)``. Each element of the weights
+    then counts as one example, and a metric gets its arguments with these axes as one.
+
     Sums, counts, minima and maxima of integers are exact integers, ``np.int64`` in
     ``state.metrics`` if they do not keep their own dtype. Means of integers are ``np.float64``,
     rounded once.
@@ -147,7 +151,8 @@ def metric(
             chance. A scalar is one for the batch, and an error if the batch has weights or a mask.
         where: Selects the examples that count: the name of a boolean mask ``(batch,)``, or a
             function of what ``transform_or_fields`` gets that returns one, such as
-            ``lambda named: named["y_true"] >= 0``. The others get weight 0.
+            ``lambda named: named["y_true"] >= 0``. The others get weight 0. A mask with more axes
+            than the weights selects elements.
 
     Returns:
         A new loop with the metric.

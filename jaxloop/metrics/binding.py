@@ -24,7 +24,13 @@ from jaxloop._core.types import PyTree
 from jaxloop.metrics import clu_protocol
 from jaxloop.metrics.accumulators import cast_like, strongly_typed, structures_differ
 from jaxloop.metrics.clu_protocol import CluMetric
-from jaxloop.metrics.declare import TAKES_PAIRS, BatchMean, MetricSpec, built_in
+from jaxloop.metrics.declare import (
+    DEFAULT_FIELDS,
+    TAKES_PAIRS,
+    BatchMean,
+    MetricSpec,
+    built_in,
+)
 from jaxloop.metrics.exact_int import is_exact
 from jaxloop.metrics.inputs import Inputs
 from jaxloop.metrics.metric import Metric, updated
@@ -192,7 +198,7 @@ def _of_each_output(spec: MetricSpec, inputs: Inputs) -> list[MetricSpec]:
 
 def _bind_one(spec: MetricSpec, inputs: Inputs) -> _Slot:
     if spec.where is not None:
-        weight = _eval_shape(lambda inputs: inputs.masked(spec).weight, inputs)
+        weight = _eval_shape(lambda inputs: inputs.masked(spec).sample_weight, inputs)
         reported = {**inputs.reported, "sample_weight": weight}
         slot = _bind_one(
             dataclasses.replace(spec, where=None), dataclasses.replace(inputs, reported=reported)
@@ -203,11 +209,12 @@ def _bind_one(spec: MetricSpec, inputs: Inputs) -> _Slot:
     metric = spec.metric
     if isinstance(metric, BatchMean):
         return _bind_observations(spec, observe_batch_mean(spec), inputs)
+    _check_weights(spec, inputs)
     if isinstance(metric, type):
         cls = metric
         keywords = _eval_shape(lambda inputs: clu_keywords(spec, cls, inputs)[0], inputs)
-        if inputs.weight is not None:
-            dtype = jnp.result_type(inputs.weight)
+        if inputs.sample_weight is not None:
+            dtype = jnp.result_type(inputs.sample_weight)
             clu_protocol.check_weights(metric, keywords, dtype, spec.name)
         if spec.accumulate is None:
             return _bind_clu(spec, metric, keywords)
@@ -215,12 +222,23 @@ def _bind_one(spec: MetricSpec, inputs: Inputs) -> _Slot:
     if isinstance(metric, str):
         metric = built_in(metric)
     if isinstance(metric, Metric):
-        if metric.weighted is not None and is_float_weight(inputs.weight):
+        if metric.weighted is not None and is_float_weight(inputs.sample_weight):
             metric = metric.weighted
         if spec.accumulate is None:
             return _bind_metric(spec, metric)
         return _bind_observations(spec, observe_metric(spec, metric), inputs)
     return _bind_observations(spec, observe_function(spec, metric), inputs)
+
+
+def _check_weights(spec: MetricSpec, inputs: Inputs) -> None:
+    """Checks that weights of several axes fit the arguments of a metric."""
+    if isinstance(spec.metric, type) and spec.fields == DEFAULT_FIELDS:
+        args: PyTree = {**inputs.reported, "sample_weight": None}
+    elif spec.per == "batch" or spec.accumulate == "last" or callable(spec.accumulate):
+        return  # such an observation need not have one value per example
+    else:
+        args = _eval_shape(lambda inputs: inputs.selected(spec), inputs)
+    inputs.check_weights(spec.title, args, all_args=isinstance(spec.metric, str))
 
 
 def _bind_metric(spec: MetricSpec, metric: Metric) -> _Slot:
@@ -255,7 +273,7 @@ def _bind_observations(spec: MetricSpec, observe: Observe, inputs: Inputs) -> _S
 
     shapes, structure = jax.tree.flatten(_eval_shape(value_of, inputs), is_leaf=is_exact)
     kinds = per_example
-    float_weights = is_float_weight(inputs.weight)
+    float_weights = is_float_weight(inputs.sample_weight)
 
     def init() -> list[PyTree]:
         return [

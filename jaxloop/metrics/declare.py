@@ -133,8 +133,8 @@ def declare(
         transform_or_fields: Names of outputs or parts of the step state, or a function of both,
             merged into one dict, that returns the list of arguments.
         per: "example" or "batch", what a function returns a value for. None decides by the shape.
-        where: The name of a boolean mask ``(batch,)``, or a function like ``transform_or_fields``
-            that returns one.
+        where: The name of a boolean mask, ``(batch,)`` or any leading part of the target's shape,
+            or a function like ``transform_or_fields`` that returns one.
 
     Returns:
         The declared metric.
@@ -205,7 +205,8 @@ def declare_batch_mean(name: str, field: str) -> MetricSpec:
     Args:
         name: Its key in the results.
         field: The output that holds the scalar. The weight of a batch is the sum of
-            ``sample_weight``, or its number of examples (the leading axis of ``y_true``).
+            ``sample_weight``, or its number of examples: the output ``num_examples``, a scalar, or
+            else the leading axis of ``y_true``.
 
     Returns:
         The declared metric. A batch of weight 0 adds nothing, even if its mean is NaN.
