@@ -138,17 +138,20 @@ def metric(
     Args:
         loop: The loop.
         metric: The name of a built-in metric, a `Metric`, a function of the extracted values, or a
-            class with the CLU protocol.
+            class with the CLU protocol. Any other name, and the name of a built-in metric whose
+            fields the step does not report, is that of a value that the step reports or carries.
+            The value is averaged like the result of a function.
         name: Its key in ``state.metrics``.
         accumulate: None for the metric's own accumulator, or "running_average", "running_sum",
             "running_min", "running_max", "last", or ``(acc, obs, i) -> acc``.
         transform_or_fields: Names of values that the step reports or, failing that, carries in its
             state. Or a function of both, merged into one dict, that returns the list of arguments.
-        per: What a function returns a value for. "example" means ``(batch, *rest)``, which is
-            weighted by example. "batch" means one value of any shape for the whole batch, which
-            counts for all its examples, or for the sum of their weights. By default, an array whose
-            first axis has the length of the batch has one value per example, also if that is by
-            chance. A scalar is one for the batch, and an error if the batch has weights or a mask.
+        per: What the result of a function, or a reported value, stands for. "example" means
+            ``(batch, *rest)``, which is weighted by example. "batch" means one value of any shape
+            for the whole batch, which counts for all its examples, or for the sum of their weights.
+            By default, an array whose first axis has the length of the batch has one value per
+            example, also if that is by chance. A scalar is one for the batch, and an error if the
+            batch has weights or a mask.
         where: Selects the examples that count: the name of a boolean mask ``(batch,)``, or a
             function of what ``transform_or_fields`` gets that returns one, such as
             ``lambda named: named["y_true"] >= 0``. The others get weight 0. A mask with more axes
@@ -158,16 +161,18 @@ def metric(
         A new loop with the metric.
 
     Raises:
-        UnknownNameError: The metric or the accumulator is unknown.
+        UnknownNameError: The accumulator is unknown. Raised by `run`, before the first step, if the
+            name of the metric is neither that of a built-in nor of a value.
         ArgumentTypeError: An argument has the wrong type.
-        ArgumentError: ``per`` is not "example" or "batch", or the metric is not a function.
+        ArgumentError: ``per`` is not "example" or "batch", or the metric decides this itself.
 
     Example:
         >>> import jaxloop as jl
         >>> step = lambda batch, state: jl.emit(state, x=batch)
-        >>> loop = jl.loop(step).metric(lambda x: x, "mean", None, ["x"])
-        >>> float(loop.run([1.0, 2.0, 3.0]).history[0]["mean"])
-        2.0
+        >>> loop = jl.loop(step).metric("x").metric(lambda x: x**2, "squares", None, ["x"])
+        >>> values = loop.run([1.0, 2.0, 3.0]).history[0]
+        >>> float(values["x"]), round(float(values["squares"]), 2)
+        (2.0, 4.67)
     """
     declared = declare(metric, name, accumulate, transform_or_fields, per=per, where=where)
     kept = tuple(one for one in loop.metrics if one.name != declared.name)

@@ -29,11 +29,12 @@ from jaxloop.metrics.declare import (
     TAKES_PAIRS,
     BatchMean,
     MetricSpec,
-    built_in,
+    named_metric,
 )
 from jaxloop.metrics.exact_int import is_exact
 from jaxloop.metrics.inputs import Inputs
 from jaxloop.metrics.metric import Metric, updated
+from jaxloop.metrics.names import resolved
 from jaxloop.metrics.observations import (
     Observe,
     clu_keywords,
@@ -139,7 +140,8 @@ def bind(
         The bound metrics.
 
     Raises:
-        UnknownNameError: A field is neither reported nor carried.
+        UnknownNameError: A field is neither reported nor carried, or a metric's name is neither
+            that of a built-in nor of a reported or carried value.
         ShapeError: Shapes do not fit, or a metric returns a scalar for a batch with weights.
 
     Example:
@@ -155,7 +157,7 @@ def bind(
     inputs = Inputs.of(outputs, step_state, batch).abstract()
     slots = {}
     for declared in last.values():
-        for spec in _of_each_output(declared, inputs):
+        for spec in _of_each_output(resolved(declared, inputs), inputs):
             slots[spec.name] = slot = _bind_one(spec, inputs)
             # One abstract update here raises its errors before the first step.
             _eval_shape(functools.partial(_once, slot), inputs)
@@ -210,6 +212,8 @@ def _bind_one(spec: MetricSpec, inputs: Inputs) -> _Slot:
     if isinstance(metric, BatchMean):
         return _bind_observations(spec, observe_batch_mean(spec), inputs)
     _check_weights(spec, inputs)
+    if isinstance(metric, str):
+        metric = named_metric(metric, spec.accumulate)
     if isinstance(metric, type):
         cls = metric
         keywords = _eval_shape(lambda inputs: clu_keywords(spec, cls, inputs)[0], inputs)
@@ -219,8 +223,6 @@ def _bind_one(spec: MetricSpec, inputs: Inputs) -> _Slot:
         if spec.accumulate is None:
             return _bind_clu(spec, metric, keywords)
         return _bind_observations(spec, observe_clu(spec, metric), inputs)
-    if isinstance(metric, str):
-        metric = built_in(metric)
     if isinstance(metric, Metric):
         if metric.weighted is not None and is_float_weight(inputs.sample_weight):
             metric = metric.weighted

@@ -81,7 +81,9 @@ def _is_per_example(spec: MetricSpec, leaf: jax.Array, weights: BatchWeights) ->
             and spec.accumulate != "last"
             and not callable(spec.accumulate)
         ):
-            raise scalar_with_weights(spec.name)
+            raise scalar_with_weights(
+                spec.name, " or, if it is one value of the batch, pass per='batch'"
+            )
         return False
     if callable(spec.accumulate):
         return False
