@@ -3,6 +3,7 @@
     loop = handle(loop, "epoch_completed", show, every(2))
     loop = observe(loop, "iteration_completed", lambda snapshot: print(snapshot.step))
     loop = metric(loop, "accuracy")
+    loop = derive(loop, "error", lambda accuracy: 1 - accuracy, of="accuracy")
     loop = resume(loop, "runs/a")
 
 Each function takes a loop and returns a new one of the same kind.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxloop._checkpoint.names import check_path
@@ -19,9 +21,19 @@ from jaxloop._core.checks import check_callable, name_of
 from jaxloop._core.events import EventLike, as_events
 from jaxloop._core.filters import FilterLike, as_filter
 from jaxloop._core.state import State
+from jaxloop._core.types import PyTree
 from jaxloop._spec import Handler, HandlerFn, Observer, ObserverFn, SpecT
 from jaxloop.errors import ArgumentTypeError
-from jaxloop.metrics.declare import AccumulateLike, FieldsLike, MetricLike, Per, WhereLike, declare
+from jaxloop.metrics.declare import (
+    AccumulateLike,
+    FieldsLike,
+    MetricLike,
+    MetricSpec,
+    Per,
+    WhereLike,
+    declare,
+)
+from jaxloop.metrics.derived import declare_derived
 
 
 def handle(
@@ -174,12 +186,52 @@ def metric(
         >>> float(values["x"]), round(float(values["squares"]), 2)
         (2.0, 4.67)
     """
-    declared = declare(metric, name, accumulate, transform_or_fields, per=per, where=where)
+    return _with_metric(
+        loop, declare(metric, name, accumulate, transform_or_fields, per=per, where=where)
+    )
+
+
+def derive(loop: SpecT, name: str, fn: Callable[..., PyTree], of: str | Sequence[str]) -> SpecT:
+    """Computes a metric from the values of others when they are read.
+
+    It exists wherever the others do: in ``state.metrics``, the history and the log, for monitors
+    and checkpoints, and with its prefix in a validation. It may be derived from derived metrics.
+    Nothing is accumulated for it or compiled into the step.
+
+    Args:
+        loop: The loop.
+        name: Its key in ``state.metrics``.
+        fn: Returns the value, a number or a pytree of numbers and arrays. It gets the values of
+            ``of`` as NumPy values, in that order. Before the first update, these are NaN, or 0 for
+            integers. A function of NumPy is faster than one of JAX, which runs on the device.
+        of: The name of a metric of the loop, or a tuple of names. A metric of several outputs has a
+            value for each, such as ``accuracy/head``.
+
+    Returns:
+        A new loop with the metric.
+
+    Raises:
+        ArgumentTypeError: An argument has the wrong type.
+        UnknownNameError: Raised by `run`, before the first step, if the loop has no metric of a
+            name in ``of``.
+
+    Example:
+        >>> import jaxloop as jl
+        >>> import numpy as np
+        >>> loop = jl.loop(lambda batch, state: jl.emit(state, x=batch)).metric("x")
+        >>> loop = loop.derive("root", np.sqrt, of="x")
+        >>> float(loop.run([3.0, 5.0]).history[0]["root"])
+        2.0
+    """
+    return _with_metric(loop, declare_derived(name, fn, of))
+
+
+def _with_metric(loop: SpecT, declared: MetricSpec) -> SpecT:
     kept = tuple(one for one in loop.metrics if one.name != declared.name)
     if len(kept) != len(loop.metrics):
         warnings.warn(
             f"metric {declared.name!r} was declared twice; the last declaration wins",
-            stacklevel=2,
+            stacklevel=3,
         )
     return loop.replace(metrics=(*kept, declared))
 

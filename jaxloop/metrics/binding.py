@@ -28,9 +28,11 @@ from jaxloop.metrics.declare import (
     DEFAULT_FIELDS,
     TAKES_PAIRS,
     BatchMean,
+    Derived,
     MetricSpec,
     named_metric,
 )
+from jaxloop.metrics.derived import in_order, with_derived
 from jaxloop.metrics.exact_int import is_exact
 from jaxloop.metrics.inputs import Inputs
 from jaxloop.metrics.metric import Metric, updated
@@ -69,14 +71,20 @@ class _Slot:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Metrics that are bound to the names and shapes of one loop; see `bind`."""
+    """Metrics that are bound to the names and shapes of one loop; see `bind`.
+
+    Attributes:
+        slots: The accumulated metrics, in the order in which they were declared.
+        derived: The derived metrics, each after those that it reads.
+    """
 
     slots: tuple[_Slot, ...]
+    derived: tuple[tuple[str, Derived], ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the values, in the order in which the metrics were declared."""
-        return tuple(slot.name for slot in self.slots)
+        """The names of the values, the derived ones last."""
+        return tuple(slot.name for slot in self.slots) + tuple(name for name, _ in self.derived)
 
     def init(self) -> Accumulators:
         """Returns empty accumulators."""
@@ -117,12 +125,16 @@ class Metrics:
         }
 
     def compute(self, accs: Mapping[str, PyTree]) -> dict[str, PyTree]:
-        """Returns the value of each metric by name.
+        """Returns the value of each accumulated metric by name.
 
         Exact integers and their quotients are an `ExactInt` and an `ExactRatio`. `host_rows`
         converts them.
         """
         return {slot.name: slot.compute(accs[slot.name]) for slot in self.slots}
+
+    def with_derived(self, values: dict[str, PyTree]) -> dict[str, PyTree]:
+        """Returns values on the host together with those of the derived metrics."""
+        return with_derived(self.derived, values) if self.derived else values
 
 
 def bind(
@@ -141,7 +153,8 @@ def bind(
 
     Raises:
         UnknownNameError: A field is neither reported nor carried, or a metric's name is neither
-            that of a built-in nor of a reported or carried value.
+            that of a built-in nor of a reported or carried value. Or a metric is derived from one
+            that does not exist.
         ShapeError: Shapes do not fit, or a metric returns a scalar for a batch with weights.
 
     Example:
@@ -157,11 +170,13 @@ def bind(
     inputs = Inputs.of(outputs, step_state, batch).abstract()
     slots = {}
     for declared in last.values():
+        if isinstance(declared.metric, Derived):
+            continue
         for spec in _of_each_output(resolved(declared, inputs), inputs):
             slots[spec.name] = slot = _bind_one(spec, inputs)
             # One abstract update here raises its errors before the first step.
             _eval_shape(functools.partial(_once, slot), inputs)
-    return Metrics(tuple(slots.values()))
+    return Metrics(tuple(slots.values()), in_order(last.values(), slots))
 
 
 def _of_each_output(spec: MetricSpec, inputs: Inputs) -> list[MetricSpec]:
@@ -209,6 +224,7 @@ def _bind_one(spec: MetricSpec, inputs: Inputs) -> _Slot:
             slot, update=lambda acc, inputs: slot.update(acc, inputs.masked(spec))
         )
     metric = spec.metric
+    assert not isinstance(metric, Derived)
     if isinstance(metric, BatchMean):
         return _bind_observations(spec, observe_batch_mean(spec), inputs)
     _check_weights(spec, inputs)

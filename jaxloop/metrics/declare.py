@@ -67,12 +67,26 @@ class BatchMean:
 
 
 @dataclass(frozen=True)
+class Derived:
+    """The metric of a value that is computed on the host from the values of other metrics.
+
+    Attributes:
+        fn: Returns the value.
+        of: The names of the other metrics, whose values ``fn`` gets.
+    """
+
+    fn: Callable[..., PyTree]
+    of: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class MetricSpec:
     """A declared metric.
 
     Attributes:
         name: Its key in the results.
-        metric: A name, a `Metric`, a function, a class with the CLU protocol, or `BatchMean`.
+        metric: A name, a `Metric`, a function, a class with the CLU protocol, `BatchMean` or
+            `Derived`.
         accumulate: None, one of `reductions.NAMES`, or ``(acc, obs, i) -> acc``.
         fields: Names, or a function of outputs and step state, merged into one dict.
         per: Whether a function returns one value per example or one per batch.
@@ -80,7 +94,7 @@ class MetricSpec:
     """
 
     name: str
-    metric: MetricLike | BatchMean
+    metric: MetricLike | BatchMean | Derived
     accumulate: AccumulateLike = None
     fields: tuple[str, ...] | FieldsFn = DEFAULT_FIELDS
     per: Per = None

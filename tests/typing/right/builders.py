@@ -21,6 +21,8 @@ chained = (
     loop.metric("accuracy")
     .metric("mean_squared_error", "mse")
     .metric(lambda x: x, "mean", None, ["x"])
+    .derive("error", lambda accuracy: 1 - accuracy, of="accuracy")
+    .derive("both", lambda a, b: [a, b], of=("accuracy", "mse"))
     .metric(jl.metrics.top_k_categorical_accuracy(k=3), "top", "running_average")
     .log(message, event="epoch_completed")
     .early_stop("mean", mode="max", patience=2, restore_best=True)
