@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from jaxloop._supervised.models import Model
     from jaxloop.errors import JaxloopError, Terminated
     from jaxloop.metrics import Metric
+    from jaxloop.metrics.windows import window
 
 check_no_foreign_files(Path(__file__).parent)
 
@@ -68,6 +69,7 @@ __all__ = [
     "serialize_state",
     "train_step",
     "trainer",
+    "window",
 ]
 
 # Where each name lives. A module is imported when one of its names is first used, so that
@@ -85,6 +87,7 @@ _HOMES = {
     "_supervised.models": ("Model",),
     "errors": ("JaxloopError", "Terminated"),
     "metrics": ("Metric",),
+    "metrics.windows": ("window",),
 }
 _MODULES = ("datasets", "errors", "handlers", "losses", "metrics", "optimizers")
 

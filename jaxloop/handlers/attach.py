@@ -155,7 +155,8 @@ def metric(
             The value is averaged like the result of a function.
         name: Its key in ``state.metrics``.
         accumulate: None for the metric's own accumulator, or "running_average", "running_sum",
-            "running_min", "running_max", "last", or ``(acc, obs, i) -> acc``.
+            "running_min", "running_max", "last", ``jl.window(n)`` for the mean over the last ``n``
+            iterations, or ``(acc, obs, i) -> acc``.
         transform_or_fields: Names of values that the step reports or, failing that, carries in its
             state. Or a function of both, merged into one dict, that returns the list of arguments.
         per: What the result of a function, or a reported value, stands for. "example" means

@@ -21,11 +21,12 @@ from jaxloop.metrics import classification, loss_metrics, reductions, regression
 from jaxloop.metrics.clu_protocol import CluMetric
 from jaxloop.metrics.metric import Metric
 from jaxloop.metrics.reductions import AccumulateFn, AccumulateName
+from jaxloop.metrics.windows import Window
 
 MetricLike: TypeAlias = str | Metric | Callable[..., PyTree] | type[CluMetric]
 """A name of a built-in metric or of a reported value, a `Metric`, a function, or a CLU class."""
 
-AccumulateLike: TypeAlias = AccumulateName | AccumulateFn | None
+AccumulateLike: TypeAlias = AccumulateName | Window | AccumulateFn | None
 """How to combine the values of the batches. None uses the metric's own accumulator."""
 
 FieldsFn: TypeAlias = Callable[[dict[str, PyTree]], list[PyTree] | tuple[PyTree, ...]]
@@ -87,7 +88,7 @@ class MetricSpec:
         name: Its key in the results.
         metric: A name, a `Metric`, a function, a class with the CLU protocol, `BatchMean` or
             `Derived`.
-        accumulate: None, one of `reductions.NAMES`, or ``(acc, obs, i) -> acc``.
+        accumulate: None, one of `reductions.NAMES`, a `Window`, or ``(acc, obs, i) -> acc``.
         fields: Names, or a function of outputs and step state, merged into one dict.
         per: Whether a function returns one value per example or one per batch.
         where: The name of a mask, a function that returns one, or None.
@@ -159,7 +160,7 @@ def declare(
         name: Its key in the results. The default is the metric's own name.
         accumulate: None (the metric's own accumulator, or the average of a function's values),
             ``"running_average"``, ``"running_sum"``, ``"running_min"``, ``"running_max"``,
-            ``"last"``, or ``(acc, obs, i) -> acc``.
+            ``"last"``, a `window`, or ``(acc, obs, i) -> acc``.
         transform_or_fields: Names of outputs or parts of the step state, or a function of both,
             merged into one dict, that returns the list of arguments.
         per: "example" or "batch", what the result of a function, or a reported value, stands for.
@@ -275,11 +276,12 @@ def _checked_accumulate(accumulate: AccumulateLike) -> AccumulateLike:
         if accumulate not in reductions.NAMES:
             raise errors.unknown_name("accumulate", accumulate, reductions.NAMES)
         return accumulate
-    if accumulate is None or callable(accumulate):
+    if accumulate is None or isinstance(accumulate, Window) or callable(accumulate):
         return accumulate
     raise errors.ArgumentTypeError(
-        f"accumulate must be None, a name or a function (acc, obs, i) -> acc, got {accumulate!r}",
-        fix=f"use one of: {', '.join(reductions.NAMES)}",
+        "accumulate must be None, a name, jl.window(n) or a function (acc, obs, i) -> acc, got "
+        f"{accumulate!r}",
+        fix=f"use jl.window(n) or one of: {', '.join(reductions.NAMES)}",
     )
 
 
