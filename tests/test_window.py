@@ -14,8 +14,6 @@ from jaxloop.metrics.binding import bind
 from jaxloop.metrics.declare import declare, declare_batch_mean
 from jaxloop.metrics.exact_int import host_rows
 
-KINDS = ["none", "bool", "int32", "float32"]
-
 
 def batch(rng, num, kind):
     y_true = rng.integers(0, 2, num).astype(np.int32)
@@ -81,9 +79,8 @@ def loop_of(how):
     return loop.replace(metrics=(*loop.metrics, declare_batch_mean("loss", "loss")))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("n", [1, 3, 20])
-def test_each_kind_of_metric_is_exact_after_each_iteration(kind, n):
+@pytest.mark.parametrize("n, kind", [(1, "none"), (3, "bool"), (3, "float32"), (20, "int32")])
+def test_each_kind_of_metric_is_exact_after_each_iteration(n, kind):
     data = batches(kind)
     loop = loop_of(jl.window(n))
     specs = [spec if spec.name != "loss" else None for spec in loop.metrics]
@@ -108,10 +105,9 @@ def test_each_kind_of_metric_is_exact_after_each_iteration(kind, n):
 
 
 def test_a_long_window_is_the_running_average():
-    for kind in ("none", "float32"):
-        data = batches(kind)
-        longest = loop_of(jl.window(len(data))).run(data).history[0]
-        assert longest == loop_of("running_average").run(data).history[0]
+    data = batches("float32")
+    longest = loop_of(jl.window(len(data))).run(data).history[0]
+    assert longest == loop_of("running_average").run(data).history[0]
 
 
 def test_what_leaves_the_window_leaves_no_trace():
@@ -181,7 +177,7 @@ def test_a_resumed_epoch_has_the_same_bits():
     loop = loop_of(jl.window(3))
     expected, states = rows(loop, data), []
     loop.handle("iteration_completed", lambda s: states.append(s)).run(data)
-    for i in (0, 1, 4, 7):
+    for i in (0, 4, 7):
         restored = jl.deserialize_state(jl.serialize_state(states[i]), like=states[i])
         got = rows(loop.from_state(restored), data)
         assert repr(got) == repr(expected[i + 1 :])

@@ -21,6 +21,7 @@ chained = (
     loop.metric("accuracy")
     .metric("mean_squared_error", "mse")
     .metric(lambda x: x, "mean", None, ["x"])
+    .metric("loss", accumulate=jl.window(100))
     .derive("error", lambda accuracy: 1 - accuracy, of="accuracy")
     .derive("both", lambda a, b: [a, b], of=("accuracy", "mse"))
     .metric(jl.metrics.top_k_categorical_accuracy(k=3), "top", "running_average")
