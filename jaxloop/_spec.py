@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from jaxloop._core.events import Event, StatusLike
@@ -257,6 +257,9 @@ class Task(Protocol):
 
     def statics(self) -> Mapping[str, str]:
         """Returns what the model is made of besides its arrays; see `State.statics`."""
+
+    def check_data(self, data: Any, reported: Collection[str]) -> None:
+        """Raises if a step that reports these names counts padding in ``data`` as examples."""
 
     def eval_state(self, step_state: PyTree) -> PyTree:
         """Returns the step state of the evaluation, made from that of the training.

@@ -237,7 +237,9 @@ def _specialize(parts: Parts, sample: Batch) -> None:
     """Finds the program for the sample. The shapes of step, loss and metrics are checked here."""
     parts.activity.now = ("while checking the step and its metrics on the first batch",)
     check_axes(parts.carry.step_state)
-    parts.blocks.specialize(sample, parts.carry.step_state)
+    program = parts.blocks.specialize(sample, parts.carry.step_state)
+    if parts.spec.task is not None:
+        parts.spec.task.check_data(parts.source.iterable, program.reported)
     # Again, because the names of a metric of several outputs depend on the outputs.
     check_watched_metrics(parts.spec, parts.blocks.metric_names)
 

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
+
 from jaxloop import errors
 from jaxloop._core.types import PyTree
 from jaxloop.metrics.declare import MetricSpec, names, per_without_function
 from jaxloop.metrics.inputs import Inputs
+
+OF_A_STEP = frozenset({"gradient_norm", "update_norm", "parameter_norm", "learning_rate"})
+"""The scalars of these names belong to a step, not to its examples, so weights do not apply."""
 
 
 def resolved(spec: MetricSpec, inputs: Inputs) -> MetricSpec:
@@ -30,7 +35,10 @@ def resolved(spec: MetricSpec, inputs: Inputs) -> MetricSpec:
     is_built_in = name in names()
     fields = () if callable(spec.fields) else spec.fields
     if name in inputs.named and not (is_built_in and all(f in inputs.named for f in fields)):
-        return dataclasses.replace(spec, metric=_reported, fields=(name,))
+        per = spec.per
+        if per is None and name in OF_A_STEP and jnp.shape(inputs.named[name]) == ():
+            per = "batch"
+        return dataclasses.replace(spec, metric=_reported, fields=(name,), per=per)
     if not is_built_in:
         raise errors.unknown_name("metric", name, [*names(), *map(str, inputs.named)])
     if spec.per is not None:
