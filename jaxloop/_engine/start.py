@@ -334,6 +334,7 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
         return
     program = parts.blocks.program
     start = RunStart(
+        parts.spec,
         make(Snapshot, parts.progress.to_snapshot()),
         abstract(parts.carry.step_state),
         {} if program is None else _values_of(program.metrics),
@@ -344,6 +345,9 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
         if one.open is not None:
             parts.activity.now = ("while preparing the handler `{}`", one.name)
             parts.opened[id(one)] = one.open(start)
+    if program is not None:
+        # Again, because opening a handler may show which metrics it adds.
+        check_watched_metrics(parts.spec, parts.blocks.metric_names)
 
 
 def _values_of(metrics: Metrics) -> dict[str, PyTree]:
