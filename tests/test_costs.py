@@ -195,7 +195,7 @@ def test_who_watches_does_not_enter_the_program():
         MEAN.handle("iteration_completed", lambda s: None, jl.every(3))
         .observe("all", lambda s: None)
         .log(lambda s: "", filter=jl.every_seconds(1))
-        .early_stop("mean")
+        .early_stop("mean", mode="min")
         .handle("iteration_started", lambda s: None, lambda state: True)
     )
     assert lowered(watched, DATA) == lowered(MEAN, DATA)

@@ -81,11 +81,24 @@ def handlers(draw):
 
 
 def step(batch, total):
-    return jl.emit((3 * total + jnp.sum(batch)) % 65536, s=jnp.sum(batch))
+    both = jnp.stack([batch, batch + 1], axis=1)  # (batch, 2), with a mask of the same shape
+    s = jnp.sum(batch)
+    return jl.emit((3 * total + s) % 65536, s=s, both=both, mask=both % 3 != 0)
 
 
 # One loop for all examples: what was compiled once serves the others.
-BASE = jl.loop(step).metric(lambda s: s.astype(jnp.float32), "sum", "running_sum", ["s"])
+BASE = (
+    jl.loop(step)
+    .metric(lambda s: s.astype(jnp.float32), "sum", "running_sum", ["s"])
+    .metric("s", "recent", jl.window(3))
+    .metric("both", "masked", "running_sum", where="mask")
+    .derive("twice", lambda total: 2 * total, of="sum")
+)
+
+
+def numbers(metrics):
+    """The metrics as numbers. Before the first update, a mean is NaN here and 0 there."""
+    return {name: float(np.nan_to_num(value)) for name, value in metrics.items()}
 
 
 @settings(
@@ -120,7 +133,6 @@ def test_driver_does_what_the_interpreter_does(
 
     def seen(name, state):
         event = state.event
-        value = float(np.nan_to_num(state.metrics["sum"]))
         trace.append(
             (
                 name,
@@ -129,7 +141,7 @@ def test_driver_does_what_the_interpreter_does(
                 state.iteration,
                 state.step,
                 state.event_counts[event],
-                value,
+                numbers(state.metrics),
             )
         )
 
@@ -152,8 +164,7 @@ def test_driver_does_what_the_interpreter_does(
     assert int(state.step_state) == expected.total
     assert (state.epoch, state.iteration, state.step) == (expected.epoch, 0, expected.step)
     assert (state.status, state.halted_by) == (expected.status, expected.halted_by)
-    history = {e: float(np.nan_to_num(m["sum"])) for e, m in state.history.items()}
-    assert history == expected.history
+    assert {e: numbers(metrics) for e, metrics in state.history.items()} == expected.history
     assert set(state.times) == set(expected.history)
 
 

@@ -28,9 +28,9 @@ from jaxloop._data.source import KEEPS_POSITION
 from jaxloop._engine import fitting
 from jaxloop._engine.clock import now
 from jaxloop._engine.parts import Parts
-from jaxloop._engine.watched import check_watched_metrics
+from jaxloop._engine.watched import check_watched_metrics, known_better, warn_of_unknown
 from jaxloop._program.block import Program
-from jaxloop._spec import Handler, PreparedInit, RunStart
+from jaxloop._spec import CheckpointTrigger, Handler, PreparedInit, RunStart
 from jaxloop.errors import DataError, SerializationError
 from jaxloop.metrics.binding import Metrics
 
@@ -329,8 +329,9 @@ def _num_consumed(parts: Parts) -> int:
 
 def _open_handlers(parts: Parts, sample: Batch | None) -> None:
     """Lets handlers check what they need, and prepare it, now that the first state is known."""
-    handlers = [one for one in parts.spec.attachments if isinstance(one, Handler)]
-    if all(one.open is None for one in handlers):
+    spec = parts.spec
+    openable = [one for one in spec.attachments if isinstance(one, Handler | CheckpointTrigger)]
+    if all(one.open is None for one in openable):
         return
     program = parts.blocks.program
     start = RunStart(
@@ -339,11 +340,16 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
         {} if program is None else _values_of(program.metrics),
         parts.source.iterable,
         None if sample is None else sample.value,
+        known_better(spec),
     )
-    for one in handlers:
-        if one.open is not None:
-            parts.activity.now = ("while preparing the handler `{}`", one.name)
+    for one in openable:
+        parts.activity.now = ("while preparing the handler `{}`", one.name)
+        if isinstance(one, Handler) and one.open is not None:
             parts.opened[id(one)] = one.open(start)
+        elif isinstance(one, CheckpointTrigger) and one.open is not None:
+            parts.deciding[id(one)] = one.open(start)
+    parts.activity.now = ("while checking the modes of the handlers",)
+    warn_of_unknown(openable, start)
 
 
 def _values_of(metrics: Metrics) -> dict[str, PyTree]:
