@@ -2,7 +2,7 @@
 
 It shares no code with the driver. A loop here is: batches of numbers, handlers, observers. A
 handler is ``(events, name, predicate(total, epoch), action)`` with an action of None, "halt_epoch"
-or "halt_loop".
+or "halt_loop". ``epochs`` and ``steps`` are totals, and None is no bound.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ class Reference:
     that three does not divide.
     """
 
-    def __init__(self, batches, epochs, iterations, handlers, observers):
+    def __init__(self, batches, epochs, iterations, handlers, observers, steps=None):
         self.batches, self.epochs, self.iterations = batches, epochs, iterations
+        self.steps = steps
         self.handlers, self.observers = handlers, observers
         self.counts = {event: [0, 0] for event in EVENTS}
         self.epoch = self.iteration = self.step = self.total = 0
@@ -82,10 +83,24 @@ class Reference:
         if halt is not None and event not in ("halted", "completed"):
             raise halt
 
+    def remains(self):
+        epochs_remain = self.epochs is None or self.epoch < self.epochs
+        return epochs_remain and (self.steps is None or self.step < self.steps)
+
+    def go_on(self, epochs, steps):
+        """A second run, from the state of the first, with other totals."""
+        self.epochs, self.steps = epochs, steps
+        if not self.remains():
+            return self
+        self.status, self.halted_by, self.sum = "running", None, 0.0
+        for event in ("started", "completed", "halted"):
+            self.counts[event] = [0, 0]
+        return self.run()
+
     def run(self):
         try:
             self.fire("started")
-            for _ in range(self.epochs):
+            while self.remains():
                 self.one_epoch()
         except Halt:
             self.fire("halted")
@@ -102,6 +117,8 @@ class Reference:
         try:
             self.fire("epoch_started")
             for batch in self.batches[: self.iterations]:
+                if self.step == self.steps:
+                    break
                 self.fire("iteration_started")
                 self.total = (3 * self.total + sum(batch)) % 65536
                 self.seen_batches.append(batch)

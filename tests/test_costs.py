@@ -185,7 +185,7 @@ def test_validation_reuses_its_executable():
 
 
 def lowered(loop, data):
-    parts = Parts.of(loop, data, RunOptions.of(1, None, True, "auto", False, False))
+    parts = Parts.of(loop, data, RunOptions.of({}))
     begin(parts, 0.0)
     return parts.blocks.program.lower(parts.carry.values, parts.blocks.sample.value).as_text()
 

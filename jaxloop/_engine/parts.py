@@ -71,11 +71,9 @@ class Parts:
             ArgumentTypeError: ``data`` is not iterable.
         """
         interrupts, activity, clock = Interrupts(), Activity(), RunClock()
-        source = DataSource(
-            data, epochs=options.epochs, iterations=options.iterations, interrupts=interrupts
-        )
+        source = DataSource(data, options.bounds, interrupts)
         prefetcher = Prefetcher(source)
-        progress = Progress(options.epochs, options.iterations)
+        progress = Progress(options.bounds)
         carry = Carry(donates=options.jit is not None)
         observers = Observers(spec.attachments, progress, clock, activity)
         blocks = Blocks(spec, options, progress, carry, prefetcher, observers, clock, activity)
