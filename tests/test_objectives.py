@@ -343,6 +343,18 @@ def test_an_objective_that_returns_the_wrong_thing(name):
     assert not events
 
 
+def test_an_objective_is_the_whole_loss():
+    for make in (
+        lambda: trainer(PAIR, [(classify, 1.0)]),
+        lambda: trainer(PAIR, classify).metric(classify, "again"),
+    ):
+        with pytest.raises(ArgumentTypeError, match="inside another objective"):
+            make()
+    with pytest.raises(TypeError) as caught:
+        trainer(PAIR, lambda model, batch: model(batch[0])).run(DATA)
+    assert any("@jl.objective" in note for note in caught.value.__notes__)
+
+
 def test_padding_must_be_known_to_an_objective():
     padded = jl.batches({"x": X, "y": Y}, 8, pad=True)
 

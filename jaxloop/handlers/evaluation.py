@@ -24,7 +24,8 @@ from jaxloop._core.types import BatchFn, Better, PyTree
 from jaxloop._spec import LoopSpec, Task
 from jaxloop.errors import ArgumentError, ArgumentTypeError, UnknownNameError, first_line
 from jaxloop.metrics import SKIPPED
-from jaxloop.metrics.declare import MetricLike, MetricSpec, declare
+from jaxloop.metrics.declare import EachScalar, MetricLike, MetricSpec, declare
+from jaxloop.metrics.names import better_by_name
 
 EvalStepFn: TypeAlias = Callable[[PyTree, Any], Mapping[str, PyTree] | Emission[Any]]
 """``(batch, step_state)`` -> what the metrics of an evaluation read, by name."""
@@ -136,7 +137,9 @@ class Evaluation:
         """
         declared = self.declared(loop)
         names = self._names.get(declared)
-        return _better(declared) if names is None else dict.fromkeys(names)
+        if names is None and any(isinstance(one.metric, EachScalar) for one in declared):
+            return None
+        return better_by_name(declared, names)
 
     def of(self, loop: LoopSpec) -> LoopSpec:
         """Returns the loop that evaluates the metrics of ``loop``.
@@ -186,7 +189,3 @@ def no_metrics(why: str) -> ArgumentError:
         f"there must be a metric to evaluate, got none: {why}",
         fix="call .metric(...), before or after .validate(...), or pass metrics= to validate",
     )
-
-
-def _better(declared: tuple[MetricSpec, ...]) -> dict[str, Better | None] | None:
-    return {one.name: None for one in declared}

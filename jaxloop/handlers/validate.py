@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import jax
 
@@ -33,6 +33,9 @@ from jaxloop.errors import ArgumentError, ArgumentTypeError, DataError, JaxloopE
 from jaxloop.handlers.evaluation import EvalStepFn, Evaluation, StepTask, no_metrics, own_metrics
 from jaxloop.handlers.first_batch import END, first_batch, same_random_numbers
 from jaxloop.metrics.declare import MetricLike
+
+_LOOK_AHEAD: Final = 100_000
+"""How many epochs ahead the first validation is searched for."""
 
 
 def validate(
@@ -276,10 +279,14 @@ class _Validation:
 
     def _first_epoch(self, start: RunStart) -> int | None:
         """Returns the first epoch that is validated, or None if there is none or it is unknown."""
-        epoch = start.snapshot.epoch
-        total, _ = start.snapshot.event_counts[Event.EPOCH_COMPLETED]
+        snapshot = start.snapshot
+        epoch, (total, _) = snapshot.epoch, snapshot.event_counts[Event.EPOCH_COMPLETED]
+        # Each epoch has at least one step.
+        most = _LOOK_AHEAD if snapshot.max_step is None else snapshot.max_step - snapshot.step
+        if snapshot.max_epoch is not None:
+            most = snapshot.max_epoch - epoch
         if self._counts_epochs:
-            for ahead in range((start.snapshot.max_epoch or 0) - epoch):
+            for ahead in range(min(most, _LOOK_AHEAD)):
                 if self.filter.matches(Firing(total + ahead + 1, 1)):
                     return epoch + ahead
         return None

@@ -1,6 +1,7 @@
-"""The meaning of a metric's name: a built-in metric, or a value that the step reports.
+"""The meaning of a metric: which metric a name is, and which values of a metric are better.
 
     spec = resolved(declare("kl"), inputs)      # averages what the step reports as "kl"
+    better_of(declare("accuracy"))              # "max"
 
 Invariant: a built-in metric takes precedence if the step reports or carries its fields.
 """
@@ -8,12 +9,20 @@ Invariant: a built-in metric takes precedence if the step reports or carries its
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax.numpy as jnp
 
 from jaxloop import errors
-from jaxloop._core.types import PyTree
-from jaxloop.metrics.declare import MetricSpec, names, per_without_function
+from jaxloop._core.types import Better, PyTree
+from jaxloop.metrics.declare import (
+    BatchMean,
+    EachScalar,
+    MetricSpec,
+    named_metric,
+    names,
+    per_without_function,
+)
 from jaxloop.metrics.inputs import Inputs
 
 OF_A_STEP = frozenset({"gradient_norm", "update_norm", "parameter_norm", "learning_rate"})
@@ -44,6 +53,59 @@ def resolved(spec: MetricSpec, inputs: Inputs) -> MetricSpec:
     if spec.per is not None:
         raise per_without_function(name, spec.per)
     return spec
+
+
+def names_of_value(value: str) -> list[str]:
+    """Returns the names that the metric of a value may have, beginning with the longest.
+
+    A metric of several outputs has a value for each, under its name and the path of the output.
+
+    Example:
+        >>> names_of_value("accuracy/head/0")
+        ['accuracy/head/0', 'accuracy/head', 'accuracy']
+    """
+    parts = value.split("/")
+    return ["/".join(parts[:end]) for end in range(len(parts), 0, -1)]
+
+
+def better_of(spec: MetricSpec) -> Better | None:
+    """Returns which values of a metric are better, or None if that is unknown.
+
+    It is known for built-in metrics, losses, and metrics with `Metric.better`. A value that a step
+    reports under the name of a built-in metric is taken for that metric.
+
+    Example:
+        >>> from jaxloop.metrics.declare import declare
+        >>> better_of(declare("accuracy")), better_of(declare("huber")), better_of(declare(max))
+        ('max', 'min', None)
+    """
+    metric = spec.metric
+    if callable(spec.accumulate):
+        return None
+    if isinstance(metric, BatchMean):
+        return "min"  # the loss of the training
+    if isinstance(metric, str):
+        if metric not in names():
+            return None
+        metric = named_metric(metric, spec.accumulate)
+    better: object = getattr(metric, "better", None)
+    return better if better == "min" or better == "max" else None
+
+
+def better_by_name(
+    specs: Iterable[MetricSpec], names: Iterable[str] | None
+) -> dict[str, Better | None]:
+    """Returns which values are better of each metric, by name. None means that it is unknown.
+
+    Args:
+        specs: The declared metrics.
+        names: The names of the values, with which the metrics of each scalar are known too.
+    """
+    found = {one.name: better_of(one) for one in specs if not isinstance(one.metric, EachScalar)}
+    for name in names or ():
+        if not any(one in found for one in names_of_value(name)):
+            found[name] = "min" if name == "loss" else None
+    return found
 
 
 def _reported(value: PyTree) -> PyTree:
