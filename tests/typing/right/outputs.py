@@ -47,3 +47,15 @@ final = counting.final_state([1.0], jnp.zeros(()), steps=10, fuse=2)
 assert_type(final, jl.State[jax.Array])
 assert_type(counting.output(final), int)
 assert_type(final.max_step, int | None)
+
+
+def train_step(w: jax.Array, batch: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    return w + 1, {"loss": jnp.sum(batch)}
+
+
+def eval_step(w: jax.Array, batch: jax.Array) -> dict[str, jax.Array]:
+    return {"loss": jnp.sum(batch)}
+
+
+adopted = jl.from_train_step(train_step, eval_step=eval_step, key=0).validate([1.0])
+assert_type(adopted.run([1.0], jnp.zeros(()), epochs=2), jl.State[Any])
