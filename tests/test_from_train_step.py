@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from flax import nnx
+from flax import nnx, struct
 from flax.training import dynamic_scale, train_state
 
 import jaxloop as jl
@@ -192,8 +192,8 @@ def test_the_numbers_are_those_of_the_loop_by_hand(kind):
         mean = losses[epoch * len(DATA) : (epoch + 1) * len(DATA)].mean()
         assert state.history[epoch]["loss"] == pytest.approx(mean, rel=1e-4)
     last = state.history[EPOCHS - 1]["validation_loss"]
-    jit = nnx.jit if kind == "NNX" else jax.jit
-    evaluated = [eval_of(jit(eval_step), expected, batch) for batch in DATA]
+    compiled = (nnx.jit if kind == "NNX" else jax.jit)(eval_step)
+    evaluated = [eval_of(compiled, expected, batch) for batch in DATA]
     assert last == pytest.approx(np.mean(evaluated), rel=1e-4)
     # What was passed is not changed.
     assert_close(arrays(given), before)
@@ -340,6 +340,32 @@ def test_conventions_of_nnx(step):
     assert_close(arrays(state.step_state), arrays(expected.step_state))
 
 
+@struct.dataclass
+class ModuleState:
+    model: nnx.Module
+    optimizer: nnx.Optimizer
+    step: int
+
+
+def test_modules_may_be_in_a_pytree_with_numbers():
+    def step(state, batch):
+        in_place(state.model, state.optimizer, batch)
+        return state.replace(step=state.step + 1)
+
+    expected = jl.from_train_step(in_place).run(DATA, make_small())
+    state = jl.from_train_step(step).run(DATA, ModuleState(*make_small(), 0)).step_state
+    assert state.step == len(DATA) and isinstance(state, ModuleState)
+    assert_close(arrays((state.model, state.optimizer)), arrays(expected.step_state))
+
+
+def test_handlers_see_what_is_carried():
+    seen = []
+    loop = jl.from_train_step(in_place, key=None).handle("epoch_completed", seen.append)
+    final = loop.run(DATA, make_small())
+    assert_close(seen[0].step_state.nnx_variables[0]["bias"][...], final.step_state[0].bias[...])
+    assert_close(arrays(loop.output(seen[0]).step_state), arrays(final.step_state))
+
+
 def test_shared_variables_stay_shared():
     class Tied(nnx.Module):
         def __init__(self, rngs):
@@ -368,7 +394,7 @@ def test_jit_inside_costs_and_warns_nothing():
 
 
 def test_nnx_jit_that_must_stay_warns_once():
-    with pytest.warns(UserWarning, match="train_step runs under nnx.jit") as caught:
+    with pytest.warns(UserWarning, match="train_step stays under nnx.jit") as caught:
         loop = jl.from_train_step(has_a_static_argument)
     assert len(caught) == 1
     expected = jl.from_train_step(in_place).run(DATA, make_small())
@@ -482,6 +508,27 @@ MISTAKES = {
         make_modules,
         "must not change attributes of modules(?s:.*)in_features from 3 to 4",
     ),
+    "modules and something else": (
+        lambda model, optimizer, metrics, b: (model, optimizer, metrics, 1.0),
+        make_modules,
+        "must return the modules that it got, or a pair of it and metrics, got a tuple of 4",
+    ),
+    "a module of another form": (
+        lambda model, optimizer, metrics, b: (optimizer, model, metrics),
+        make_modules,
+        "must not create variables",
+    ),
+    "too few arguments": (lambda w: w, W, "must take 2 .state, batch. arguments, got the sig"),
+    "too many arguments": (
+        nnx_step,
+        lambda: make_modules()[:2],
+        "must take 2 .state, batch. or 3 .each module, batch. arguments",
+    ),
+    "text as a metric": (
+        lambda w, b: (w, {"a": "text"}),
+        W,
+        r"must report arrays and numbers, got a str \('text'\) in 'a'",
+    ),
     "a loss and something else": (
         lambda model, optimizer, metrics, b: (jnp.zeros(()), b[0]),
         make_modules,
@@ -506,6 +553,27 @@ def test_mistakes_before_the_first_step(case):
         assert isinstance(info.value, jl.JaxloopError)
 
 
+def test_a_module_outside_of_the_state_is_named_in_a_note():
+    model, _ = make_small()
+
+    def step(w, batch):
+        model.bias[...] += 1
+        return w
+
+    with pytest.raises(Exception, match="different trace level") as info:
+        jl.from_train_step(step).run(DATA, 0.0)
+    assert any("not in its state" in note for note in info.value.__notes__)
+
+
+def test_modules_cannot_take_the_place_of_what_is_carried():
+    loop = jl.from_train_step(in_place)
+    state = loop.run(DATA, make_small())
+    changed = state.replace(step_state=state.step_state)
+    with pytest.raises(jl.JaxloopError, match="got NNX modules(?s:.*)loop.run.data, modules."):
+        loop.from_state(changed).run(DATA, epochs=2)
+    assert loop.run(DATA, state.step_state).step == state.step
+
+
 @pytest.mark.parametrize("key", ["a", 1.5, True, jnp.zeros(2)])
 def test_wrong_keys(key):
     with pytest.raises(jl.JaxloopError, match="key must be a key or a seed"):
@@ -519,6 +587,8 @@ def test_wrong_steps():
         jl.from_train_step(pair_step, eval_step=3)
     with pytest.raises(jl.JaxloopError, match="must not be under jax.pmap"):
         jl.from_train_step(jax.pmap(pair_step))
+    with pytest.raises(jl.JaxloopError, match="got nnx.cached_partial, which holds them"):
+        jl.from_train_step(nnx.cached_partial(nnx.jit(in_place), *make_small()))
     with pytest.raises(jl.JaxloopError, match="no model to evaluate(?s:.*)eval_step="):
         jl.from_train_step(pair_step).validate(DATA)
     loop = jl.from_train_step(pair_step, eval_step=lambda state, batch: None).validate(DATA)

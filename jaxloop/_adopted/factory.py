@@ -42,6 +42,8 @@ def from_train_step(
             is reported as ``loss``. Each reported scalar becomes a metric of its name, averaged
             over the examples of an epoch. For NNX, it may also be ``train_step(model, optimizer,
             batch)``, which changes its modules in place and returns only the metrics, or nothing.
+            An `nnx.MultiMetric` is carried from epoch to epoch, so its values are not those of an
+            epoch.
         eval_step: ``eval_step(state, batch)`` returns metrics, in the same conventions.
             `Loop.validate` then needs only data.
         key: A `jax.random.key` or a seed. The step then gets a key as its third argument (after the

@@ -73,8 +73,9 @@ class Modules:
         """Returns whether a result has the form of these modules."""
         if not has_modules(result):
             return False
-        _, variables = nnx.split(result)
-        return bool(structure(variables) == structure(self.nnx_variables))
+        definition, variables = _split(result)
+        same_root = definition.nodes[:1] == self._graph.definition.nodes[:1]
+        return bool(same_root and structure(variables) == structure(self.nnx_variables))
 
     def after(self, state: Any) -> Modules:
         """Returns these modules after a step has changed them to ``state``.
@@ -82,7 +83,7 @@ class Modules:
         Raises:
             StructureError: The step created or deleted a variable, or changed an attribute.
         """
-        definition, variables = nnx.split(state)
+        definition, variables = _split(state)
         if definition != self._graph.definition:
             self._check_graph(definition, variables)
         return Modules(self._graph, variables)
@@ -117,19 +118,25 @@ class Modules:
 
 def split(state: Any) -> Modules:
     """Returns NNX modules, or a pytree of them and of arrays, as `Modules`."""
+    definition, variables = _split(state)
+    return Modules(_Graph(definition), variables)
 
+
+def _split(state: Any) -> tuple[Any, PyTree]:
     def one(leaf: Any) -> Any:
         # A Python number would be a static attribute of the graph, and so never change.
         return as_array(leaf) if isinstance(leaf, bool | int | float | complex) else leaf
 
     is_node = (nnx.Pytree, nnx.Variable)
-    state = jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, is_node))
-    definition, variables = nnx.split(state)
-    return Modules(_Graph(definition), variables)
+    definition, variables = nnx.split(
+        jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, is_node))
+    )
+    return definition, variables
 
 
 def _paths(variables: PyTree) -> set[str]:
+    value = jax.tree_util.GetAttrKey("value")  # the array of a variable
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+        jax.tree_util.keystr(tuple(key for key in path if key != value), simple=True, separator="/")
         for path, _ in jax.tree_util.tree_leaves_with_path(variables)
     }

@@ -51,6 +51,23 @@ def reported(name: str, metrics: Any) -> dict[str, PyTree]:
         >>> reported("train_step", 0.5)
         {'loss': 0.5}
     """
+    named = _by_name(metrics)
+    if named is not None:
+        for value, leaf in ((key, one) for key in named for one in jax.tree.leaves(named[key])):
+            if not (isinstance(leaf, bool | int | float | complex) or hasattr(leaf, "dtype")):
+                raise ArgumentTypeError(
+                    f"{name} must report arrays and numbers, got {in_words(leaf)} in {value!r}",
+                    fix="report numbers, and keep everything else out of the compiled step",
+                )
+        return named
+    raise ArgumentTypeError(
+        f"{name} must report metrics as a dict, a named tuple or a dataclass, or a scalar loss, "
+        f"got {described(metrics)}",
+        fix="return a dict, such as {'loss': loss, 'logits': logits}",
+    )
+
+
+def _by_name(metrics: Any) -> dict[str, PyTree] | None:
     if metrics is None:
         return {}
     if isinstance(metrics, Mapping):
@@ -59,13 +76,7 @@ def reported(name: str, metrics: Any) -> dict[str, PyTree]:
         return dict(zip(metrics._fields, metrics, strict=True))
     if dataclasses.is_dataclass(metrics) and not isinstance(metrics, type):
         return {one.name: getattr(metrics, one.name) for one in dataclasses.fields(metrics)}
-    if _is_scalar(metrics):
-        return {"loss": metrics}
-    raise ArgumentTypeError(
-        f"{name} must report metrics as a dict, a named tuple or a dataclass, or a scalar loss, "
-        f"got {described(metrics)}",
-        fix="return a dict, such as {'loss': loss, 'logits': logits}",
-    )
+    return {"loss": metrics} if _is_scalar(metrics) else None
 
 
 def described(value: Any) -> str:
