@@ -33,7 +33,6 @@ from jaxloop._engine.watched import check_watched_metrics, known_better, warn_of
 from jaxloop._program.block import Program
 from jaxloop._spec import CheckpointTrigger, Handler, PreparedInit, RunStart
 from jaxloop.errors import DataError, SerializationError
-from jaxloop.metrics.binding import Metrics
 
 logger = logging.getLogger("jaxloop")
 
@@ -266,6 +265,8 @@ def _specialize(parts: Parts, sample: Batch) -> None:
     program = parts.blocks.specialize(sample, parts.carry.step_state)
     if parts.spec.task is not None:
         parts.spec.task.check_data(parts.source.iterable, program.reported)
+    if program.metrics.derived:
+        program.fresh_values()  # raises if a function does not take the values
     # Again, because the names of a metric of several outputs depend on the outputs.
     check_watched_metrics(parts.spec, parts.blocks.metric_names)
 
@@ -363,7 +364,7 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
     start = RunStart(
         make(Snapshot, parts.progress.to_snapshot()),
         abstract(parts.carry.step_state),
-        {} if program is None else _values_of(program.metrics),
+        {} if program is None else _values_of(program),
         parts.source.iterable,
         None if sample is None else sample.value,
         known_better(spec),
@@ -378,7 +379,10 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
     warn_of_unknown(openable, start)
 
 
-def _values_of(metrics: Metrics) -> dict[str, PyTree]:
+def _values_of(program: Program) -> dict[str, PyTree]:
     """Returns the shapes and dtypes of the metrics' values."""
+    metrics = program.metrics
     values: dict[str, PyTree] = jax.eval_shape(lambda: metrics.compute(metrics.init()))
+    for name, _ in metrics.derived:
+        values[name] = abstract(program.fresh_values()[name])
     return values
