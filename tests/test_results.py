@@ -39,7 +39,7 @@ TRAINER = TRAINER.metric("accuracy")
 # --- the arguments -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["run", "final_state", "stream", "check"])
+@pytest.mark.parametrize("name", ["run", "final_state", "stream", "check", "replay"])
 def test_help_shows_the_arguments_and_their_defaults(name):
     parameters = inspect.signature(getattr(LOOP, name)).parameters
     shared = {n: p.default for n, p in parameters.items() if n in RunArguments.__annotations__}
@@ -52,8 +52,9 @@ def test_help_shows_the_arguments_and_their_defaults(name):
         "strict": False,
         "debug": False,
     }
-    others = ["data", "init_state", *([] if name == "final_state" else ["output_transform"])]
-    assert list(parameters) == [*others[:2], *shared, *others[2:]]
+    before = ["path", "step", "data"] if name == "replay" else ["data", "init_state"]
+    after = {"replay": ["init_state"], "final_state": []}.get(name, ["output_transform"])
+    assert list(parameters) == [*before, *shared, *after]
     assert all(type(p.annotation) is str for p in parameters.values())
 
 

@@ -137,4 +137,4 @@ def restore(
     from jaxloop._checkpoint import reader
 
     like = abstract_step_state(loop, data, init_state)
-    return reader.restore(os.fspath(path), which, like=like)
+    return reader.restore(path, which, like=like)

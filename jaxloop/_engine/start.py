@@ -76,7 +76,7 @@ def begin(parts: Parts, init_state: Any) -> State | None:
     parts.progress.statics = statics
     if spec.start is not None or parts.progress.run_id is None:
         # A run that starts from a state is a run of its own, which owns none of the checkpoints.
-        parts.progress.run_id = uuid.uuid4().hex
+        parts.progress.run_id, parts.progress.first_step = uuid.uuid4().hex, parts.progress.step
     if state is not None:
         if sample is not None:
             _specialize(parts, sample)
