@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jaxloop._factories import eval_step, evaluator, train_step, trainer
     from jaxloop._loop import Loop, loop
     from jaxloop._supervised.models import Model
+    from jaxloop._supervised.objective import objective
     from jaxloop.errors import JaxloopError, Terminated
     from jaxloop.metrics import Metric
 
@@ -61,6 +62,7 @@ __all__ = [
     "loop",
     "losses",
     "metrics",
+    "objective",
     "once",
     "only",
     "optimizers",
@@ -83,6 +85,7 @@ _HOMES = {
     "_factories": ("eval_step", "evaluator", "train_step", "trainer"),
     "_loop": ("Loop", "loop"),
     "_supervised.models": ("Model",),
+    "_supervised.objective": ("objective",),
     "errors": ("JaxloopError", "Terminated"),
     "metrics": ("Metric",),
 }

@@ -1,10 +1,9 @@
-"""Optimizers by name, and a scale that lets a handler change any optimizer's learning rate.
+"""Optimizers by name, or any of Optax, with the extra arguments that they take.
 
-    optimizer = with_scale(get("adam"))
-    state = optax.tree.set(optimizer.init(params), learning_rate_scale=jnp.float32(0.1))
+    optimizer = get("adam")
+    updates, state = optimizer.update(grads, optimizer.init(params), params, value=loss)
 
-Invariant: a scale of 1 leaves every bit of the updates unchanged. An optimizer gets only the extra
-arguments that it takes.
+Invariant: an optimizer gets only the extra arguments that it takes.
 """
 
 from __future__ import annotations
@@ -12,10 +11,9 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxloop._core.types import PyTree
@@ -167,44 +165,3 @@ def _choices(extra_args: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for number in reversed(range(len(extra_args))):
         for names in itertools.combinations(extra_args, number):
             yield {name: extra_args[name] for name in names}
-
-
-class LearningRateScaleState(NamedTuple):
-    """The factor for every update, a float32 scalar that starts at 1."""
-
-    learning_rate_scale: jax.Array
-
-
-def scale_by_learning_rate_scale() -> optax.GradientTransformation:
-    """Makes a transformation that multiplies updates by a scale in its state.
-
-    Example:
-        >>> scale_by_learning_rate_scale().init(None).learning_rate_scale
-        Array(1., dtype=float32)
-    """
-
-    def init(params: PyTree) -> LearningRateScaleState:
-        del params
-        return LearningRateScaleState(jnp.ones((), jnp.float32))
-
-    def update(
-        updates: PyTree, state: LearningRateScaleState, params: PyTree = None
-    ) -> tuple[PyTree, LearningRateScaleState]:
-        del params
-        scale = state.learning_rate_scale
-        return jax.tree.map(lambda u: u * scale.astype(u.dtype), updates), state
-
-    return optax.GradientTransformation(init, update)
-
-
-def with_scale(
-    optimizer: optax.GradientTransformationExtraArgs,
-) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer followed by `scale_by_learning_rate_scale`.
-
-    Example:
-        >>> state = with_scale(get("sgd")).init(jnp.zeros(2))
-        >>> float(optax.tree.get(state, "learning_rate_scale"))
-        1.0
-    """
-    return optax.with_extra_args_support(optax.chain(optimizer, scale_by_learning_rate_scale()))

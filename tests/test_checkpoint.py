@@ -21,6 +21,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxloop as jl
 from jaxloop.errors import CheckpointError, DataError, SerializationError
+from tests import kept_trainer
 from tests.digest import digest
 from tests.memory import held, resident_mb
 
@@ -454,6 +455,33 @@ def test_a_checkpoint_of_format_1_is_restored_for_ever_after(tmp_path):
         "step_state",
     }
     assert state.history[0].keys() == {"loss"} and state.times[0] > 0
+
+
+KEPT_TRAINER = Path(__file__).parent / "data" / "trainer_format_2"
+
+
+def test_a_trainer_of_format_2_continues_with_its_optimizer_and_its_scale(tmp_path):
+    shutil.copytree(KEPT_TRAINER, tmp_path / "kept")
+    loop, data = kept_trainer.loop(), kept_trainer.DATA
+    first = loop.run(data, epochs=0, output_transform=lambda state: state)
+    plain = jl.restore(KEPT_TRAINER)  # in plain containers, as it was saved
+    state = jl.restore(KEPT_TRAINER, like=first)
+    assert jax.tree.structure(state.step_state) == jax.tree.structure(first.step_state)
+    assert (state.epoch, state.step, int(state.step_state["num_steps"])) == (2, 8, 0)
+    assert float(state.step_state["learning_rate_scale"]) == 0.5
+    saved, scale = plain.step_state["optimizer_state"]
+    assert float(jax.tree.leaves(scale)[0]) == 0.5
+    for a, b in zip(
+        jax.tree.leaves(state.step_state["optimizer_state"]), jax.tree.leaves(saved), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    again = jl.deserialize_state(jl.serialize_state(state), like=first)
+    assert int(again.step_state["optimizer_state"][0].count) == 8
+    resumed = loop.resume(tmp_path / "kept").run(
+        data, epochs=4, output_transform=lambda state: state
+    )
+    assert resumed.step == 12 and sorted(resumed.history) == [0, 1, 2, 3]
+    assert int(resumed.step_state["optimizer_state"][0].count) == 12
 
 
 # --- where it was in the data ---

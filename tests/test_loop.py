@@ -267,7 +267,7 @@ def test_reduce_lr_scales_any_optimizer():
         "loss", factor=0.5, patience=1, min_scale=0.2, cooldown=1
     )
     state = loop.run([(x, x)], epochs=6, output_transform=lambda s: s)
-    scale = optax.tree.get(state.step_state["optimizer_state"], "learning_rate_scale")
+    scale = state.step_state["learning_rate_scale"]
     assert float(scale) == pytest.approx(0.2)
 
 

@@ -298,10 +298,8 @@ def draws_without_rng():
 
 # A model, and what its error says that jaxloop needs.
 NEEDS = {
-    "linen, an unknown stream": (Noise, "make_rng('dropout')"),
-    "linen, sow": (Sows, "sow into 'intermediates'"),
     "linen, changed in evaluation": (Counts, "an evaluation may not"),
-    "linen, made in training": (Late, "Make every variable in init too"),
+    "linen, made in training": (Late, "make every variable in init too"),
     "linen, two inputs": (TwoInputs, "as its one argument"),
     "nnx, no stream": (lambda: NoStream(nnx.Rngs(0)), "rngs=rngs"),
     "nnx, a variable in a call": (lambda: Grows(nnx.Rngs(0)), "in __init__"),
@@ -339,6 +337,13 @@ def test_an_error_says_what_jaxloop_needs(name):
     assert sentence in text
     if name != "linen, changed in evaluation":
         assert not events
+
+
+@pytest.mark.parametrize("module", [Noise, Sows])
+def test_any_random_stream_and_any_sown_collection_works(module):
+    ended = final(trainer(module()).validate(DATA), epochs=2)
+    assert np.isfinite(ended.history[1]["validation_loss"])
+    assert set(ended.step_state["model_state"]) == {"params"}
 
 
 @pytest.mark.slow

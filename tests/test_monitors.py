@@ -200,7 +200,7 @@ def test_the_learning_rate_waits_for_validations():
     )
     state = run(loop, epochs=12)
     # Values after epochs 2, 5, 8, 11: the best, reduced, cooling, reduced.
-    scale = optax.tree.get(state.step_state["optimizer_state"], "learning_rate_scale")
+    scale = state.step_state["learning_rate_scale"]
     assert float(scale) == 0.25
 
 

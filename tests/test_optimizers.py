@@ -4,6 +4,8 @@ The table below is sampled in the everyday suite. All of it: ``python -m pytest 
 tests/test_optimizers.py``.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -237,10 +239,9 @@ def check_case(name):
     assert moved > 1e-5
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     close(ours["model_state"], params)
-    # Ours is the user's own state, and the scale of `reduce_lr_on_plateau`.
-    found, expected = jax.tree.leaves(ours["optimizer_state"]), jax.tree.leaves(state)
-    assert len(found) == len(expected) + 1
-    for a, b in zip(found, expected, strict=False):
+    found, expected = ours["optimizer_state"], state
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
 
@@ -345,17 +346,21 @@ def test_an_optimizer_op_by_op_and_with_a_loss_scale():
 
 
 @pytest.mark.slow
-def test_schedule_free_is_validated_with_the_parameters_that_it_trains():
-    # Optax evaluates the gradient at one point and the model at another. The trainer validates and
-    # returns the parameters that it trains; the others are had from its state.
-    optimizer = contrib.schedule_free_sgd(1e-1)
-    loop = jl.trainer((init, apply), "mean_squared_error", optimizer, log=0).validate(DATA)
-    state = loop.run(DATA, epochs=2, output_transform=lambda state: state)
-    trained, optimizer_state = (state.step_state[n] for n in ("model_state", "optimizer_state"))
-    everything = (X, Y)
-    expected = loss(trained, everything)
-    np.testing.assert_allclose(state.history[1]["validation_loss"], expected, rtol=1e-5)
-    averaged = contrib.schedule_free_eval_params(optimizer_state[0], trained)
+def test_schedule_free_is_validated_and_returned_with_the_parameters_that_eval_params_names():
+    # Optax evaluates the gradient at one point and the model at another.
+    def averaged(step_state):
+        state, params = step_state["optimizer_state"], step_state["model_state"]
+        return contrib.schedule_free_eval_params(state, params)
+
     params, hand = by_hand(contrib.schedule_free_sgd(1e-1), ())
-    close(averaged, contrib.schedule_free_eval_params(hand, params))
-    assert abs(loss(averaged, everything) - expected) > 1e-4
+    expected = {None: params, averaged: contrib.schedule_free_eval_params(hand, params)}
+    assert abs(loss(expected[None], (X, Y)) - loss(expected[averaged], (X, Y))) > 1e-4
+    for eval_params, found in expected.items():
+        optimizer = contrib.schedule_free_sgd(1e-1)
+        make = functools.partial(jl.trainer, (init, apply), "mean_squared_error", optimizer, log=0)
+        loop = make(eval_params=eval_params).validate(DATA)
+        state = loop.run(DATA, epochs=2, output_transform=lambda state: state)
+        np.testing.assert_allclose(
+            state.history[1]["validation_loss"], loss(found, (X, Y)), rtol=1e-5
+        )
+        close(loop.run(DATA, epochs=2), found)

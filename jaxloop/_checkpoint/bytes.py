@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxloop._checkpoint.dtypes import leaf_dtype
+from jaxloop._checkpoint.older import as_now, as_saved
 from jaxloop._checkpoint.packing import is_key
 from jaxloop._checkpoint.parsing import parse
 from jaxloop._checkpoint.record import (
@@ -149,7 +150,8 @@ def deserialize_state(
     own_bytes = record.get("own_bytes")
     if own_bytes is None or record.get("trees") != list(record["leaves"]):
         raise _damaged("they do not say what they consist of")
-    step_like = jax.tree.map(_as_array, step_state_of(like))
+    present = jax.tree.map(_as_array, step_state_of(like))
+    step_like = as_saved(record, present)
     if record.get("own"):
         if deserialize_step_state is None:
             raise SerializationError(
@@ -177,8 +179,8 @@ def deserialize_state(
     state = unpack(record, trees)
     if record.get("own"):
         assert deserialize_step_state is not None
-        state = state.replace(step_state=deserialize_step_state(own))
-    return state
+        return state.replace(step_state=deserialize_step_state(own))
+    return as_now(state, present)
 
 
 # --- the leaves ----------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from jaxloop._checkpoint.dtypes import leaf_dtype
 from jaxloop._checkpoint.layout import Entry, check_readable, entries, unfinished
 from jaxloop._checkpoint.lock import FolderLock
 from jaxloop._checkpoint.names import UNFINISHED, check_path
+from jaxloop._checkpoint.older import as_now, as_saved
 from jaxloop._checkpoint.orbax_io import restore_trees, stored_tree
 from jaxloop._checkpoint.packing import is_array
 from jaxloop._checkpoint.record import (
@@ -233,7 +234,9 @@ def _load(entry: Entry, like: PyTree) -> State[Any]:
             is_leaf=lambda leaf: hasattr(leaf, "shape"),
         )
 
+    present = like
     if like is not None:
+        like = as_saved(record, like)
         if record.get("reshaped"):
             saved = record["leaves"]["step_state"]
             like = reshaped(like, saved, stored("step_state"), record["reshaped"])
@@ -253,7 +256,7 @@ def _load(entry: Entry, like: PyTree) -> State[Any]:
     # Afterwards, because arrays of another dtype are no damage. Older formats have no digests.
     if "digests" in record:
         check_digests(record["digests"], trees, f"the checkpoint {entry.folder}")
-    return state
+    return as_now(state, present)
 
 
 def _host_shape(shape: Any, dtype: Any) -> np.ndarray[Any, Any]:

@@ -113,9 +113,9 @@ def evidence_of(
 def _worst(labels: Labels, weight: ArrayLike | None) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns whether all labels are classes, one that is not, and the number of classes."""
     wrong = ~labels.valid
-    if weight is not None and jnp.shape(weight) == wrong.shape[:1]:
+    if weight is not None and jnp.shape(weight) == wrong.shape[: jnp.ndim(weight)]:
         present = jnp.asarray(weight).astype(jnp.bool_)
-        wrong &= present.reshape(-1, *(1,) * (wrong.ndim - 1))
+        wrong &= present.reshape(*present.shape, *(1,) * (wrong.ndim - present.ndim))
     # A first number makes the arrays nonempty.
     wrong = jnp.concatenate([jnp.zeros(1, jnp.bool_), wrong.reshape(-1)])
     numbers = jnp.concatenate([jnp.zeros(1, labels.numbers.dtype), labels.numbers.reshape(-1)])

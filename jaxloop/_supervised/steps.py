@@ -1,85 +1,95 @@
-"""The supervised steps: a model, a loss and an optimizer as ``(init_fn, step_fn)``.
+"""The supervised steps: a model, a loss and an optimizer as ``(init_fn, step_fn)`` and a task.
 
-    init_fn, step_fn = make_train_step(model, "mean_squared_error", "adam")
-    state = init_fn(batch, None)
-    state = step_fn(batch, state).state
+    made = make_training(model, "mean_squared_error", "adam")
+    state = made.init_fn(batch, None)
+    state = made.step_fn(batch, state).state
 
-Invariant: gradients are those of the weighted mean over the examples of the batch. An example of
-weight 0 changes neither the loss nor the gradients, even if its targets or inputs are NaN; only a
-model that mixes examples, as batch normalization does, still sees its finite inputs. The step
-reports what a metric needs to be exact over the data set: targets, predictions, weights, and the
-mean.
+Invariant: every argument is checked here, before any data are read.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
-import optax
-from jax.typing import ArrayLike
 
 from jaxloop import losses, optimizers
-from jaxloop._core.step_result import Emission, emit
+from jaxloop._core.checks import as_number, check_callable, check_count
+from jaxloop._core.step_result import Emission
 from jaxloop._core.types import PyTree
 from jaxloop._supervised import loss_scale as loss_scales
-from jaxloop._supervised.absent import finite_where_absent
-from jaxloop._supervised.init import Evidence, SupervisedInit, evidence_of
-from jaxloop._supervised.loss_scale import LossScale, LossScaleLike
-from jaxloop._supervised.models import ModelAdapter, ModelLike, adapt, merge_state
-from jaxloop.errors import ArgumentError, DataError
-from jaxloop.losses import Loss, LossLike
-from jaxloop.metrics import SKIPPED
+from jaxloop._supervised.criterion import Criterion, PlainLoss
+from jaxloop._supervised.evaluation import StepFn
+from jaxloop._supervised.fields import BatchFields, Field, InputFields
+from jaxloop._supervised.init import Evidence, SupervisedInit
+from jaxloop._supervised.loss_scale import LossScaleLike
+from jaxloop._supervised.models import ModelAdapter, ModelLike, adapt
+from jaxloop._supervised.objective import Objective, ObjectiveCriterion
+from jaxloop._supervised.reports import Report, check_report
+from jaxloop._supervised.task import SupervisedTask
+from jaxloop._supervised.training import EvalParamsFn, Training
+from jaxloop.errors import ArgumentError, ArgumentTypeError
+from jaxloop.losses import LossLike
 from jaxloop.optimizers import OptimizerLike
 
-StepFn: TypeAlias = Callable[[PyTree, PyTree], Emission]
+CriterionLike: TypeAlias = LossLike | Objective
+"""A loss: a name, a function, one of Optax's, a list of ``(loss, weight)``, or an objective."""
 
 
-def unpack(batch: PyTree) -> tuple[PyTree, PyTree, ArrayLike | None]:
-    """Returns a supervised batch as ``(x, y, sample_weight)``, where the weight may be None.
+class SupervisedSteps(NamedTuple):
+    """The functions of a supervised loop, and how to evaluate its model."""
 
-    Raises:
-        DataError: The batch is neither a pair nor a triple.
-
-    Example:
-        >>> unpack((1, 2))
-        (1, 2, None)
-    """
-    if isinstance(batch, tuple | list):
-        if len(batch) == 2:
-            return batch[0], batch[1], None
-        if len(batch) == 3:
-            return batch[0], batch[1], batch[2]
-        got = f"a {type(batch).__name__} of {len(batch)}"
-    elif hasattr(batch, "shape"):
-        got = f"an array of shape {batch.shape}"
-    else:
-        got = f"a {type(batch).__name__}"
-    raise DataError(
-        f"a supervised batch must be (x, y) or (x, y, sample_weight), got {got}",
-        fix="pass batches (x, y); for arrays in memory, use jl.batches((x, y), batch_size)",
-    )
+    init_fn: SupervisedInit
+    step_fn: StepFn
+    task: SupervisedTask
 
 
-def make_train_step(
-    model: ModelLike | ModelAdapter,
-    loss: LossLike,
+def criterion_of(loss: CriterionLike | None, fields: BatchFields) -> Criterion:
+    """Returns the criterion for a loss or an objective."""
+    if isinstance(loss, Objective):
+        return ObjectiveCriterion(loss, fields)
+    return PlainLoss(None if loss is None else losses.get(loss), fields)
+
+
+def make_training(
+    model: ModelLike,
+    loss: CriterionLike,
     optimizer: OptimizerLike,
     *,
+    inputs: InputFields = None,
+    targets: Field = None,
+    weights: Field = None,
+    rngs: Sequence[str] = (),
+    report: Sequence[Report] = (),
     loss_scale: LossScaleLike = "identity",
+    accumulate_gradients: int = 1,
+    ema_decay: float | None = None,
+    eval_params: EvalParamsFn | None = None,
     seed: int = 0,
-) -> tuple[SupervisedInit, StepFn]:
+) -> SupervisedSteps:
     """Makes the init function and the step of `jaxloop.trainer`."""
-    training = _Training(
-        adapt(model),
-        losses.get(loss),
-        optimizers.with_scale(optimizers.get(optimizer)),
+    check_count("accumulate_gradients", accumulate_gradients, at_least=1, where="trainer")
+    if loss is None:
+        raise ArgumentTypeError(
+            "trainer: loss must be a loss, got None", fix="pass a loss, such as optax.l2_loss"
+        )
+    _check_decay(ema_decay)
+    if eval_params is not None:
+        check_callable("trainer", "eval_params", eval_params)
+    elif ema_decay is not None:
+        eval_params = _ema_params
+    adapter = adapt(model, _names(rngs))  # once, so that a later change of it changes nothing
+    criterion = criterion_of(loss, BatchFields(inputs, targets, weights))
+    training = Training(
+        adapter,
+        criterion,
+        optimizers.get(optimizer),
         loss_scales.get(loss_scale),
         skips_overflow=loss_scale != "identity",
+        report=check_report(report),
+        ema_decay=ema_decay,
+        num_micro_batches=int(accumulate_gradients),
     )
 
     def init_fn(batch: PyTree, prepared: PyTree) -> tuple[PyTree, Evidence | None]:
@@ -88,165 +98,53 @@ def make_train_step(
     def step_fn(batch: PyTree, step_state: PyTree) -> Emission:
         return training.step(batch, step_state)
 
-    return SupervisedInit(init_fn, training.adapter.load, training.loss), step_fn
+    plain = criterion.loss if isinstance(criterion, PlainLoss) else None
+    return SupervisedSteps(
+        SupervisedInit(init_fn, adapter.load, plain),
+        step_fn,
+        SupervisedTask(adapter, criterion, loss, eval_params, type(model).__name__),
+    )
 
 
-def make_eval_step(
-    model: ModelLike | ModelAdapter, loss: LossLike | None = None
-) -> tuple[SupervisedInit, StepFn]:
-    """Makes the init function and the step of an evaluation.
-
-    If a loss is given, the step reports its mean over the batch too.
-    """
-    adapter = adapt(model)
-    found = None if loss is None else losses.get(loss)
-
-    def init_fn(batch: PyTree, prepared: PyTree) -> tuple[PyTree, Evidence | None]:
-        x, _, _ = unpack(batch)
-        holds = adapter.holds_state
-        if prepared is None and not holds:
-            raise ArgumentError(
-                "an evaluation must have the state of its model, got none, and the model "
-                f"({type(model).__name__}) does not hold one",
-                fix="pass what the trainer returned, as in evaluator(model).run(data, model_state)",
-            )
-        initialized = adapter.init(jax.random.key(0), x)
-        return {"model_state": merge_state(initialized, prepared, complete=not holds)}, None
-
-    def step_fn(batch: PyTree, step_state: PyTree) -> Emission:
-        x, y, weight = unpack(batch)
-        x = finite_where_absent(x, weight)
-        params, rest = adapter.split(step_state["model_state"])
-        prediction = _evaluate(adapter, params, rest, x)
-        if found is None:
-            return _report(step_state, y, prediction, weight)
-        value = losses.average(found, y, prediction, weight, _num_examples(y))
-        return _report(step_state, y, prediction, weight, loss=value)
-
-    return SupervisedInit(init_fn, adapter.load), step_fn
+def make_evaluation(
+    model: ModelLike | ModelAdapter,
+    loss: CriterionLike | None = None,
+    *,
+    inputs: InputFields = None,
+    targets: Field = None,
+    weights: Field = None,
+    rngs: Sequence[str] = (),
+) -> SupervisedSteps:
+    """Makes the init function and the step of `jaxloop.evaluator`."""
+    adapter = adapt(model, _names(rngs))
+    criterion = criterion_of(loss, BatchFields(inputs, targets, weights))
+    task = SupervisedTask(adapter, criterion, loss, None, type(model).__name__)
+    return SupervisedSteps(*task.eval_steps(), task)
 
 
-def _evaluate(adapter: ModelAdapter, params: PyTree, rest: PyTree, x: PyTree) -> PyTree:
-    """Returns the predictions in evaluation mode."""
-    # Without a key first, because many models take a key as the sign of training.
-    with contextlib.suppress(Exception):
-        return adapter.apply(params, rest, x, train=False, key=None)[0]
-    # A model that draws in evaluation too, such as one with a dropout but no train flag, needs a
-    # key. A fixed one makes the evaluation repeatable.
-    return adapter.apply(params, rest, x, train=False, key=jax.random.key(0))[0]
+def _ema_params(step_state: dict[str, PyTree]) -> PyTree:
+    return step_state["ema_params"]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Training:
-    """The parts of a training step. Its methods are pure.
-
-    Attributes:
-        skips_overflow: Whether a step whose loss or gradients are not finite changes only the loss
-            scale.
-    """
-
-    adapter: ModelAdapter
-    loss: Loss
-    optimizer: optax.GradientTransformationExtraArgs
-    loss_scale: LossScale
-    skips_overflow: bool
-
-    def init(
-        self, batch: PyTree, prepared: PyTree, key: jax.Array
-    ) -> tuple[PyTree, Evidence | None]:
-        adapter = self.adapter
-        x, y, weight = unpack(batch)
-        x = finite_where_absent(x, weight)
-        key, init_key = jax.random.split(key)
-        model_state = merge_state(adapter.init(init_key, x), prepared)
-        params, rest = adapter.split(model_state)
-        state = {
-            "model_state": adapter.join(params, rest),
-            "optimizer_state": self.optimizer.init(params),
-            "loss_scale_state": self.loss_scale.init(),
-            "key": key,
-        }
-
-        def predict() -> PyTree:
-            # In training mode, as in the steps, because a model may have no other.
-            return adapter.apply(params, rest, x, train=True, key=key)[0]
-
-        return state, evidence_of(self.loss, y, weight, predict)
-
-    def step(self, batch: PyTree, step_state: PyTree) -> Emission:
-        adapter = self.adapter
-        x, y, weight = unpack(batch)
-        x = finite_where_absent(x, weight)
-        key, step_key = jax.random.split(step_state["key"])
-        params, rest = adapter.split(step_state["model_state"])
-        scale_state = step_state["loss_scale_state"]
-
-        def objective(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, PyTree, PyTree]]:
-            prediction, new_rest = adapter.apply(params, rest, x, train=True, key=step_key)
-            value = losses.average(self.loss, y, prediction, weight, _num_examples(y))
-            return self.loss_scale.scale(value, scale_state), (value, prediction, new_rest)
-
-        gradient = jax.value_and_grad(objective, has_aux=True)
-        (_, (value, prediction, new_rest)), grads = gradient(params)
-        grads, new_scale_state = self.loss_scale.unscale(grads, scale_state)
-
-        def value_fn(params: PyTree) -> jax.Array:
-            return objective(params)[1][0]
-
-        num_extra_gradients = 0
-
-        def grad_fn(params: PyTree, adversarial_step: int = 0) -> PyTree:
-            nonlocal num_extra_gradients
-            del adversarial_step  # every gradient of a step is that of its batch
-            num_extra_gradients += 1
-            return self.loss_scale.unscale(gradient(params)[1], scale_state)[0]
-
-        # Optax mixes Python floats with int32 counters, even if the user forbids promotion.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, optimizer_state = self.optimizer.update(
-                grads,
-                step_state["optimizer_state"],
-                params,
-                value=value,
-                grad=grads,
-                value_fn=value_fn,
-                grad_fn=grad_fn,
-                obj_fn=value_fn,
-            )
-        new_params = optax.apply_updates(params, updates)
-        skipped = {}
-        if self.skips_overflow:
-            finite = jnp.isfinite(value) & loss_scales.all_finite(grads)
-            if num_extra_gradients:
-                finite &= loss_scales.all_finite(updates)
-            new_params = _select(finite, new_params, params)
-            new_rest = _select(finite, new_rest, rest)
-            optimizer_state = _select(finite, optimizer_state, step_state["optimizer_state"])
-            key = _select(finite, key, step_state["key"])
-            # The metrics do not count the examples of a step that did not happen.
-            skipped = {SKIPPED: (~finite).astype(jnp.int32)}
-        state = {
-            **step_state,  # what a handler added is carried too
-            "model_state": adapter.join(new_params, new_rest),
-            "optimizer_state": optimizer_state,
-            "loss_scale_state": new_scale_state,
-            "key": key,
-        }
-        return _report(state, y, prediction, weight, loss=value, **skipped)
+def _check_decay(decay: Any) -> None:
+    if decay is None:
+        return
+    number = as_number(decay)
+    if number is None:
+        raise ArgumentTypeError(
+            f"trainer: ema_decay must be a number, got {decay!r}", fix="pass a decay such as 0.999"
+        )
+    if not 0 <= number < 1:
+        raise ArgumentError(
+            f"trainer: ema_decay must be at least 0 and less than 1, got {decay}",
+            fix="pass a decay such as 0.999",
+        )
 
 
-def _num_examples(y: PyTree) -> int:
-    leaves = jax.tree.leaves(y)
-    return leaves[0].shape[0] if leaves and leaves[0].ndim else 1
-
-
-def _select(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
-
-
-def _report(
-    state: PyTree, y: PyTree, prediction: PyTree, weight: ArrayLike | None, **values: PyTree
-) -> Emission:
-    if weight is not None:
-        values["sample_weight"] = weight
-    return emit(state, y_true=y, y_pred=prediction, **values)
+def _names(rngs: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(rngs, str) or not all(isinstance(name, str) for name in rngs):
+        raise ArgumentTypeError(
+            f"rngs must be a tuple of names, got {rngs!r}",
+            fix="pass the names of random streams, such as rngs=('dropout', 'noise')",
+        )
+    return tuple(rngs)

@@ -85,9 +85,9 @@ def validate(
                 fix="pass model=, or make the loop with jl.trainer",
             )
         # Imported here, because it imports Optax, which `import jaxloop` does not.
-        from jaxloop._supervised.task import SupervisedTask
+        from jaxloop._supervised.steps import make_evaluation
 
-        task = SupervisedTask(model)
+        task = make_evaluation(model).task
     metrics = tuple(one for one in loop.metrics if one.name != SKIPPED)
     if not metrics:
         raise ArgumentError(

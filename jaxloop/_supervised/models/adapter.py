@@ -1,10 +1,12 @@
 """The functions that a step needs from a model, and the state that a user passes in.
 
-    adapter = ModelAdapter(init, split, join, apply)
-    model_state = merge_state(adapter.init(key, x), adapter.load(init_state))
+    adapter = ModelAdapter(init, split, join, bind)
+    initialized = adapter.init(key, lambda bound: bound.initialize(x))
+    model_state = merge_state(initialized, adapter.load(init_state))
     params, rest = adapter.split(model_state)
-    prediction, rest = adapter.apply(params, rest, x, train=True, key=key)
-    trained = adapter.export(adapter.join(params, rest))
+    bound = adapter.bind(params, rest, train=True, key=key)
+    prediction = bound.predict(x)
+    trained = adapter.export(adapter.join(params, bound.rest()))
 
 Invariant: a model state has the form that the user of the model knows, as a pytree of arrays, such
 as Linen's variables, an `nnx.State`, ``(params, state)`` for a `Model` and ``params`` for a pair.
@@ -25,13 +27,34 @@ from jaxloop._core.types import PyTree
 from jaxloop.errors import ModelError
 
 
-class ApplyFn(Protocol):
-    """The forward pass of a model."""
+class BoundModel(Protocol):
+    """A model at given parameters, for the calls of one step. It is used once."""
+
+    @property
+    def view(self) -> Any:
+        """The model as its users know it, such as an NNX module. An objective calls it."""
+
+    def initialize(self, *args: PyTree, **kwargs: PyTree) -> None:
+        """Makes the parameters for the inputs of a batch, if the model has none yet."""
+
+    def predict(self, *args: PyTree, **kwargs: PyTree) -> PyTree:
+        """Returns the predictions for the inputs of a batch, and first makes the parameters."""
+
+    def rest(self) -> PyTree:
+        """Returns the state besides the parameters, after the calls so far."""
+
+
+class BindFn(Protocol):
+    """Makes a `BoundModel`."""
 
     def __call__(
-        self, params: PyTree, rest: PyTree, x: PyTree, /, *, train: bool, key: jax.Array | None
-    ) -> tuple[PyTree, PyTree]:
-        """Returns the prediction, and the rest of the state after the pass."""
+        self, params: PyTree, rest: PyTree, /, *, train: bool, key: jax.Array | None
+    ) -> BoundModel:
+        """Returns the model in training or evaluation mode."""
+
+
+UseFn = Callable[[BoundModel], object]
+"""Calls a model that has no parameters yet, so that it makes them."""
 
 
 def _unchanged(value: PyTree) -> PyTree:
@@ -47,25 +70,25 @@ class ModelAdapter:
     """A model of any kind, as the functions that a step needs.
 
     Attributes:
-        init: ``(key, x) -> model_state``.
+        init: ``(key, use) -> model_state``. It calls ``use`` if only a call makes the parameters.
         split: ``model_state -> (params, rest)``.
         join: ``(params, rest) -> model_state``.
-        apply: ``(params, rest, x, *, train, key) -> (prediction, rest)``.
+        bind: ``(params, rest, *, train, key) -> bound model``. The key is for what the model draws.
         export: ``model_state -> result``, where the result is what the user of the model works
             with, such as an NNX module.
         load: ``given -> model_state``, where ``given`` is what the user passes as a first state,
             and may be a part of it or None.
         statics: ``() -> {path: description}`` of what the model is made of besides its arrays.
         holds_state: Whether the model itself holds its state, as a module with parameters does.
-        explain: Returns a sentence on what jaxloop needs, for an error of `init` or `apply`, or
-            None.
+        explain: Returns a sentence on what jaxloop needs, for an error of `init` or a prediction,
+            or None.
         keeping_structure: What to do if a forward pass changes the structure of the rest.
     """
 
-    init: Callable[[jax.Array, PyTree], PyTree]
+    init: Callable[[jax.Array, UseFn], PyTree]
     split: Callable[[PyTree], tuple[PyTree, PyTree]]
     join: Callable[[PyTree, PyTree], PyTree]
-    apply: ApplyFn
+    bind: BindFn
     export: Callable[[PyTree], Any] = _unchanged
     load: Callable[[Any], PyTree] = _unchanged
     statics: Callable[[], dict[str, str]] = dict

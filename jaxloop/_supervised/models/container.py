@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from jaxloop._core.types import PyTree
-from jaxloop._supervised.models.adapter import ModelAdapter
+from jaxloop._supervised.models.adapter import BoundModel, ModelAdapter, UseFn
 
 
 def parts_of(model: Any) -> list[Any]:
@@ -31,7 +31,7 @@ def adapt(model: Any, parts: Sequence[ModelAdapter]) -> ModelAdapter:
         container.init,
         container.split,
         container.join,
-        container.apply,
+        container.bind,
         container.export,
         container.load,
         holds_state=all(part.holds_state for part in parts),
@@ -46,13 +46,13 @@ class _Container:
     model: Any
     parts: Sequence[ModelAdapter]
 
-    def _pack(self, values: list[PyTree]) -> PyTree:
+    def pack(self, values: list[PyTree]) -> PyTree:
         """Returns one value per part as a container like the model."""
         if isinstance(self.model, dict):
             return dict(zip(self.model, values, strict=True))
         return type(self.model)(values)
 
-    def _unpack(self, container: PyTree) -> list[PyTree]:
+    def unpack(self, container: PyTree) -> list[PyTree]:
         """Returns the value of each part. None, or a name that a dict lacks, gives None."""
         if container is None:
             return [None] * len(self.parts)
@@ -60,40 +60,55 @@ class _Container:
             return [container.get(name) for name in self.model]
         return list(container)
 
-    def init(self, key: jax.Array, x: PyTree) -> PyTree:
+    def init(self, key: jax.Array, use: UseFn) -> PyTree:
+        """Initializes the parts together, because one use calls them all."""
         keys = jax.random.split(key, len(self.parts))
-        return self._pack([part.init(k, x) for part, k in zip(self.parts, keys, strict=True)])
+        states: list[PyTree] = []
+
+        def initialize_from(index: int, bound: list[BoundModel]) -> None:
+            if index == len(self.parts):
+                use(_BoundContainer(self, bound))
+                return
+            # Each part is used inside the init function of the one before it, so the last part is
+            # the first to have its state.
+            init = self.parts[index].init
+            rest = lambda one: initialize_from(index + 1, [*bound, one])  # noqa: E731
+            states.insert(0, init(keys[index], rest))
+
+        initialize_from(0, [])
+        return self.pack(states)
 
     def split(self, state: PyTree) -> tuple[PyTree, PyTree]:
-        pairs = [part.split(s) for part, s in zip(self.parts, self._unpack(state), strict=True)]
-        return self._pack([p for p, _ in pairs]), self._pack([r for _, r in pairs])
+        pairs = [part.split(s) for part, s in zip(self.parts, self.unpack(state), strict=True)]
+        return self.pack([p for p, _ in pairs]), self.pack([r for _, r in pairs])
 
     def join(self, params: PyTree, rest: PyTree) -> PyTree:
-        both = zip(self.parts, self._unpack(params), self._unpack(rest), strict=True)
-        return self._pack([part.join(p, r) for part, p, r in both])
+        both = zip(self.parts, self.unpack(params), self.unpack(rest), strict=True)
+        return self.pack([part.join(p, r) for part, p, r in both])
 
-    def apply(
-        self, params: PyTree, rest: PyTree, x: PyTree, *, train: bool, key: jax.Array | None
-    ) -> tuple[PyTree, PyTree]:
-        number = len(self.parts)
-        keys = [None] * number if key is None else list(jax.random.split(key, number))
-        done = [
-            part.apply(p, r, x, train=train, key=k)
-            for part, p, r, k in zip(
-                self.parts, self._unpack(params), self._unpack(rest), keys, strict=True
-            )
-        ]
-        return self._pack([y for y, _ in done]), self._pack([r for _, r in done])
+    def bind(
+        self, params: PyTree, rest: PyTree, /, *, train: bool, key: jax.Array | None
+    ) -> BoundModel:
+        states = zip(self.parts, self.unpack(params), self.unpack(rest), strict=True)
+        return _BoundContainer(
+            self,
+            [
+                part.bind(
+                    p, r, train=train, key=None if key is None else jax.random.fold_in(key, i)
+                )
+                for i, (part, p, r) in enumerate(states)
+            ],
+        )
 
     def export(self, state: PyTree) -> PyTree:
-        states = zip(self.parts, self._unpack(state), strict=True)
-        return self._pack([part.export(s) for part, s in states])
+        states = zip(self.parts, self.unpack(state), strict=True)
+        return self.pack([part.export(s) for part, s in states])
 
     def load(self, given: PyTree) -> PyTree:
         if given is None:
             return None
-        states = zip(self.parts, self._unpack(given), strict=True)
-        return self._pack([part.load(s) for part, s in states])
+        states = zip(self.parts, self.unpack(given), strict=True)
+        return self.pack([part.load(s) for part, s in states])
 
     def statics(self) -> dict[str, str]:
         names = self.model if isinstance(self.model, dict) else range(len(self.parts))
@@ -102,3 +117,24 @@ class _Container:
             for name, part in zip(names, self.parts, strict=True)
             for path, text in part.statics().items()
         }
+
+
+class _BoundContainer:
+    """The `BoundModel` of a container. An objective gets the container of the parts' views."""
+
+    def __init__(self, container: _Container, bound: Sequence[BoundModel]) -> None:
+        self._container, self._bound = container, bound
+
+    @property
+    def view(self) -> Any:
+        return self._container.pack([one.view for one in self._bound])
+
+    def initialize(self, *args: PyTree, **kwargs: PyTree) -> None:
+        for one in self._bound:
+            one.initialize(*args, **kwargs)
+
+    def predict(self, *args: PyTree, **kwargs: PyTree) -> PyTree:
+        return self._container.pack([one.predict(*args, **kwargs) for one in self._bound])
+
+    def rest(self) -> PyTree:
+        return self._container.pack([one.rest() for one in self._bound])

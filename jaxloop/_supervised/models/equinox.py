@@ -17,7 +17,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxloop._core.types import PyTree
-from jaxloop._supervised.models.adapter import ModelAdapter, check_statics
+from jaxloop._supervised.models.adapter import (
+    BoundModel,
+    ModelAdapter,
+    UseFn,
+    check_statics,
+)
 from jaxloop._supervised.models.explain import is_about_arguments
 from jaxloop._supervised.models.statics import statics_of
 from jaxloop.errors import ModelError
@@ -48,14 +53,18 @@ def adapt(module: Any) -> ModelAdapter:
     takes_key = call is not None and "key" in inspect.signature(call).parameters
     draws = takes_key or _has(module, eqx.nn.Dropout)
 
-    def apply(
-        params: PyTree, rest: PyTree, x: PyTree, *, train: bool, key: jax.Array | None
-    ) -> tuple[PyTree, PyTree]:
+    def bind(params: PyTree, rest: PyTree, /, *, train: bool, key: jax.Array | None) -> BoundModel:
         model = eqx.nn.inference_mode(eqx.combine(params, rest, static), value=not train)
-        if key is None or not draws:
-            return jax.vmap(model)(x), rest
-        keys = jax.random.split(key, jax.tree.leaves(x)[0].shape[0])
-        return jax.vmap(lambda one, k: model(one, key=k))(x, keys), rest
+        return _BoundModule(model, rest, key if draws else None)
+
+    def init(key: jax.Array, use: UseFn) -> PyTree:
+        state = jax.tree.map(jnp.asarray, arrays)
+        use(bind(*split(state), train=True, key=key))
+        return state
+
+    def split(state: PyTree) -> tuple[PyTree, PyTree]:
+        params, rest = eqx.partition(state, eqx.is_inexact_array)
+        return params, rest
 
     statics = functools.cache(functools.partial(_statics, module))
 
@@ -70,16 +79,42 @@ def adapt(module: Any) -> ModelAdapter:
         return None if given is None else eqx.filter(given, eqx.is_array)
 
     return ModelAdapter(
-        init=lambda key, x: jax.tree.map(jnp.asarray, arrays),
-        split=lambda state: eqx.partition(state, eqx.is_inexact_array),
+        init=init,
+        split=split,
         join=eqx.combine,
-        apply=apply,
+        bind=bind,
         export=lambda state: eqx.combine(state, static),
         load=load,
         holds_state=True,
         explain=_explain,
         statics=statics,
     )
+
+
+class _BoundModule:
+    """The `BoundModel` of a module, which an objective gets as it is, for one example.
+
+    Args:
+        model: The module.
+        rest: Its state besides the parameters.
+        key: A key, if the module draws.
+    """
+
+    def __init__(self, model: Any, rest: PyTree, key: jax.Array | None) -> None:
+        self.view, self._rest, self._key = model, rest, key
+
+    def initialize(self, *args: PyTree, **kwargs: PyTree) -> None:
+        pass  # a module holds its parameters
+
+    def predict(self, *args: PyTree, **kwargs: PyTree) -> PyTree:
+        if self._key is None:
+            return jax.vmap(lambda a, k: self.view(*a, **k))(args, kwargs)
+        keys = jax.random.split(self._key, jax.tree.leaves((args, kwargs))[0].shape[0])
+        call = jax.vmap(lambda a, k, key: self.view(*a, key=key, **k))
+        return call(args, kwargs, keys)
+
+    def rest(self) -> PyTree:
+        return self._rest
 
 
 def _attributes(node: Any) -> dict[str, Any] | None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
 from jaxloop._core.types import PyTree
-from jaxloop._supervised.models.adapter import ModelAdapter
+from jaxloop._supervised.models.adapter import BoundModel, ModelAdapter, UseFn
 from jaxloop.errors import JaxloopError, ModelError
 
 
@@ -22,36 +23,52 @@ def explained(adapter: ModelAdapter) -> ModelAdapter:
     """Returns the adapter of one model, whose errors say what jaxloop needs.
 
     Example:
-        >>> def apply(params, rest, x, *, train, key):
-        ...     return params["w"] * x, rest
-        >>> adapter = ModelAdapter(
-        ...     init=lambda key, x: {},
-        ...     split=lambda state: (state, ()),
-        ...     join=lambda params, rest: params,
-        ...     apply=apply,
-        ...     explain=lambda error: "jaxloop calls apply(params, x)",
-        ... )
+        >>> from jaxloop._supervised.models.pair import adapt
+        >>> adapter = explained(adapt((lambda key, x: {}, lambda params, x: params["w"] * x)))
         >>> try:
-        ...     explained(adapter).apply({}, (), 1.0, train=True, key=None)
-        ... except KeyError as error:
-        ...     print(error.__notes__)
-        ['jaxloop: jaxloop calls apply(params, x)']
+        ...     adapter.bind({}, (), train=True, key=None).predict(1.0, 2.0)
+        ... except TypeError as error:
+        ...     print(error.__notes__[0][:35])
+        jaxloop: a pair is called as init(k
     """
 
-    def init(key: jax.Array, x: PyTree) -> PyTree:
-        with _explaining(adapter):
-            return adapter.init(key, x)
+    def init(key: jax.Array, use: UseFn) -> PyTree:
+        return adapter.init(key, lambda bound: use(_Explained(bound, adapter)))
 
-    def apply(
-        params: PyTree, rest: PyTree, x: PyTree, /, *, train: bool, key: jax.Array | None
-    ) -> tuple[PyTree, PyTree]:
-        with _explaining(adapter):
-            prediction, new_rest = adapter.apply(params, rest, x, train=train, key=key)
-        if train:
-            _check_structure(rest, new_rest, adapter)
-        return prediction, new_rest
+    def bind(params: PyTree, rest: PyTree, /, *, train: bool, key: jax.Array | None) -> BoundModel:
+        return _Explained(adapter.bind(params, rest, train=train, key=key), adapter, rest)
 
-    return dataclasses.replace(adapter, init=init, apply=apply)
+    return dataclasses.replace(adapter, init=init, bind=bind)
+
+
+class _Explained:
+    """A bound model whose errors say what jaxloop needs.
+
+    Args:
+        bound: The model.
+        adapter: Explains its errors.
+        rest: Its state besides the parameters before the calls.
+    """
+
+    def __init__(self, bound: BoundModel, adapter: ModelAdapter, rest: PyTree = None) -> None:
+        self._bound, self._adapter, self._rest = bound, adapter, rest
+
+    @property
+    def view(self) -> Any:
+        return self._bound.view
+
+    def initialize(self, *args: PyTree, **kwargs: PyTree) -> None:
+        with _explaining(self._adapter):
+            self._bound.initialize(*args, **kwargs)
+
+    def predict(self, *args: PyTree, **kwargs: PyTree) -> PyTree:
+        with _explaining(self._adapter):
+            return self._bound.predict(*args, **kwargs)
+
+    def rest(self) -> PyTree:
+        rest = self._bound.rest()
+        _check_structure(self._rest, rest, self._adapter)
+        return rest
 
 
 @contextlib.contextmanager

@@ -21,6 +21,8 @@ LINEN_FLAGS = {
 }
 """The flags that the ``__call__`` of a Linen module may declare, and their values in training."""
 
+_NONE: Mapping[str, Any] = {}
+
 HAIKU_FLAGS = {"is_training": True, **LINEN_FLAGS}
 """The flags that a function for Haiku may declare, and their values in training."""
 
@@ -31,9 +33,11 @@ class TrainFlags:
 
     Attributes:
         in_training: Their values in training.
+        positions: Their places among the arguments of a call.
     """
 
     in_training: Mapping[str, bool]
+    positions: Mapping[str, int]
 
     @classmethod
     def of(cls, known: Mapping[str, bool], signature: inspect.Signature) -> TrainFlags:
@@ -43,11 +47,24 @@ class TrainFlags:
 
         Example:
             >>> TrainFlags.of(HAIKU_FLAGS, inspect.signature(lambda rng, x, is_training: x))
-            TrainFlags(in_training={'is_training': True})
+            TrainFlags(in_training={'is_training': True}, positions={'is_training': 1})
         """
-        declared = list(signature.parameters)[2:]
-        return cls({name: known[name] for name in known if name in declared})
+        declared = list(signature.parameters)[1:]
+        flags = [name for name in known if name in declared[1:]]
+        return cls(
+            {name: known[name] for name in flags}, {name: declared.index(name) for name in flags}
+        )
 
-    def values(self, train: bool) -> dict[str, Any]:
-        """Returns the keyword arguments for training or evaluation."""
-        return {name: value == train for name, value in self.in_training.items()}
+    def values(self, train: bool, num_passed: int = 1, named: Mapping[str, Any] = _NONE) -> Any:
+        """Returns the keyword arguments for training or evaluation.
+
+        Args:
+            train: Whether the model trains.
+            num_passed: How many arguments the caller passes by position. A flag among them wins.
+            named: The keyword arguments that the caller passes. A flag among them wins.
+        """
+        return {
+            name: value == train
+            for name, value in self.in_training.items()
+            if self.positions[name] >= num_passed and name not in named
+        }

@@ -13,9 +13,10 @@ from typing import Any
 import jax
 
 from jaxloop._core.types import PyTree
-from jaxloop._supervised.models.adapter import ModelAdapter
+from jaxloop._supervised.models.adapter import ModelAdapter, UseFn
 from jaxloop._supervised.models.explain import is_about_arguments
 from jaxloop._supervised.models.flags import HAIKU_FLAGS, TrainFlags
+from jaxloop._supervised.models.functions import BoundFunctions
 from jaxloop.errors import ModelError
 
 
@@ -34,26 +35,37 @@ def adapt(transformed: Any) -> ModelAdapter:
     with_rng = "rng" in inspect.signature(transformed.apply).parameters
     with_state = type(transformed).__name__ == "TransformedWithState"
 
-    def init(key: jax.Array, x: PyTree) -> PyTree:
-        state = transformed.init(key, x, **flags.values(train=True))
-        return tuple(state) if with_state else state
+    def init_fn(key: jax.Array, *args: PyTree, **kwargs: PyTree) -> tuple[PyTree, PyTree]:
+        passed = {**flags.values(True, len(args), kwargs), **kwargs}
+        state = transformed.init(key, *args, **passed)
+        return tuple(state) if with_state else (state, ())
 
-    def apply(
-        params: PyTree, rest: PyTree, x: PyTree, *, train: bool, key: jax.Array | None
-    ) -> tuple[PyTree, PyTree]:
-        keys = (key,) if with_rng else ()  # `hk.without_apply_rng` takes none
-        if not with_state:
-            return transformed.apply(params, *keys, x, **flags.values(train)), rest
-        prediction, new_rest = transformed.apply(params, rest, *keys, x, **flags.values(train))
-        if not (train or flags.in_training):
-            _check_unchanged(rest, new_rest)
-        return prediction, new_rest
+    def bound(state: Any, train: bool, key: jax.Array | None) -> BoundFunctions:
+        def apply(
+            params: PyTree, rest: PyTree, key: Any, *args: PyTree, **kwargs: PyTree
+        ) -> tuple[PyTree, PyTree]:
+            passed = {**flags.values(train, len(args), kwargs), **kwargs}
+            keys = (key,) if with_rng else ()  # `hk.without_apply_rng` takes none
+            if not with_state:
+                return transformed.apply(params, *keys, *args, **passed), rest
+            prediction, new_rest = transformed.apply(params, rest, *keys, *args, **passed)
+            if not (train or flags.in_training):
+                _check_unchanged(rest, new_rest)
+            return prediction, new_rest
+
+        return BoundFunctions(init_fn, apply, state, key=key)
+
+    def init(key: jax.Array, use: UseFn) -> PyTree:
+        one = bound(None, train=True, key=key)
+        use(one)
+        params, rest = one.first_state
+        return (params, rest) if with_state else params
 
     return ModelAdapter(
         init=init,
         split=(lambda state: (state[0], state[1])) if with_state else lambda state: (state, ()),
         join=(lambda params, rest: (params, rest)) if with_state else lambda params, rest: params,
-        apply=apply,
+        bind=lambda params, rest, *, train, key: bound((params, rest), train, key),
         explain=_explain,
         keeping_structure="make every state in init too",
     )

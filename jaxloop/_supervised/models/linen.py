@@ -8,7 +8,7 @@ Invariant: the variables that `apply` returns have the collections that `init` m
 from __future__ import annotations
 
 import dataclasses
-import inspect
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -16,12 +16,12 @@ from flax import errors
 from flax import linen as nn
 
 from jaxloop._core.types import PyTree
-from jaxloop._supervised.models.adapter import ModelAdapter
+from jaxloop._supervised.models.adapter import BoundModel, ModelAdapter, UseFn
 from jaxloop._supervised.models.explain import is_about_arguments
-from jaxloop._supervised.models.flags import LINEN_FLAGS, TrainFlags
+from jaxloop._supervised.models.flags import LINEN_FLAGS
+from jaxloop._supervised.models.functions import call_key
+from jaxloop._supervised.models.linen_bound import BoundModule, is_sown, stream_keys
 from jaxloop._supervised.models.statics import statics_of
-
-_NOT_CARRIED = ("intermediates",)
 
 
 def accepts(model: object) -> bool:
@@ -29,39 +29,45 @@ def accepts(model: object) -> bool:
     return isinstance(model, nn.Module)
 
 
-def adapt(module: nn.Module) -> ModelAdapter:
-    """Adapts a Linen module, and sets the train flag that its ``__call__`` declares."""
-    flags = TrainFlags.of(LINEN_FLAGS, inspect.signature(type(module).__call__))
+def adapt(module: nn.Module, streams: Collection[str] = ()) -> ModelAdapter:
+    """Adapts a Linen module, and sets the train flags that its methods declare.
 
-    def init(key: jax.Array, x: PyTree) -> PyTree:
-        keys = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
-        variables = module.init(keys, x, **flags.values(train=False))
-        return {name: value for name, value in variables.items() if name not in _NOT_CARRIED}
+    Args:
+        module: The module.
+        streams: The random streams that it gets besides "dropout" and those that it asks for.
+    """
+
+    def init(key: jax.Array, use: UseFn) -> PyTree:
+        params_key, dropout_key = jax.random.split(key)
+        keys = {
+            **stream_keys(dropout_key, streams),
+            "params": params_key,
+            "dropout": dropout_key,
+        }
+        bound = BoundModule(module, None, train=False, keys=lambda num_calls, asked: keys)
+        use(bound)
+        return {n: value for n, value in bound.variables.items() if not is_sown(n, value)}
 
     def split(state: PyTree) -> tuple[PyTree, PyTree]:
         rest = {name: value for name, value in state.items() if name != "params"}
         return state.get("params", {}), rest
 
-    def apply(
-        params: PyTree, rest: PyTree, x: PyTree, *, train: bool, key: jax.Array | None
-    ) -> tuple[PyTree, PyTree]:
-        variables = {"params": params, **rest}
-        rngs = None if key is None else {"dropout": key}
-        if not (train and rest):
-            return module.apply(variables, x, rngs=rngs, **flags.values(train)), rest
-        prediction, changed = module.apply(
-            variables, x, rngs=rngs, mutable=list(rest), **flags.values(train)
-        )
-        return prediction, {**rest, **changed}
+    def bind(params: PyTree, rest: PyTree, /, *, train: bool, key: jax.Array | None) -> BoundModel:
+        def keys(num_calls: int, asked: Collection[str]) -> dict[str, jax.Array] | None:
+            if key is None:
+                return None
+            return stream_keys(call_key(key, num_calls), {"dropout", *streams, *asked})
+
+        return BoundModule(module, {"params": params, **rest}, train=train, keys=keys)
 
     return ModelAdapter(
         init,
         split,
         lambda params, rest: {"params": params, **rest},
-        apply,
+        bind,
         explain=_explain,
         keeping_structure="make every variable in init too, which jaxloop calls with train=False; "
-        "sow into 'intermediates', which jaxloop drops, or give sow a reduce_fn and an init_fn",
+        "sow with the default reduce_fn, or give sow a reduce_fn and an init_fn",
         statics=lambda: statics_of(module, _attributes, lambda value: False),
     )
 
@@ -74,11 +80,6 @@ def _attributes(node: Any) -> dict[str, Any] | None:
 
 
 def _explain(error: Exception) -> str | None:
-    if isinstance(error, errors.InvalidRngError):
-        return (
-            "a Linen module gets the random streams 'params' and 'dropout' in init, and 'dropout' "
-            "in apply; draw with self.make_rng('dropout')"
-        )
     if isinstance(error, errors.FlaxError) and "ollection" in str(error):
         return (
             "the loop carries the collections that init makes; a training step may change them, "

@@ -19,7 +19,12 @@ from flax import nnx
 
 from jaxloop._core.fingerprint import differences
 from jaxloop._core.types import PyTree
-from jaxloop._supervised.models.adapter import ModelAdapter, check_statics
+from jaxloop._supervised.models.adapter import (
+    BoundModel,
+    ModelAdapter,
+    UseFn,
+    check_statics,
+)
 from jaxloop._supervised.models.explain import is_about_arguments
 from jaxloop._supervised.models.statics import statics_of
 
@@ -40,20 +45,17 @@ def adapt(module: nnx.Module) -> ModelAdapter:
         graphs[train] = nnx.split(one)[0]
     statics = functools.cache(functools.partial(_statics, one))
 
-    def init(key: jax.Array, x: PyTree) -> PyTree:
-        del key, x  # the module is initialized already
-        return jax.tree.map(jnp.asarray, start)
+    def init(key: jax.Array, use: UseFn) -> PyTree:
+        del key  # the module is initialized already
+        state = jax.tree.map(jnp.asarray, start)
+        use(bind(*split(state), train=True, key=None))
+        return state
 
-    def apply(
-        params: PyTree, rest: PyTree, x: PyTree, *, train: bool, key: jax.Array | None
-    ) -> tuple[PyTree, PyTree]:
+    def bind(params: PyTree, rest: PyTree, /, *, train: bool, key: jax.Array | None) -> BoundModel:
         del key  # the random streams are variables of the module
         # A copy, because variables of the outer trace cannot be changed inside a gradient.
         merged = nnx.merge(graphs[train], params, rest, copy=True)
-        before = _statics(merged)
-        prediction = merged(x)
-        _warn_of_changes(before, _statics(merged))
-        return prediction, nnx.state(merged, nnx.Not(nnx.Param)) if train else rest
+        return _BoundModule(merged, None if train else rest)
 
     def split(state: PyTree) -> tuple[PyTree, PyTree]:
         params, rest = nnx.split_state(state, nnx.Param, ...)
@@ -71,7 +73,7 @@ def adapt(module: nnx.Module) -> ModelAdapter:
         init=init,
         split=split,
         join=lambda params, rest: nnx.merge_state(params, rest),
-        apply=apply,
+        bind=bind,
         export=lambda state: nnx.merge(graph, state, copy=True),
         load=load,
         holds_state=True,
@@ -80,6 +82,29 @@ def adapt(module: nnx.Module) -> ModelAdapter:
         "cannot sow",
         statics=statics,
     )
+
+
+class _BoundModule:
+    """The `BoundModel` of a module, which an objective gets as it is.
+
+    Args:
+        module: The module, which belongs to this step alone.
+        rest: Its state besides the parameters, if the calls do not change it.
+    """
+
+    def __init__(self, module: nnx.Module, rest: PyTree) -> None:
+        self.view, self._rest = module, rest
+        self._before = _statics(module)
+
+    def initialize(self, *args: PyTree, **kwargs: PyTree) -> None:
+        pass  # a module holds its parameters
+
+    def predict(self, *args: PyTree, **kwargs: PyTree) -> PyTree:
+        return self.view(*args, **kwargs)
+
+    def rest(self) -> PyTree:
+        _warn_of_changes(self._before, _statics(self.view))
+        return nnx.state(self.view, nnx.Not(nnx.Param)) if self._rest is None else self._rest
 
 
 _OF_FLAX = frozenset({"hijax", "ref", "eager_sharding", "mesh", "tag"})

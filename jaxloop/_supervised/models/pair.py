@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TypeGuard
+from typing import Any, TypeGuard
+
+import jax
 
 from jaxloop._core.types import PyTree
-from jaxloop._supervised.models.adapter import ModelAdapter
+from jaxloop._supervised.models.adapter import ModelAdapter, UseFn
 from jaxloop._supervised.models.explain import is_about_arguments
+from jaxloop._supervised.models.functions import BoundFunctions
 
 Pair = tuple[Callable[..., PyTree], Callable[..., PyTree]]
 
@@ -51,23 +54,49 @@ def accepts(model: object) -> TypeGuard[Model | Pair]:
 
 def adapt(model: Model | Pair) -> ModelAdapter:
     """Adapts a `Model` (its state is ``(params, state)``) or a pair (its state is ``params``)."""
-    if isinstance(model, Model):
-        apply_fn = model.apply
-        return ModelAdapter(
-            init=lambda key, x: tuple(model.init(key, x)),
-            split=lambda state: (state[0], state[1]),
-            join=lambda params, rest: (params, rest),
-            apply=lambda params, rest, x, *, train, key: apply_fn(
-                params, rest, x, train=train, key=key
-            ),
-            explain=_explain_model,
+    return _adapt_model(model) if isinstance(model, Model) else _adapt_pair(*model)
+
+
+def _adapt_model(model: Model) -> ModelAdapter:
+    def bound(state: tuple[PyTree, PyTree] | None, train: bool, key: Any) -> BoundFunctions:
+        def apply(params: PyTree, rest: PyTree, key: Any, *args: Any, **kwargs: Any) -> Any:
+            return model.apply(params, rest, *args, train=train, key=key, **kwargs)
+
+        return BoundFunctions(model.init, apply, state, key=key)
+
+    def init(key: jax.Array, use: UseFn) -> PyTree:
+        one = bound(None, train=True, key=key)
+        use(one)
+        return one.first_state
+
+    return ModelAdapter(
+        init=init,
+        split=lambda state: (state[0], state[1]),
+        join=lambda params, rest: (params, rest),
+        bind=lambda params, rest, *, train, key: bound((params, rest), train, key),
+        explain=_explain_model,
+    )
+
+
+def _adapt_pair(init_fn: Callable[..., PyTree], apply_fn: Callable[..., PyTree]) -> ModelAdapter:
+    def bound(state: tuple[PyTree, PyTree] | None, key: Any) -> BoundFunctions:
+        return BoundFunctions(
+            lambda key, *args, **kwargs: (init_fn(key, *args, **kwargs), ()),
+            lambda params, rest, key, *args, **kwargs: (apply_fn(params, *args, **kwargs), rest),
+            state,
+            key=key,
         )
-    init, apply = model
+
+    def init(key: jax.Array, use: UseFn) -> PyTree:
+        one = bound(None, key)
+        use(one)
+        return one.first_state[0]
+
     return ModelAdapter(
         init=init,
         split=lambda state: (state, ()),
         join=lambda params, rest: params,
-        apply=lambda params, rest, x, *, train, key: (apply(params, x), rest),
+        bind=lambda params, rest, *, train, key: bound((params, rest), key),
         explain=_explain_pair,
     )
 
