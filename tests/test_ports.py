@@ -28,14 +28,14 @@ def promotion_of_users():
         yield
 
 
-def small_digits():
+def small_digits(num_train=192, num_test=64):
     (x, y), (a, b) = jl.datasets.digits()
-    return (x[:200], y[:200]), (a[:50], b[:50])
+    return (x[:num_train], y[:num_train]), (a[:num_test], b[:num_test])
 
 
 def digits(twin, make_model):
     example = load("digits")
-    train, test = small_digits()
+    train, test = small_digits(200, 50)  # the last batches are ragged
     data, held_out = jl.batches(train, 32, shuffle=True), jl.batches(test, 32)
     model = make_model(example)
     state = example.train(model, data, held_out, epochs=3)
@@ -81,8 +81,8 @@ def vae(twin):
 def seq2seq(twin):
     example = load("seq2seq")
     words = example.words()
-    data = jl.batches(jax.tree.map(lambda x: x[:150], words), 32, shuffle=True)
-    held_out = jl.batches(jax.tree.map(lambda x: x[150:200], words), 32)
+    data = jl.batches(jax.tree.map(lambda x: x[:128], words), 32, shuffle=True)
+    held_out = jl.batches(jax.tree.map(lambda x: x[128:192], words), 32)
     variables = variables_of(example.train, data, held_out)
     state = example.train(data, held_out, epochs=2)
     return state, twin.train(variables, data.epoch, held_out, epochs=2)
@@ -91,7 +91,7 @@ def seq2seq(twin):
 def language_model(twin):
     example = load("language_model")
     rows = example.text(4_000)
-    data, held_out = jl.batches(rows[:80], 16, shuffle=True), jl.batches(rows[80:100], 16)
+    data, held_out = jl.batches(rows[:80], 16, shuffle=True), jl.batches(rows[80:96], 16)
     variables = variables_of(example.train, data, held_out, steps=1)
     state = example.train(data, held_out, steps=8)
     return state, twin.train(variables, data.epoch, held_out, steps=8)
@@ -111,8 +111,8 @@ def actor_critic(twin):
 def graph_network(twin):
     example = load("graph_network")
     train, test = small_digits()
-    data = jl.batches(example.graphs(*train, 20), 8, shuffle=True)
-    held_out = jl.batches(example.graphs(*train, 5), 4)
+    data = jl.batches(example.graphs(*train, 16), 8, shuffle=True)
+    held_out = jl.batches(example.graphs(*train, 8), 8)
     variables = variables_of(example.train, data, held_out)
     state = example.train(data, held_out, epochs=3)
     return state, twin.train(variables, data.epoch, held_out, epochs=3)
@@ -134,7 +134,10 @@ def distillation(twin):
     example = load("distillation")
     train, test = small_digits()
     data, held_out = jl.batches(train, 32, shuffle=True), jl.batches(test, 32)
-    teacher = example.TEACHER.init(jax.random.key(1), train[0][:1])
+    # The teacher need not be good.
+    shapes = jax.eval_shape(example.TEACHER.init, jax.random.key(1), train[0][:1])
+    random = np.random.default_rng(0)
+    teacher = jax.tree.map(lambda w: random.normal(size=w.shape, scale=0.1).astype("f4"), shapes)
     variables = variables_of(example.train, teacher, data, held_out)
     state = example.train(teacher, data, held_out, epochs=3)
     return state, twin.train(variables, teacher, data.epoch, held_out, epochs=3)
