@@ -50,9 +50,9 @@ def digits(twin, make_model):
     return state, twin.train(model, data.epoch, held_out, epochs=3)
 
 
-def variables_of(train, *args, **kwargs):
+def variables_of(train, *args):
     """The initial parameters: what a run of no epochs ends with."""
-    return train(*args, **{"epochs": 0, **kwargs}).step_state["model_state"]
+    return train(*args, epochs=0).step_state["model_state"]
 
 
 def digits_linen(twin):
@@ -92,7 +92,7 @@ def language_model(twin):
     example = load("language_model")
     rows = example.text(4_000)
     data, held_out = jl.batches(rows[:80], 16, shuffle=True), jl.batches(rows[80:96], 16)
-    variables = variables_of(example.train, data, held_out, steps=1)
+    variables = example.train(data, held_out, steps=0).step_state["model_state"]
     state = example.train(data, held_out, steps=8)
     return state, twin.train(variables, data.epoch, held_out, steps=8)
 

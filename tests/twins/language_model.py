@@ -13,7 +13,7 @@ language_model = load("language_model")
 def train(variables, data, held_out, *, steps):
     model = language_model.Transformer()
     # --- the loop
-    optimizer = language_model.make_optimizer(steps)
+    optimizer = language_model.OPTIMIZER
 
     def loss_fn(variables, tokens):
         logits = model.apply(variables, tokens[:, :-1])
