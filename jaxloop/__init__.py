@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from jaxloop._supervised.objective import objective
     from jaxloop.errors import JaxloopError, Terminated
     from jaxloop.metrics import Metric
+    from jaxloop.metrics.windows import window
 
 check_no_foreign_files(Path(__file__).parent)
 
@@ -70,6 +71,7 @@ __all__ = [
     "serialize_state",
     "train_step",
     "trainer",
+    "window",
 ]
 
 # Where each name lives. A module is imported when one of its names is first used, so that
@@ -88,6 +90,7 @@ _HOMES = {
     "_supervised.objective": ("objective",),
     "errors": ("JaxloopError", "Terminated"),
     "metrics": ("Metric",),
+    "metrics.windows": ("window",),
 }
 _MODULES = ("datasets", "errors", "handlers", "losses", "metrics", "optimizers")
 

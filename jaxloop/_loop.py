@@ -37,6 +37,7 @@ class Loop(LoopSpec[S, OutputT]):
     handle = handlers.handle
     observe = handlers.observe
     metric = handlers.metric
+    derive = handlers.derive
     log = handlers.log
     validate = handlers.validate
     monitor = handlers.monitor

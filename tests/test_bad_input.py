@@ -25,7 +25,7 @@ CASES = {
     "unknown event": (lambda: plain().handle("epoch_complete", print), "epoch_completed"),
     "unknown filter": (lambda: plain().handle("started", print, "onse"), "once"),
     "unknown filter key": (lambda: plain().handle("started", print, {"evry": 2}), "every"),
-    "unknown metric": (lambda: plain().metric("acuracy"), "accuracy"),
+    "unknown metric": (lambda: plain().metric("acuracy").run([1], 0), "accuracy"),
     "unknown loss": (lambda: jl.trainer(PAIR, "mean_square_error", "sgd"), "mean_squared_error"),
     "unknown optimizer": (lambda: jl.trainer(PAIR, "huber", "adm"), "adam"),
     "unknown accumulator": (

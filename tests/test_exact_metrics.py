@@ -450,7 +450,7 @@ def test_per_says_what_a_value_is_for():
         loop.metric(jnp.sum, per="row")
     for metric in ("accuracy", metrics.accuracy(), clu.metrics.Accuracy):
         with pytest.raises(errors.ArgumentError, match="with a function"):
-            loop.metric(metric, per="batch")
+            loop.metric(metric, per="batch").run([{"y_true": np.zeros(2), "y_pred": np.zeros(2)}])
     with pytest.raises(errors.ShapeError, match="real numbers"):
         evaluate([weighted], declare(lambda x: x.astype(jnp.complex64), "v", None, ["x"]))
 

@@ -16,8 +16,11 @@ from jaxloop._core.state import State
 from jaxloop._program.block import Program
 from jaxloop._spec import LoopSpec
 from jaxloop.errors import SerializationError
-from jaxloop.metrics.declare import BatchMean
+from jaxloop.metrics.declare import BatchMean, Derived
 from jaxloop.metrics.meaning import Meanings, kind_of
+
+_DERIVED = "derived"
+"""The key under which the meaning of a derived metric is, in place of ``kind`` and ``leaves``."""
 
 
 def statics_of(spec: LoopSpec) -> Mapping[str, str]:
@@ -48,9 +51,16 @@ def check_statics(state: State[Any], mine: Mapping[str, str]) -> None:
 
 
 def meanings_of(spec: LoopSpec, program: Program | None = None) -> Meanings:
-    """Returns what the accumulators mean, without their leaves if no program is known."""
+    """Returns what the metrics of a loop mean.
+
+    The meaning of an accumulator lacks its leaves if no program is known. A derived metric has no
+    accumulator.
+    """
     meanings: Meanings = {}
     for one in spec.metrics:
+        if isinstance(one.metric, Derived):
+            meanings[one.name] = {_DERIVED: kind_of(one)}
+            continue
         known = None if program is None else program.meanings.get(one.name)
         meaning = {"kind": kind_of(one)} if known is None else dict(known)
         if isinstance(one.metric, BatchMean) and spec.task is not None:
@@ -62,12 +72,12 @@ def meanings_of(spec: LoopSpec, program: Program | None = None) -> Meanings:
 
 def metric_changes(state: State[Any], mine: Meanings) -> list[str]:
     """Returns a sentence for each metric that is not the one that the state accumulates."""
-    saved = state.metric_meanings
-    if saved is None:
+    if state.metric_meanings is None:
         return []
+    saved, current = _accumulated(state.metric_meanings), _accumulated(mine)
     changes = []
-    for name in sorted({**saved, **mine}):
-        was, now = saved.get(name), mine.get(name)
+    for name in sorted({**saved, **current}):
+        was, now = saved.get(name), current.get(name)
         if was is None or now is None:
             changes.append(f"{name!r} is {'new' if was is None else 'missing'}")
             continue
@@ -76,6 +86,20 @@ def metric_changes(state: State[Any], mine: Meanings) -> list[str]:
                 changes.append(f"{name!r} was {was[part]} and is {now[part]}")
                 break
     return changes
+
+
+def derived_changes(state: State[Any], mine: Meanings) -> set[str]:
+    """Returns the names of the derived metrics that are new, missing or derived differently."""
+    saved = state.metric_meanings or {}
+    return {
+        name
+        for name in {*saved, *mine}
+        if saved.get(name, {}).get(_DERIVED) != mine.get(name, {}).get(_DERIVED)
+    }
+
+
+def _accumulated(meanings: Mapping[str, Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
+    return {name: one for name, one in meanings.items() if _DERIVED not in one}
 
 
 def check_metrics(state: State[Any], mine: Meanings) -> None:

@@ -253,12 +253,29 @@ def _fit_metrics(parts: Parts, state: State) -> None:
     has_begun = is_ending or _num_consumed(parts) > 0
     if has_begun:
         fitting.check_metrics(state, mine)
-    if is_ending or blocks.program is None:
-        return  # the metrics in the state are final
+    if blocks.program is None:
+        return
+    _derive_metrics(parts, blocks.program, fitting.derived_changes(state, mine))
+    if is_ending:
+        return  # the other metrics in the state are final
     if not has_begun and fitting.metric_changes(state, mine):
         _renew_metrics(parts, blocks.program, state.metric_meanings or {})
     else:
         _continue_metrics(parts, blocks.program)
+
+
+def _derive_metrics(parts: Parts, program: Program, changed: set[str]) -> None:
+    """Computes the derived metrics that differ from those of the state, which have no accumulator.
+
+    A state of an earlier version may lack metrics to derive them from.
+    """
+    progress = parts.progress
+    if not changed:
+        return
+    kept = {n: v for n, v in progress.lazy_metrics.get().items() if n not in changed}
+    if all(slot.name in kept for slot in program.metrics.slots):
+        known = {**program.metrics.with_derived(kept), **kept}
+        progress.lazy_metrics = LazyDict(lambda: known)
 
 
 def _renew_metrics(parts: Parts, program: Program, before: Mapping[str, Any]) -> None:

@@ -84,18 +84,20 @@ class Program:
         if self._fresh is None:
             ring = jax.tree.map(lambda a: a[None], self.init_metrics())
             fetch = self.values(ring, *put((np.int32(0), np.int32(1))))
-            self._fresh = jax.tree.map(lambda x: x[0], fetch())
+            self._fresh = self.metrics.with_derived(jax.tree.map(lambda x: x[0], fetch()))
         return self._fresh
 
     def values(self, ring: PyTree, start: Any, stop: Any) -> Callable[[], dict[str, PyTree]]:
         """Dispatches the computation of the metrics of the rows from ``start`` to ``stop``.
+
+        Derived metrics are not among them, because they are computed row by row on the host.
 
         Returns:
             A function that returns them as NumPy arrays with a leading axis of rows. The copy to
             the host has started, and the function waits for it. Only the host holds integers of
             more than 32 bits, so the function also converts those.
         """
-        computed = self._compute(ring, start, stop) if self.metrics.names else {}
+        computed = self._compute(ring, start, stop) if self.metrics.slots else {}
         for leaf in jax.tree.leaves(computed):
             leaf.copy_to_host_async()
         if self._finish is None:

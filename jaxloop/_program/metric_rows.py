@@ -58,10 +58,11 @@ class MetricRows:
                 for name, value in self._fetch().items()
             ]
         # Copied, because a view would keep the values of all rows alive.
-        return {
+        row = {
             name: value[index] if plain else jax.tree.map(lambda x: x[index].copy(), value)
             for name, value, plain in self._values
         }
+        return self._program.metrics.with_derived(row)
 
 
 class MetricRow(LazyDict):

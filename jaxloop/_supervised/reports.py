@@ -77,7 +77,12 @@ def _norm(tree: PyTree) -> jax.Array:
 
 def _learning_rate(update: Update) -> jax.Array:
     try:
-        rate = optax.tree.get(update.optimizer_state, "learning_rate")
+        # The state of a schedule has the same name as the rate that it gave.
+        rate = optax.tree.get(
+            update.optimizer_state,
+            "learning_rate",
+            filtering=lambda path, value: isinstance(value, jax.Array | float),
+        )
     except KeyError as error:
         raise ArgumentError(
             "report='learning_rate' needs an optimizer with one learning rate, got several in its "

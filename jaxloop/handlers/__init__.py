@@ -29,7 +29,7 @@ from jaxloop._spec import (
     SpecT,
     Store,
 )
-from jaxloop.handlers.attach import from_state, handle, metric, observe, resume
+from jaxloop.handlers.attach import derive, from_state, handle, metric, observe, resume
 from jaxloop.handlers.checkpoint import FolderStore, checkpoint
 from jaxloop.handlers.early_stop import early_stop
 from jaxloop.handlers.log import log
@@ -58,6 +58,7 @@ __all__ = [
     "as_events",
     "as_filter",
     "checkpoint",
+    "derive",
     "early_stop",
     "from_state",
     "handle",

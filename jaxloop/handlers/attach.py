@@ -3,6 +3,7 @@
     loop = handle(loop, "epoch_completed", show, every(2))
     loop = observe(loop, "iteration_completed", lambda snapshot: print(snapshot.step))
     loop = metric(loop, "accuracy")
+    loop = derive(loop, "error", lambda accuracy: 1 - accuracy, of="accuracy")
     loop = resume(loop, "runs/a")
 
 Each function takes a loop and returns a new one of the same kind.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxloop._checkpoint.names import check_path
@@ -19,9 +21,19 @@ from jaxloop._core.checks import check_callable, name_of
 from jaxloop._core.events import EventLike, as_events
 from jaxloop._core.filters import FilterLike, as_filter
 from jaxloop._core.state import State
+from jaxloop._core.types import PyTree
 from jaxloop._spec import Handler, HandlerFn, Observer, ObserverFn, SpecT
 from jaxloop.errors import ArgumentTypeError
-from jaxloop.metrics.declare import AccumulateLike, FieldsLike, MetricLike, Per, WhereLike, declare
+from jaxloop.metrics.declare import (
+    AccumulateLike,
+    FieldsLike,
+    MetricLike,
+    MetricSpec,
+    Per,
+    WhereLike,
+    declare,
+)
+from jaxloop.metrics.derived import declare_derived
 
 
 def handle(
@@ -127,6 +139,10 @@ def metric(
     metric and the path of the leaf, such as ``accuracy/head`` or ``accuracy/0``. Other metrics get
     targets and predictions as they are.
 
+    Weights (the output ``sample_weight``, or a mask from ``where``) have the shape ``(batch,)`` or
+    any leading part of the target's shape, such as ``(batch, time)``. Each element of the weights
+    then counts as one example, and a metric gets its arguments with these axes as one.
+
     Sums, counts, minima and maxima of integers are exact integers, ``np.int64`` in
     ``state.metrics`` if they do not keep their own dtype. Means of integers are ``np.float64``,
     rounded once.
@@ -134,42 +150,89 @@ def metric(
     Args:
         loop: The loop.
         metric: The name of a built-in metric, a `Metric`, a function of the extracted values, or a
-            class with the CLU protocol.
+            class with the CLU protocol. Any other name, and the name of a built-in metric whose
+            fields the step does not report, is that of a value that the step reports or carries.
+            The value is averaged like the result of a function.
         name: Its key in ``state.metrics``.
         accumulate: None for the metric's own accumulator, or "running_average", "running_sum",
-            "running_min", "running_max", "last", or ``(acc, obs, i) -> acc``.
+            "running_min", "running_max", "last", ``jl.window(n)`` for the mean over the last ``n``
+            iterations, or ``(acc, obs, i) -> acc``.
         transform_or_fields: Names of values that the step reports or, failing that, carries in its
             state. Or a function of both, merged into one dict, that returns the list of arguments.
-        per: What a function returns a value for. "example" means ``(batch, *rest)``, which is
-            weighted by example. "batch" means one value of any shape for the whole batch, which
-            counts for all its examples, or for the sum of their weights. By default, an array whose
-            first axis has the length of the batch has one value per example, also if that is by
-            chance. A scalar is one for the batch, and an error if the batch has weights or a mask.
+        per: What the result of a function, or a reported value, stands for. "example" means
+            ``(batch, *rest)``, which is weighted by example. "batch" means one value of any shape
+            for the whole batch, which counts for all its examples, or for the sum of their weights.
+            By default, an array whose first axis has the length of the batch has one value per
+            example, also if that is by chance. A scalar is one for the batch, and an error if the
+            batch has weights or a mask.
         where: Selects the examples that count: the name of a boolean mask ``(batch,)``, or a
             function of what ``transform_or_fields`` gets that returns one, such as
-            ``lambda named: named["y_true"] >= 0``. The others get weight 0.
+            ``lambda named: named["y_true"] >= 0``. The others get weight 0. A mask with more axes
+            than the weights selects elements.
 
     Returns:
         A new loop with the metric.
 
     Raises:
-        UnknownNameError: The metric or the accumulator is unknown.
+        UnknownNameError: The accumulator is unknown. Raised by `run`, before the first step, if the
+            name of the metric is neither that of a built-in nor of a value.
         ArgumentTypeError: An argument has the wrong type.
-        ArgumentError: ``per`` is not "example" or "batch", or the metric is not a function.
+        ArgumentError: ``per`` is not "example" or "batch", or the metric decides this itself.
 
     Example:
         >>> import jaxloop as jl
         >>> step = lambda batch, state: jl.emit(state, x=batch)
-        >>> loop = jl.loop(step).metric(lambda x: x, "mean", None, ["x"])
-        >>> float(loop.run([1.0, 2.0, 3.0]).history[0]["mean"])
+        >>> loop = jl.loop(step).metric("x").metric(lambda x: x**2, "squares", None, ["x"])
+        >>> values = loop.run([1.0, 2.0, 3.0]).history[0]
+        >>> float(values["x"]), round(float(values["squares"]), 2)
+        (2.0, 4.67)
+    """
+    return _with_metric(
+        loop, declare(metric, name, accumulate, transform_or_fields, per=per, where=where)
+    )
+
+
+def derive(loop: SpecT, name: str, fn: Callable[..., PyTree], of: str | Sequence[str]) -> SpecT:
+    """Computes a metric from the values of others when they are read.
+
+    It exists wherever the others do: in ``state.metrics``, the history and the log, for monitors
+    and checkpoints, and with its prefix in a validation. It may be derived from derived metrics.
+    Nothing is accumulated for it or compiled into the step.
+
+    Args:
+        loop: The loop.
+        name: Its key in ``state.metrics``.
+        fn: Returns the value, a number or a pytree of numbers and arrays. It gets the values of
+            ``of`` as NumPy values, in that order. Before the first update, these are NaN, or 0 for
+            integers. A function of NumPy is faster than one of JAX, which runs on the device.
+        of: The name of a metric of the loop, or a tuple of names. A metric of several outputs has a
+            value for each, such as ``accuracy/head``.
+
+    Returns:
+        A new loop with the metric.
+
+    Raises:
+        ArgumentTypeError: An argument has the wrong type.
+        UnknownNameError: Raised by `run`, before the first step, if the loop has no metric of a
+            name in ``of``.
+
+    Example:
+        >>> import jaxloop as jl
+        >>> import numpy as np
+        >>> loop = jl.loop(lambda batch, state: jl.emit(state, x=batch)).metric("x")
+        >>> loop = loop.derive("root", np.sqrt, of="x")
+        >>> float(loop.run([3.0, 5.0]).history[0]["root"])
         2.0
     """
-    declared = declare(metric, name, accumulate, transform_or_fields, per=per, where=where)
+    return _with_metric(loop, declare_derived(name, fn, of))
+
+
+def _with_metric(loop: SpecT, declared: MetricSpec) -> SpecT:
     kept = tuple(one for one in loop.metrics if one.name != declared.name)
     if len(kept) != len(loop.metrics):
         warnings.warn(
             f"metric {declared.name!r} was declared twice; the last declaration wins",
-            stacklevel=2,
+            stacklevel=3,
         )
     return loop.replace(metrics=(*kept, declared))
 

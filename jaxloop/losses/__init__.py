@@ -32,6 +32,7 @@ from jaxloop.losses._loss import Loss, LossFn
 from jaxloop.losses._loss import Sums as Sums
 from jaxloop.losses._optax import is_optax_loss as is_optax_loss
 from jaxloop.losses._optax import target_first as target_first
+from jaxloop.losses._shapes import flattened as flattened
 from jaxloop.losses._shapes import widened as widened
 
 __all__ = [

@@ -4,6 +4,8 @@
     scalar = reduce(values, sample_weight, num_examples)
     scalar = average(loss, y_true, y_pred, sample_weight, num_examples)
 
+Weights of several axes, such as one for each token, make each element an example.
+
 Invariant: an example of weight 0 is not there. It adds nothing to the value, even if its loss is
 NaN or infinite. With `average`, it adds nothing to the gradient either.
 """
@@ -17,7 +19,7 @@ from jax.typing import ArrayLike
 from jaxloop import errors
 from jaxloop._core.types import PyTree
 from jaxloop.losses._loss import Loss
-from jaxloop.losses._shapes import as_float, trailing_mean, widened
+from jaxloop.losses._shapes import as_float, flattened, trailing_mean, widened
 
 
 def per_example(values: ArrayLike, num_examples: int) -> jax.Array:
@@ -61,7 +63,9 @@ def reduce(loss_value: ArrayLike, sample_weight: ArrayLike | None, num_examples:
 
     Args:
         loss_value: ``(batch, *rest)`` or a scalar.
-        sample_weight: ``(batch,)`` of bool, int or float, or None.
+        sample_weight: ``(batch,)``, or any leading part of the shape of ``loss_value``, such as
+            ``(batch, time)``, of bool, int or float. Each element of it counts as an example. None
+            weights all examples equally.
         num_examples: The length of the batch axis.
 
     Returns:
@@ -75,6 +79,9 @@ def reduce(loss_value: ArrayLike, sample_weight: ArrayLike | None, num_examples:
         >>> float(reduce(jnp.array([1.0, 3.0]), jnp.array([1.0, 3.0]), 2))
         2.5
     """
+    if sample_weight is not None and jnp.ndim(sample_weight) > 1:
+        (loss_value,), sample_weight = _examples((loss_value,), sample_weight, "the loss's values")
+        num_examples = sample_weight.shape[0]
     values = per_example(loss_value, num_examples)
     if sample_weight is None:
         return values if values.ndim == 0 else jnp.mean(values)
@@ -112,7 +119,10 @@ def average(
         loss: The loss.
         y_true: The targets, a pytree of arrays with a leading batch axis.
         y_pred: The predictions.
-        sample_weight: ``(batch,)`` of bool, int or float, or None.
+        sample_weight: ``(batch,)``, or any leading part of the shape of the targets, such as
+            ``(batch, time)``, of bool, int or float. Each element of it counts as an example, so
+            the loss gets targets and predictions with these axes as one. None weights all examples
+            equally.
         num_examples: The length of the batch axis.
 
     Returns:
@@ -130,10 +140,29 @@ def average(
         [-0.25, 0.0]
     """
     y_true, y_pred = widened(y_true), widened(y_pred)
+    if sample_weight is not None and jnp.ndim(sample_weight) > 1:
+        y_true, weight = _examples(y_true, sample_weight, "the target")
+        y_pred = flattened(y_pred, jnp.shape(sample_weight))
+        sample_weight, num_examples = weight, weight.shape[0]
     if sample_weight is not None:
         present = _checked(sample_weight, num_examples).astype(jnp.bool_)
         y_true, y_pred = jax.tree.map(lambda leaf: _where(present, leaf), (y_true, y_pred))
     return reduce(loss.fn(y_true, y_pred), sample_weight, num_examples)
+
+
+def _examples(
+    values: PyTree, sample_weight: ArrayLike | None, name: str
+) -> tuple[PyTree, jax.Array]:
+    """Returns values and weights whose leading axes, those of the weights, are one axis."""
+    weight = jnp.asarray(sample_weight)
+    for leaf in jax.tree.leaves(values):
+        if jnp.shape(leaf)[: weight.ndim] != weight.shape:
+            raise errors.ShapeError(
+                f"sample_weight must have a leading part of the shape of {name} "
+                f"{jnp.shape(leaf)}, got {weight.shape}",
+                fix="pass weights of shape (batch,) or, for one per element, (batch, time)",
+            )
+    return flattened(values, weight.shape), weight.reshape(-1)
 
 
 def _checked(sample_weight: ArrayLike, num_examples: int) -> jax.Array:

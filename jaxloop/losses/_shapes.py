@@ -8,6 +8,8 @@ float64, and a dtype never narrows.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -46,6 +48,32 @@ def widened(tree: PyTree) -> PyTree:
         return as_float(leaf) if is_float else leaf
 
     return jax.tree.map(wide, tree)
+
+
+def flattened(tree: PyTree, leading: tuple[int, ...]) -> PyTree:
+    """Returns a tree in which the axes ``leading`` of each array that begins with them are one.
+
+    Weights of several axes, such as one for each token, make each element an example.
+
+    Args:
+        tree: A pytree of arrays. An array whose shape does not begin with ``leading`` stays.
+        leading: The shape of the weights. With less than two axes, nothing changes.
+
+    Example:
+        >>> flattened((jnp.ones((4, 3, 2)), jnp.ones(4)), (4, 3))[0].shape
+        (12, 2)
+    """
+    if len(leading) < 2:
+        return tree
+
+    def flat(leaf: PyTree) -> PyTree:
+        shape = jnp.shape(leaf)
+        if shape[: len(leading)] != leading:
+            return leaf
+        # The product and not -1, because an axis may be empty.
+        return jnp.reshape(leaf, (math.prod(leading), *shape[len(leading) :]))
+
+    return jax.tree.map(flat, tree)
 
 
 def same_dtype(y_true: ArrayLike, *y_pred: ArrayLike) -> tuple[jax.Array, ...]:

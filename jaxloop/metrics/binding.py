@@ -24,10 +24,19 @@ from jaxloop._core.types import PyTree
 from jaxloop.metrics import clu_protocol
 from jaxloop.metrics.accumulators import cast_like, strongly_typed, structures_differ
 from jaxloop.metrics.clu_protocol import CluMetric
-from jaxloop.metrics.declare import TAKES_PAIRS, BatchMean, MetricSpec, built_in
+from jaxloop.metrics.declare import (
+    DEFAULT_FIELDS,
+    TAKES_PAIRS,
+    BatchMean,
+    Derived,
+    MetricSpec,
+    named_metric,
+)
+from jaxloop.metrics.derived import in_order, with_derived
 from jaxloop.metrics.exact_int import is_exact
 from jaxloop.metrics.inputs import Inputs
 from jaxloop.metrics.metric import Metric, updated
+from jaxloop.metrics.names import resolved
 from jaxloop.metrics.observations import (
     Observe,
     clu_keywords,
@@ -62,14 +71,20 @@ class _Slot:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Metrics that are bound to the names and shapes of one loop; see `bind`."""
+    """Metrics that are bound to the names and shapes of one loop; see `bind`.
+
+    Attributes:
+        slots: The accumulated metrics, in the order in which they were declared.
+        derived: The derived metrics, each after those that it reads.
+    """
 
     slots: tuple[_Slot, ...]
+    derived: tuple[tuple[str, Derived], ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the values, in the order in which the metrics were declared."""
-        return tuple(slot.name for slot in self.slots)
+        """The names of the values, the derived ones last."""
+        return tuple(slot.name for slot in self.slots) + tuple(name for name, _ in self.derived)
 
     def init(self) -> Accumulators:
         """Returns empty accumulators."""
@@ -110,12 +125,16 @@ class Metrics:
         }
 
     def compute(self, accs: Mapping[str, PyTree]) -> dict[str, PyTree]:
-        """Returns the value of each metric by name.
+        """Returns the value of each accumulated metric by name.
 
         Exact integers and their quotients are an `ExactInt` and an `ExactRatio`. `host_rows`
         converts them.
         """
         return {slot.name: slot.compute(accs[slot.name]) for slot in self.slots}
+
+    def with_derived(self, values: dict[str, PyTree]) -> dict[str, PyTree]:
+        """Returns values on the host together with those of the derived metrics."""
+        return with_derived(self.derived, values) if self.derived else values
 
 
 def bind(
@@ -133,7 +152,9 @@ def bind(
         The bound metrics.
 
     Raises:
-        UnknownNameError: A field is neither reported nor carried.
+        UnknownNameError: A field is neither reported nor carried, or a metric's name is neither
+            that of a built-in nor of a reported or carried value. Or a metric is derived from one
+            that does not exist.
         ShapeError: Shapes do not fit, or a metric returns a scalar for a batch with weights.
 
     Example:
@@ -149,11 +170,13 @@ def bind(
     inputs = Inputs.of(outputs, step_state, batch).abstract()
     slots = {}
     for declared in last.values():
-        for spec in _of_each_output(declared, inputs):
+        if isinstance(declared.metric, Derived):
+            continue
+        for spec in _of_each_output(resolved(declared, inputs), inputs):
             slots[spec.name] = slot = _bind_one(spec, inputs)
             # One abstract update here raises its errors before the first step.
             _eval_shape(functools.partial(_once, slot), inputs)
-    return Metrics(tuple(slots.values()))
+    return Metrics(tuple(slots.values()), in_order(last.values(), slots))
 
 
 def _of_each_output(spec: MetricSpec, inputs: Inputs) -> list[MetricSpec]:
@@ -192,7 +215,7 @@ def _of_each_output(spec: MetricSpec, inputs: Inputs) -> list[MetricSpec]:
 
 def _bind_one(spec: MetricSpec, inputs: Inputs) -> _Slot:
     if spec.where is not None:
-        weight = _eval_shape(lambda inputs: inputs.masked(spec).weight, inputs)
+        weight = _eval_shape(lambda inputs: inputs.masked(spec).sample_weight, inputs)
         reported = {**inputs.reported, "sample_weight": weight}
         slot = _bind_one(
             dataclasses.replace(spec, where=None), dataclasses.replace(inputs, reported=reported)
@@ -201,26 +224,39 @@ def _bind_one(spec: MetricSpec, inputs: Inputs) -> _Slot:
             slot, update=lambda acc, inputs: slot.update(acc, inputs.masked(spec))
         )
     metric = spec.metric
+    assert not isinstance(metric, Derived)
     if isinstance(metric, BatchMean):
         return _bind_observations(spec, observe_batch_mean(spec), inputs)
+    _check_weights(spec, inputs)
+    if isinstance(metric, str):
+        metric = named_metric(metric, spec.accumulate)
     if isinstance(metric, type):
         cls = metric
         keywords = _eval_shape(lambda inputs: clu_keywords(spec, cls, inputs)[0], inputs)
-        if inputs.weight is not None:
-            dtype = jnp.result_type(inputs.weight)
+        if inputs.sample_weight is not None:
+            dtype = jnp.result_type(inputs.sample_weight)
             clu_protocol.check_weights(metric, keywords, dtype, spec.name)
         if spec.accumulate is None:
             return _bind_clu(spec, metric, keywords)
         return _bind_observations(spec, observe_clu(spec, metric), inputs)
-    if isinstance(metric, str):
-        metric = built_in(metric)
     if isinstance(metric, Metric):
-        if metric.weighted is not None and is_float_weight(inputs.weight):
+        if metric.weighted is not None and is_float_weight(inputs.sample_weight):
             metric = metric.weighted
         if spec.accumulate is None:
             return _bind_metric(spec, metric)
         return _bind_observations(spec, observe_metric(spec, metric), inputs)
     return _bind_observations(spec, observe_function(spec, metric), inputs)
+
+
+def _check_weights(spec: MetricSpec, inputs: Inputs) -> None:
+    """Checks that weights of several axes fit the arguments of a metric."""
+    if isinstance(spec.metric, type) and spec.fields == DEFAULT_FIELDS:
+        args: PyTree = {**inputs.reported, "sample_weight": None}
+    elif spec.per == "batch" or spec.accumulate == "last" or callable(spec.accumulate):
+        return  # such an observation need not have one value per example
+    else:
+        args = _eval_shape(lambda inputs: inputs.selected(spec), inputs)
+    inputs.check_weights(spec.title, args, all_args=isinstance(spec.metric, str))
 
 
 def _bind_metric(spec: MetricSpec, metric: Metric) -> _Slot:
@@ -255,7 +291,7 @@ def _bind_observations(spec: MetricSpec, observe: Observe, inputs: Inputs) -> _S
 
     shapes, structure = jax.tree.flatten(_eval_shape(value_of, inputs), is_leaf=is_exact)
     kinds = per_example
-    float_weights = is_float_weight(inputs.weight)
+    float_weights = is_float_weight(inputs.sample_weight)
 
     def init() -> list[PyTree]:
         return [

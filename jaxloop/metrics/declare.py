@@ -21,11 +21,12 @@ from jaxloop.metrics import classification, loss_metrics, reductions, regression
 from jaxloop.metrics.clu_protocol import CluMetric
 from jaxloop.metrics.metric import Metric
 from jaxloop.metrics.reductions import AccumulateFn, AccumulateName
+from jaxloop.metrics.windows import Window
 
 MetricLike: TypeAlias = str | Metric | Callable[..., PyTree] | type[CluMetric]
-"""A built-in metric's name, a `Metric`, a function, or a class with the CLU protocol."""
+"""A name of a built-in metric or of a reported value, a `Metric`, a function, or a CLU class."""
 
-AccumulateLike: TypeAlias = AccumulateName | AccumulateFn | None
+AccumulateLike: TypeAlias = AccumulateName | Window | AccumulateFn | None
 """How to combine the values of the batches. None uses the metric's own accumulator."""
 
 FieldsFn: TypeAlias = Callable[[dict[str, PyTree]], list[PyTree] | tuple[PyTree, ...]]
@@ -67,20 +68,34 @@ class BatchMean:
 
 
 @dataclass(frozen=True)
+class Derived:
+    """The metric of a value that is computed on the host from the values of other metrics.
+
+    Attributes:
+        fn: Returns the value.
+        of: The names of the other metrics, whose values ``fn`` gets.
+    """
+
+    fn: Callable[..., PyTree]
+    of: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class MetricSpec:
     """A declared metric.
 
     Attributes:
         name: Its key in the results.
-        metric: A name, a `Metric`, a function, a class with the CLU protocol, or `BatchMean`.
-        accumulate: None, one of `reductions.NAMES`, or ``(acc, obs, i) -> acc``.
+        metric: A name, a `Metric`, a function, a class with the CLU protocol, `BatchMean` or
+            `Derived`.
+        accumulate: None, one of `reductions.NAMES`, a `Window`, or ``(acc, obs, i) -> acc``.
         fields: Names, or a function of outputs and step state, merged into one dict.
         per: Whether a function returns one value per example or one per batch.
         where: The name of a mask, a function that returns one, or None.
     """
 
     name: str
-    metric: MetricLike | BatchMean
+    metric: MetricLike | BatchMean | Derived
     accumulate: AccumulateLike = None
     fields: tuple[str, ...] | FieldsFn = DEFAULT_FIELDS
     per: Per = None
@@ -110,6 +125,22 @@ def built_in(name: str) -> Metric:
     raise errors.unknown_name("metric", name, names())
 
 
+def named_metric(
+    name: str, accumulate: AccumulateLike
+) -> Metric | Callable[..., PyTree] | type[CluMetric]:
+    """Returns the built-in metric of that name in a form that a loop can accumulate.
+
+    Raises:
+        UnknownNameError: No metric has this name.
+        ArgumentError: It is a loss without a value over a data set.
+    """
+    if name in _BUILT_INS:
+        return _BUILT_INS[name]()
+    found = losses.get(name)
+    resolved = loss_metrics.resolve(name, found, accumulated=accumulate is not None)
+    return built_in(resolved) if isinstance(resolved, str) else resolved
+
+
 def declare(
     metric: MetricLike,
     name: str | None = None,
@@ -122,25 +153,27 @@ def declare(
     """Declares a metric, and raises every error that needs no data.
 
     Args:
-        metric: The name of a built-in metric, a `Metric`, a function of the extracted values, or a
-            class with ``from_model_output``, ``merge`` and ``compute``. A function of
-            `optax.losses`, also inside `functools.partial`, `jax.jit` or `functools.wraps`, means
-            the loss, and gets its arguments in its own order.
+        metric: The name of a built-in metric or of a reported value, a `Metric`, a function of the
+            extracted values, or a class with ``from_model_output``, ``merge`` and ``compute``. A
+            function of `optax.losses`, also inside `functools.partial`, `jax.jit` or
+            `functools.wraps`, means the loss, and gets its arguments in its own order.
         name: Its key in the results. The default is the metric's own name.
         accumulate: None (the metric's own accumulator, or the average of a function's values),
             ``"running_average"``, ``"running_sum"``, ``"running_min"``, ``"running_max"``,
-            ``"last"``, or ``(acc, obs, i) -> acc``.
+            ``"last"``, a `window`, or ``(acc, obs, i) -> acc``.
         transform_or_fields: Names of outputs or parts of the step state, or a function of both,
             merged into one dict, that returns the list of arguments.
-        per: "example" or "batch", what a function returns a value for. None decides by the shape.
-        where: The name of a boolean mask ``(batch,)``, or a function like ``transform_or_fields``
-            that returns one.
+        per: "example" or "batch", what the result of a function, or a reported value, stands for.
+            None decides by the shape.
+        where: The name of a boolean mask, ``(batch,)`` or any leading part of the target's shape,
+            or a function like ``transform_or_fields`` that returns one.
 
     Returns:
         The declared metric.
 
     Raises:
-        UnknownNameError: No metric or accumulator has this name.
+        UnknownNameError: No accumulator has this name, or no metric that takes fields. A name
+            without fields may be that of a reported value, which `bind` knows.
         ArgumentTypeError: An argument has the wrong type.
         ArgumentError: The metric has no usable name, it is a loss without a value over a data set,
             or ``per`` is not for this metric.
@@ -149,8 +182,10 @@ def declare(
         >>> declare("accuracy").name
         'accuracy'
     """
+    accumulated = _checked_accumulate(accumulate)
+    fields = _checked_fields(transform_or_fields)
     if isinstance(metric, str):
-        if metric not in names():
+        if metric not in names() and fields != DEFAULT_FIELDS:
             raise errors.unknown_name("metric", metric, names())
     elif inspect.isclass(metric):
         missing = [m for m in ("from_model_output", "merge", "compute") if not hasattr(metric, m)]
@@ -165,8 +200,6 @@ def declare(
             f"a metric must be a name, a Metric, a function or a CLU class, got {metric!r}",
             fix="pass a name such as 'accuracy', or a function of (y_true, y_pred)",
         )
-    accumulated = _checked_accumulate(accumulate)
-    fields = _checked_fields(transform_or_fields)
     loss = _loss_of(metric, fields)
     return MetricSpec(
         _checked_name(loss.name if loss is not None else metric, name),
@@ -181,7 +214,8 @@ def declare(
 def _loss_of(metric: MetricLike, fields: tuple[str, ...] | FieldsFn) -> Loss | None:
     """Returns the loss that a metric is, by its name or as a function of Optax."""
     if isinstance(metric, str):
-        return None if metric in _BUILT_INS else losses.get(metric)
+        is_loss = metric in losses.names() and metric not in _BUILT_INS
+        return losses.get(metric) if is_loss else None
     if isinstance(metric, Metric | type) or not losses.is_optax_loss(metric):
         return None
     if fields == DEFAULT_FIELDS[::-1]:
@@ -194,6 +228,10 @@ def _loss_of(metric: MetricLike, fields: tuple[str, ...] | FieldsFn) -> Loss | N
 
 
 def _resolved(metric: MetricLike, loss: Loss | None, accumulate: AccumulateLike) -> MetricLike:
+    if isinstance(metric, str):
+        if loss is not None:
+            named_metric(metric, accumulate)  # raises if the loss has no value over a data set
+        return metric  # `bind` knows whether the step reports a value of this name
     if loss is not None and not isinstance(metric, Metric | type):
         return loss_metrics.resolve(metric, loss, accumulated=accumulate is not None)
     return loss_metrics.carried(metric) if isinstance(metric, Metric) else metric
@@ -205,7 +243,8 @@ def declare_batch_mean(name: str, field: str) -> MetricSpec:
     Args:
         name: Its key in the results.
         field: The output that holds the scalar. The weight of a batch is the sum of
-            ``sample_weight``, or its number of examples (the leading axis of ``y_true``).
+            ``sample_weight``, or its number of examples: the output ``num_examples``, a scalar, or
+            else the leading axis of ``y_true``.
 
     Returns:
         The declared metric. A batch of weight 0 adds nothing, even if its mean is NaN.
@@ -237,11 +276,12 @@ def _checked_accumulate(accumulate: AccumulateLike) -> AccumulateLike:
         if accumulate not in reductions.NAMES:
             raise errors.unknown_name("accumulate", accumulate, reductions.NAMES)
         return accumulate
-    if accumulate is None or callable(accumulate):
+    if accumulate is None or isinstance(accumulate, Window) or callable(accumulate):
         return accumulate
     raise errors.ArgumentTypeError(
-        f"accumulate must be None, a name or a function (acc, obs, i) -> acc, got {accumulate!r}",
-        fix=f"use one of: {', '.join(reductions.NAMES)}",
+        "accumulate must be None, a name, jl.window(n) or a function (acc, obs, i) -> acc, got "
+        f"{accumulate!r}",
+        fix=f"use jl.window(n) or one of: {', '.join(reductions.NAMES)}",
     )
 
 
@@ -266,12 +306,17 @@ def _checked_per(metric: MetricLike, per: object) -> Per:
             f"per must be 'example', 'batch' or None, got {per!r}",
             fix="pass per='example' if the function returns one value per example, or per='batch'",
         )
-    if isinstance(metric, str | Metric) or inspect.isclass(metric):
-        raise errors.ArgumentError(
-            f"per={per!r} must be given with a function, got the metric {metric!r}",
-            fix="leave out per=, because a metric that is not a function decides this itself",
-        )
+    if isinstance(metric, Metric) or inspect.isclass(metric):
+        raise per_without_function(metric, per)
     return per
+
+
+def per_without_function(metric: MetricLike, per: object) -> errors.ArgumentError:
+    """Returns the error for a metric that decides itself what a value is for."""
+    return errors.ArgumentError(
+        f"per={per!r} must be given with a function or a reported value, got the metric {metric!r}",
+        fix="leave out per=, because such a metric decides this itself",
+    )
 
 
 def _checked_where(where: WhereLike) -> WhereLike:

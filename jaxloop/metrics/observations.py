@@ -81,7 +81,9 @@ def _is_per_example(spec: MetricSpec, leaf: jax.Array, weights: BatchWeights) ->
             and spec.accumulate != "last"
             and not callable(spec.accumulate)
         ):
-            raise scalar_with_weights(spec.name)
+            raise scalar_with_weights(
+                spec.name, " or, if it is one value of the batch, pass per='batch'"
+            )
         return False
     if callable(spec.accumulate):
         return False
@@ -127,6 +129,10 @@ def observe_batch_mean(spec: MetricSpec) -> Observe:
                 f"{jnp.shape(value)}",
                 fix="reduce the loss to a scalar first",
             )
+        count = inputs.reported.get("num_examples")
+        if count is not None and inputs.weight is None:
+            # A batch of one example, whose weight is the number.
+            inputs = inputs.weighted(jnp.reshape(count, (1,)))
         num_examples = inputs.num_examples(inputs.reported.get("y_true"))
         return _one_value(spec, value, inputs, num_examples)
 
@@ -139,7 +145,7 @@ def clu_keywords(
     """Returns the keywords for ``cls.from_model_output``, and the number of examples."""
     named = spec.fields != DEFAULT_FIELDS
     args = inputs.arguments(spec) if named else None
-    keywords = clu_protocol.model_output(cls, inputs.reported, args, inputs.weight, spec.name)
+    keywords = clu_protocol.model_output(cls, inputs.examples, args, inputs.weight, spec.name)
     return keywords, inputs.num_examples(args if named else keywords)
 
 

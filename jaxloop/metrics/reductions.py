@@ -1,4 +1,4 @@
-"""Reductions over the batches of an epoch: average, sum, minimum, maximum, last, or a function.
+"""Reductions over the batches of an epoch: average, window, sum, extremum, last, or a function.
 
     reduction = reduction_of("running_average")
     acc = reduction.init(shape, per_example=True, float_weights=False)
@@ -24,6 +24,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxloop import errors
 from jaxloop._core.types import PyTree
+from jaxloop.metrics import windows
 from jaxloop.metrics.exact_int import (
     ExactInt,
     ExactRatio,
@@ -47,6 +48,7 @@ from jaxloop.metrics.exact_sum import (
     zero_pair,
 )
 from jaxloop.metrics.weights import BatchWeights
+from jaxloop.metrics.windows import Window
 
 AccumulateName = Literal["running_average", "running_sum", "running_min", "running_max", "last"]
 
@@ -84,8 +86,10 @@ class Reduction:
     compute: Callable[[PyTree], PyTree]
 
 
-def reduction_of(accumulate: str | AccumulateFn) -> Reduction:
-    """Returns the reduction of one of `NAMES`, or one made from ``(acc, obs, i) -> acc``."""
+def reduction_of(accumulate: str | Window | AccumulateFn) -> Reduction:
+    """Returns the reduction of one of `NAMES`, of a window, or one of ``(acc, obs, i) -> acc``."""
+    if isinstance(accumulate, Window):
+        return _average_of(accumulate)
     if callable(accumulate):
         return _custom(accumulate)
     return {
@@ -183,6 +187,22 @@ def _average_compute(acc: PyTree) -> PyTree:
 
 
 _AVERAGE = Reduction(_average_init, _average_update, _average_merge, _average_compute)
+
+
+def _average_of(window: Window) -> Reduction:
+    """Returns the average over the last batches. An entry is the accumulator of one batch."""
+
+    def init(shape: Shape, per_example: bool, float_weights: bool) -> PyTree:
+        return windows.empty_entries(window.n, _average_init(shape, per_example, float_weights))
+
+    def update(acc: PyTree, value: Observed, per_example: bool, weights: BatchWeights) -> PyTree:
+        exact = isinstance(acc["last"]["sum"], ExactInt)
+        return windows.push(acc, _weighted(exact, value, per_example, weights))
+
+    def compute(acc: PyTree) -> PyTree:
+        return _average_compute(windows.total(acc, _average_merge))
+
+    return Reduction(init, update, windows.merge_entries, compute)
 
 
 # --- sum -----------------------------------------------------------------------------------------

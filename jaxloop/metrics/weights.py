@@ -83,10 +83,15 @@ def leading_axis(values: PyTree) -> int | None:
     return None
 
 
-def scalar_with_weights(name: str) -> errors.ShapeError:
-    """Returns the error for a scalar that cannot be weighted by example."""
+def scalar_with_weights(name: str, otherwise: str = "") -> errors.ShapeError:
+    """Returns the error for a scalar that cannot be weighted by example.
+
+    Args:
+        name: The metric.
+        otherwise: What else would fix it.
+    """
     return errors.ShapeError(
         f"metric {name!r} must return one value per example when the batch has sample weights or "
         "a mask, got a scalar, whose average would not be exact",
-        fix="return one value per example",
+        fix=f"return one value per example{otherwise}",
     )

@@ -19,6 +19,8 @@ loop.early_stop("loss", patiense=3)  # error: call-arg, reportCallIssue
 loop.monitor("loss", print, mode="max")  # error: call-arg, reportCallIssue
 loop.reduce_lr_on_plateau("loss", factor="half")  # error: arg-type, reportArgumentType
 loop.metric(3)  # error: arg-type, reportArgumentType
+jl.window("a")  # error: arg-type, reportArgumentType
+loop.derive("a", 3, of="b")  # error: arg-type, reportArgumentType
 loop.metric("accuracy", 3)  # error: arg-type, reportArgumentType
 loop.metric("accuracy", None, "running_mean")  # error: arg-type, reportArgumentType
 loop.checkpoint("folder", keep="3")  # error: arg-type, reportArgumentType
