@@ -20,6 +20,8 @@ def sections():
     return {heading: code for heading, code in found.items() if code}
 
 
+pytestmark = pytest.mark.slow
+
 SETUP, *HEADINGS = sections()
 
 

@@ -150,21 +150,16 @@ def flax_train_state(twin):
     return state, twin.train(data.epoch, held_out, epochs=2)
 
 
-PORTS = (
-    digits_linen,
+PORTS = (digits_linen, vae, graph_network, k_means, flax_train_state)
+SLOW_PORTS = (
     digits_nnx,
     digits_equinox,
-    vae,
     seq2seq,
     language_model,
     gan,
     actor_critic,
-    graph_network,
-    k_means,
     distillation,
-    flax_train_state,
 )
-PARAMETRIZED = pytest.mark.parametrize("port", PORTS, ids=lambda port: port.__name__)
 
 
 def largest_difference(state, history):
@@ -179,7 +174,9 @@ def largest_difference(state, history):
     return max(differences)
 
 
-@PARAMETRIZED
+@pytest.mark.parametrize(
+    "port", [*PORTS, *(pytest.param(port, marks=pytest.mark.slow) for port in SLOW_PORTS)]
+)
 def test_a_port_has_the_curve_of_its_twin(port):
     state, history = port(importlib.import_module(f"tests.twins.{port.__name__}"))
     assert len(history) > 1
@@ -200,7 +197,7 @@ def loop_lines(path):
     return count
 
 
-@PARAMETRIZED
+@pytest.mark.parametrize("port", [*PORTS, *SLOW_PORTS])
 def test_the_loop_of_a_port_has_half_the_lines(port):
     example = port.__name__.removesuffix("_linen").removesuffix("_nnx").removesuffix("_equinox")
     ported = loop_lines(TESTS.parent / "examples" / f"{example}.py")
@@ -210,4 +207,4 @@ def test_the_loop_of_a_port_has_half_the_lines(port):
 
 def test_every_twin_is_compared():
     twins = {path.stem for path in (TESTS / "twins").glob("*.py")} - {"__init__"}
-    assert twins == {port.__name__ for port in PORTS}
+    assert twins == {port.__name__ for port in (*PORTS, *SLOW_PORTS)}
