@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxloop as jl
+from benchmarks.workloads import TX
 
 
 def _fresh(state):
@@ -161,6 +162,28 @@ def jaxloop_observer(work):
     return clean
 
 
+def jaxloop_objective(work):
+    """Does the same as `jaxloop` with `jl.trainer` and an objective in place of an own step."""
+
+    @jl.objective
+    def loss(model, batch):
+        return work.losses(model.params, batch)
+
+    model = (lambda key, x: work.init_params(), work.apply)
+    loop = jl.trainer(model, loss, TX, inputs=lambda batch: batch[0], log=0)
+    first = work.init()["params"]
+
+    def train():
+        state = loop.run(work.batches, first, epochs=work.epochs, output_transform=_itself)
+        return float(state.history[work.epochs - 1]["loss"])
+
+    return train
+
+
+def _itself(state):
+    return state
+
+
 def jaxloop_five_metrics(work):
     """Does the same as `jaxloop_one_metric` with five metrics."""
 
@@ -198,6 +221,7 @@ CASES = {
     "jaxloop_device": jaxloop_device,
     "jaxloop_handlers": jaxloop_handlers,
     "jaxloop_observer": jaxloop_observer,
+    "jaxloop_objective": jaxloop_objective,
     "jaxloop_one_metric": jaxloop_one_metric,
     "jaxloop_five_metrics": jaxloop_five_metrics,
 }

@@ -33,7 +33,11 @@ from benchmarks.workloads import WORKLOADS
 
 PAUSE_S = 0.05
 """Wait this long after a case of another library, until its threads are idle."""
-BASE = {"jaxloop_shuffled": "hand_shuffled", "jaxloop_five_metrics": "jaxloop_one_metric"}
+BASE = {
+    "jaxloop_shuffled": "hand_shuffled",
+    "jaxloop_five_metrics": "jaxloop_one_metric",
+    "jaxloop_objective": "jaxloop",
+}
 """Compare these cases with another case too, in addition to `hand`."""
 
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from jaxloop._factories import eval_step, evaluator, train_step, trainer
     from jaxloop._loop import Loop, loop
     from jaxloop._supervised.models import Model
-    from jaxloop._supervised.objective import objective
     from jaxloop.errors import JaxloopError, Terminated
+    from jaxloop.losses import objective
     from jaxloop.metrics import Metric
     from jaxloop.metrics.windows import window
 
@@ -87,7 +87,7 @@ _HOMES = {
     "_factories": ("eval_step", "evaluator", "train_step", "trainer"),
     "_loop": ("Loop", "loop"),
     "_supervised.models": ("Model",),
-    "_supervised.objective": ("objective",),
+    "losses": ("objective",),
     "errors": ("JaxloopError", "Terminated"),
     "metrics": ("Metric",),
     "metrics.windows": ("window",),

@@ -20,7 +20,8 @@ from jaxloop._core.events import Event
 from jaxloop._core.state import State
 from jaxloop._core.step_result import Emission
 from jaxloop._core.types import OutputT, PyTree, S
-from jaxloop._engine.run import check, run, stream
+from jaxloop._engine.results import output
+from jaxloop._engine.run import check, final_state, run, stream
 from jaxloop._spec import LoopSpec
 
 
@@ -49,8 +50,10 @@ class Loop(LoopSpec[S, OutputT]):
     resume = handlers.resume
 
     run = run
+    final_state = final_state
     stream = stream
     check = check
+    output = output
 
     def __repr__(self) -> str:
         lines = [f"Loop({name_of(self.step_fn)}"]

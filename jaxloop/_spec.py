@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from jaxloop._core.events import Event, StatusLike
@@ -21,6 +21,7 @@ from jaxloop._core.types import BatchFn, Better, OutputT, PyTree, S
 from jaxloop._program.cache import ProgramCache
 from jaxloop.errors import ArgumentError
 from jaxloop.metrics.declare import MetricSpec
+from jaxloop.metrics.names import names_of_value
 
 HandlerResult: TypeAlias = tuple[StatusLike, State[S]] | None
 """The result of a handler: None to change nothing, or ``(status, state)``."""
@@ -51,6 +52,8 @@ class RunStart:
         data: What the run iterates over in this epoch: the data that were passed to `run`, or what
             a function ``epoch -> iterable`` returned.
         sample: The next batch of the data. None if the data of this epoch are at their end.
+        better: Which values are better of the metrics that the loop has or that handlers add, as
+            far as their names are known. None means that this is unknown.
     """
 
     snapshot: Snapshot
@@ -58,10 +61,22 @@ class RunStart:
     metrics: Mapping[str, PyTree]
     data: Any
     sample: PyTree
+    better: Mapping[str, Better | None] = dataclasses.field(default_factory=dict)
+
+    def better_of(self, metric: str) -> Better | None:
+        """Returns which values of a metric are better, or None if this is unknown.
+
+        The value of one of several outputs, such as ``accuracy/head``, is like the metric.
+        """
+        names = names_of_value(metric)
+        return next((self.better[name] for name in names if name in self.better), None)
 
 
 OpenFn: TypeAlias = Callable[[RunStart], HandlerFn]
 """Makes the function that a handler calls in one run, and raises if it finds a mistake."""
+
+DecideFn: TypeAlias = Callable[[State[Any]], State[Any] | None]
+"""Returns None to save nothing, or the state to save."""
 
 
 class Store(Protocol):
@@ -130,6 +145,8 @@ class Handler(Attachment):
             the function to call in this run in place of ``fn``.
         unique: Whether no other attachment may have its name, because the name is the key of its
             memory in ``state.handler_state``.
+        auto_mode: Whether it asks the metrics that it watches which of their values are better. If
+            this is unknown, a run warns before the first step.
     """
 
     kind = "handler"
@@ -141,6 +158,7 @@ class Handler(Attachment):
     # Not compared: it is often a method of ``fn``, and methods of equal objects are not equal.
     open: OpenFn | None = dataclasses.field(default=None, compare=False)
     unique: bool = False
+    auto_mode: bool = False
 
     def added(self, loop: LoopSpec[Any, Any]) -> Mapping[str, Better | None] | None:
         """Returns the metrics that it adds to a loop, and which values of each are better.
@@ -180,18 +198,22 @@ class CheckpointTrigger(Attachment):
         watches: See `Handler`.
         check: Called with the loop before the first step.
         check_state: Called with the first state before the first step.
+        open: Like that of a `Handler`, for ``decide``.
         unique: See `Handler`.
+        auto_mode: See `Handler`.
     """
 
     kind = "checkpoint"
 
-    decide: Callable[[State[Any]], State[Any] | None]
+    decide: DecideFn
     open_store: Callable[[Sequence[Store]], Store]
     value: Callable[[State[Any]], float | None] = lambda state: None
     watches: tuple[str, ...] = ()
     check: CheckFn | None = None
     check_state: Callable[[State[Any]], None] | None = None
+    open: Callable[[RunStart], DecideFn] | None = dataclasses.field(default=None, compare=False)
     unique: bool = False
+    auto_mode: bool = False
 
 
 class GuardAction(enum.Enum):
@@ -257,6 +279,9 @@ class Task(Protocol):
 
     def statics(self) -> Mapping[str, str]:
         """Returns what the model is made of besides its arrays; see `State.statics`."""
+
+    def check_data(self, data: Any, reported: Collection[str]) -> None:
+        """Raises if a step that reports these names counts padding in ``data`` as examples."""
 
     def eval_state(self, step_state: PyTree) -> PyTree:
         """Returns the step state of the evaluation, made from that of the training.

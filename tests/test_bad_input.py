@@ -78,7 +78,7 @@ CASES = {
             jl.loop(lambda b, s: jl.emit(s, x=b))
             .metric(lambda x: (x, x), "pair", "last", ["x"])
             .handle("epoch_completed", lambda s: ("continue", s.replace(metrics={"m": np.ones(2)})))
-            .early_stop("m")
+            .early_stop("m", mode="min")
             .run([1.0])
         ),
         "scalar",

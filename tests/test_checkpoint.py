@@ -244,11 +244,13 @@ def test_the_newest_the_best_and_every_nth_are_kept(tmp_path):
     MEAN.checkpoint(tmp_path / "nth", keep=1, keep_every=3).run(data, 0.0, epochs=8)
     assert names(tmp_path / "nth") == [3, 6, 8]
     # Saved at 1, 2 and 4, when it was the best, and at the end.
-    MEAN.checkpoint(tmp_path / "best", criteria="mean", keep=1, keep_best=2).run(
+    MEAN.checkpoint(tmp_path / "best", criteria="mean", mode="min", keep=1, keep_best=2).run(
         data, 0.0, epochs=8
     )
     assert names(tmp_path / "best") == [2, 4, 8]
-    MEAN.checkpoint(tmp_path / "all", criteria="mean", keep=None).run(data, 0.0, epochs=8)
+    MEAN.checkpoint(tmp_path / "all", criteria="mean", mode="min", keep=None).run(
+        data, 0.0, epochs=8
+    )
     assert names(tmp_path / "all") == [1, 2, 4, 8]
     assert jl.restore(tmp_path / "best", "best").step == 4
     assert jl.restore(tmp_path / "best").step == 8
@@ -917,7 +919,7 @@ def test_a_memory_that_was_named_by_its_path_is_found(tmp_path):
 
 def test_name_chooses_the_memory_and_two_of_one_name_are_an_error(tmp_path):
     loop, data = scores([1.0])
-    loop = loop.checkpoint(tmp_path / "a", criteria="score", name="best_score")
+    loop = loop.checkpoint(tmp_path / "a", criteria="score", mode="min", name="best_score")
     assert "best_score" in loop.run(data).handler_state
     with pytest.raises(ValueError, match="'best_score' and would share a memory"):
-        loop.checkpoint(tmp_path / "b", criteria="score", name="best_score")
+        loop.checkpoint(tmp_path / "b", criteria="score", mode="min", name="best_score")

@@ -185,7 +185,7 @@ def test_validation_reuses_its_executable():
 
 
 def lowered(loop, data):
-    parts = Parts.of(loop, data, RunOptions.of(1, None, True, "auto", False, False))
+    parts = Parts.of(loop, data, RunOptions.of({}))
     begin(parts, 0.0)
     return parts.blocks.program.lower(parts.carry.values, parts.blocks.sample.value).as_text()
 
@@ -195,7 +195,7 @@ def test_who_watches_does_not_enter_the_program():
         MEAN.handle("iteration_completed", lambda s: None, jl.every(3))
         .observe("all", lambda s: None)
         .log(lambda s: "", filter=jl.every_seconds(1))
-        .early_stop("mean")
+        .early_stop("mean", mode="min")
         .handle("iteration_started", lambda s: None, lambda state: True)
     )
     assert lowered(watched, DATA) == lowered(MEAN, DATA)

@@ -81,19 +81,40 @@ def handlers(draw):
 
 
 def step(batch, total):
-    return jl.emit((3 * total + jnp.sum(batch)) % 65536, s=jnp.sum(batch))
+    both = jnp.stack([batch, batch + 1], axis=1)  # (batch, 2), with a mask of the same shape
+    s = jnp.sum(batch)
+    return jl.emit((3 * total + s) % 65536, s=s, both=both, mask=both % 3 != 0)
+
+
+@st.composite
+def totals(draw):
+    steps = draw(st.none() | st.integers(1, 20))
+    epochs = draw(st.integers(1, 3) if steps is None else st.none() | st.integers(1, 3))
+    return {"epochs": epochs, "steps": steps}
 
 
 # One loop for all examples: what was compiled once serves the others.
-BASE = jl.loop(step).metric(lambda s: s.astype(jnp.float32), "sum", "running_sum", ["s"])
+BASE = (
+    jl.loop(step)
+    .metric(lambda s: s.astype(jnp.float32), "sum", "running_sum", ["s"])
+    .metric("s", "recent", jl.window(3))
+    .metric("both", "masked", "running_sum", where="mask")
+    .derive("twice", lambda total: 2 * total, of="sum")
+)
+
+
+def numbers(metrics):
+    """The metrics as numbers. Before the first update, a mean is NaN here and 0 there."""
+    return {name: float(np.nan_to_num(value)) for name, value in metrics.items()}
 
 
 @settings(
-    max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 @given(
     sizes=st.lists(st.sampled_from([2, 2, 2, 3]), min_size=1, max_size=9),
-    epochs=st.integers(1, 3),
+    totals=totals(),
+    more=st.none() | totals(),
     iterations=st.sampled_from([None, None, 1, 4]),
     attached=st.lists(handlers(), max_size=4),
     watching=st.lists(st.tuples(events, filters), max_size=3),
@@ -102,25 +123,28 @@ BASE = jl.loop(step).metric(lambda s: s.astype(jnp.float32), "sum", "running_sum
     asked=st.booleans(),
 )
 @pytest.mark.filterwarnings("ignore:the shapes of the batches keep changing")
+@pytest.mark.filterwarnings("ignore:nothing remains to be done")
 def test_driver_does_what_the_interpreter_does(
-    sizes, epochs, iterations, attached, watching, fuse, kind, asked
+    sizes, totals, more, iterations, attached, watching, fuse, kind, asked
 ):
     if kind in ("batches", "device"):
         sizes = [2] * len(sizes)  # but for the last, batches are of one size
     batches = [[i + j for j in range(size)] for i, size in enumerate(sizes)]
     expected = Reference(
         batches,
-        epochs,
+        totals["epochs"],
         iterations,
         [(on, f"h{i}", f[1], action) for i, (on, f, action) in enumerate(attached)],
         [(on, f"o{i}", f[1]) for i, (on, f) in enumerate(watching)],
+        totals["steps"],
     ).run()
+    if more is not None:
+        expected.go_on(**more)
 
     trace = []
 
     def seen(name, state):
         event = state.event
-        value = float(np.nan_to_num(state.metrics["sum"]))
         trace.append(
             (
                 name,
@@ -129,7 +153,7 @@ def test_driver_does_what_the_interpreter_does(
                 state.iteration,
                 state.step,
                 state.event_counts[event],
-                value,
+                numbers(state.metrics),
             )
         )
 
@@ -146,14 +170,15 @@ def test_driver_does_what_the_interpreter_does(
         filter = f[0] & (lambda shot: shot.step >= 0) if asked else f[0]
         loop = loop.observe(on, lambda shot, i=i: seen(f"o{i}", shot), filter, name=f"o{i}")
     data = KINDS[kind]([np.array(batch, np.int32) for batch in batches])
-    state = loop.run(data, 0, epochs=epochs, iterations=iterations, fuse=fuse)
+    state = loop.run(data, 0, **totals, iterations=iterations, fuse=fuse)
+    if more is not None:
+        state = loop.from_state(state).run(data, **more, iterations=iterations, fuse=fuse)
 
     assert trace == expected.trace
     assert int(state.step_state) == expected.total
     assert (state.epoch, state.iteration, state.step) == (expected.epoch, 0, expected.step)
     assert (state.status, state.halted_by) == (expected.status, expected.halted_by)
-    history = {e: float(np.nan_to_num(m["sum"])) for e, m in state.history.items()}
-    assert history == expected.history
+    assert {e: numbers(metrics) for e, metrics in state.history.items()} == expected.history
     assert set(state.times) == set(expected.history)
 
 

@@ -271,7 +271,7 @@ def test_the_best_and_the_last_survive_a_pattern_that_names_them_alike(tmp_path)
 
 def test_the_best_survives_a_handler_that_changes_the_state_at_the_end(tmp_path):
     loop, data = scores(5.0, 1.0)
-    loop = loop.checkpoint(tmp_path, criteria="score")
+    loop = loop.checkpoint(tmp_path, criteria="score", mode="min")
     loop = loop.handle("completed", lambda state: ("continue", state.replace(step_state=-1)))
     loop.run(data, 0, epochs=2)
     assert int(jl.restore(tmp_path, "best").step_state) == 2
@@ -280,7 +280,7 @@ def test_the_best_survives_a_handler_that_changes_the_state_at_the_end(tmp_path)
 
 def test_a_last_state_that_is_the_best_is_one_checkpoint(tmp_path):
     loop, data = scores(5.0, 1.0)
-    loop.checkpoint(tmp_path, criteria="score", keep=1).run(data, 0, epochs=2)
+    loop.checkpoint(tmp_path, criteria="score", mode="min", keep=1).run(data, 0, epochs=2)
     assert names(tmp_path) == ["2"] and jl.restore(tmp_path, "best").status == "completed"
 
 
@@ -288,7 +288,7 @@ def test_two_checkpoints_of_a_loop_share_a_folder(tmp_path):
     values = [3.0, 1.0, 2.0, 4.0, 5.0, 6.0]
     loop, data = scores(*values)
     loop = loop.checkpoint(tmp_path, filter=jl.every(2), keep=2)
-    loop = loop.checkpoint(tmp_path, criteria="score", keep=1)
+    loop = loop.checkpoint(tmp_path, criteria="score", mode="min", keep=1)
     state = loop.run(data, 0, epochs=6)
     assert names(tmp_path) == ["2", "4", "6"]  # 2 is the best, 4 and 6 the newest of the first
     assert jl.restore(tmp_path, "best").step == 2

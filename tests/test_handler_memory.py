@@ -329,7 +329,7 @@ def test_other_fields_are_kept_exactly_or_are_an_error(ended):
 
 def test_handlers_and_metrics_may_be_named_by_an_enum(tmp_path):
     loop = jl.loop(lambda b, s: jl.emit(s + b, x=b)).metric(lambda x: x, Word.ONE, None, ["x"])
-    loop = loop.early_stop(Word.ONE, patience=1, name=Word.ONE).checkpoint(tmp_path)
+    loop = loop.early_stop(Word.ONE, mode="min", patience=1, name=Word.ONE).checkpoint(tmp_path)
     ended = loop.run([np.float32(1)], 0.0, epochs=5)
     assert ended.halted_by == "one" and ended.epoch == 2
     for state in (

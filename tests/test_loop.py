@@ -246,7 +246,7 @@ def test_monitor_counts_consecutive_events():
     loop = MEAN.handle(
         "epoch_completed",
         lambda s: ("continue", s.replace(metrics={**s.metrics, "v": next(values)})),
-    ).monitor("v", lambda s: calls.append(s.epoch), name="m", patience=2)
+    ).monitor("v", lambda s: calls.append(s.epoch), name="m", mode="min", patience=2)
     state = loop.run([1.0], epochs=8)
     assert calls == [3, 6]
     assert state.handler_state["m"]["best"] == 1.0 and state.handler_state["m"]["count"] == 1
@@ -254,7 +254,7 @@ def test_monitor_counts_consecutive_events():
 
 def test_early_stop_restores_the_best():
     data = [[3.0], [1.0], [2.0], [2.5], [0.0]]
-    loop = MEAN.early_stop("mean", patience=2, restore_best=True)
+    loop = MEAN.early_stop("mean", mode="min", patience=2, restore_best=True)
     state = loop.run(lambda epoch: data[epoch], epochs=5)
     assert state.status == "halted" and state.epoch == 4 and state.halted_by == "early_stop_mean"
     assert int(state.step_state) == 2
@@ -442,8 +442,8 @@ def test_a_state_and_a_snapshot_are_values():
 def test_methods_and_functions_are_the_same():
     step = lambda b, s: jl.emit(s, x=b)  # noqa: E731  a step
     loop = jl.loop(step).metric(lambda x: x, "x", None, ["x"])
-    by_method = loop.early_stop("x", patience=2)
-    by_function = jl.handlers.early_stop(loop, "x", patience=2)
+    by_method = loop.early_stop("x", mode="min", patience=2)
+    by_function = jl.handlers.early_stop(loop, "x", mode="min", patience=2)
     assert type(by_function) is jl.Loop
     assert by_method.attachments == by_function.attachments
     assert by_function.run([1.0], epochs=9).halted_by == "early_stop_x"

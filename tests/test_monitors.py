@@ -240,17 +240,17 @@ def test_a_handler_of_the_user_may_add_the_metric():
 
     base = TRAINER.handle("epoch_completed", add, jl.before(3))
     with pytest.raises(jl.errors.MissingMetricError, match="'typo'"):
-        run(base.early_stop("typo"))
+        run(base.early_stop("typo", mode="min"))
     # It has read the metric before, so the name is right.
-    state = run(base.early_stop("mine", patience=2))
+    state = run(base.early_stop("mine", mode="min", patience=2))
     assert state.status == "completed" and state.handler_state["early_stop_mine"]["count"] == 1
     # A handler that says what it adds is treated as `validate` is.
     says = Handler(as_events("epoch_completed"), as_filter(jl.every(4)), "adds", add, adds=("a",))
     with pytest.warns(UserWarning, match="never ran"):
-        assert run(TRAINER.attach(says).early_stop("a"), epochs=3).status == "completed"
+        assert run(TRAINER.attach(says).early_stop("a", mode="min"), epochs=3).status == "completed"
     # So may the handler of a monitor.
     loop = TRAINER.monitor("loss", add, name="m", patience=1, min_delta=1e9, filter=jl.after(1))
-    state = run(loop.early_stop("mine", filter=jl.after(2), patience=9))
+    state = run(loop.early_stop("mine", mode="min", filter=jl.after(2), patience=9))
     assert state.handler_state["early_stop_mine"]["best"] == 2
 
 

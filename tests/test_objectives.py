@@ -154,7 +154,7 @@ def test_a_linen_module_has_its_methods_its_parameters_and_what_it_sows():
             "same": jnp.all(evaluated == logits, axis=-1) == (not train),
         }
 
-    loop = trainer(Linen(), loss).metric(lambda same: same, "same", None, ["same"])
+    loop = trainer(Linen(), loss).metric("same")
     state = final(loop.validate(DATA))
     assert set(state.step_state["model_state"]) == {"params", "batch_stats"}
     assert state.history[1]["validation_same"] == 1.0
@@ -181,7 +181,7 @@ def test_two_calls_in_one_step_draw_twice_and_change_the_statistics_twice():
         (a, gap), (b, _) = model(batch[0]), model(batch[0])
         return (a - b) ** 2, {"gap": jnp.abs(gap) + jnp.zeros(len(a))}
 
-    loop = trainer(Noise(), loss).metric(lambda gap: gap, "gap", "running_min", ["gap"])
+    loop = trainer(Noise(), loss).metric("gap", accumulate="running_min")
     state = final(loop, epochs=1)
     assert int(state.step_state["model_state"]["counts"]["calls"]) == 2 * state.step
     assert state.history[0]["loss"] > 0.5 and state.history[0]["gap"] > 0
@@ -246,7 +246,7 @@ def vae_loss(model, batch, *, key):
 
 def test_a_module_without_call_is_initialized_by_the_objective_and_its_noise_is_repeatable():
     data = jl.batches({"image": X}, 8)
-    loop = trainer(VAE(), vae_loss).metric(lambda kl: kl, "kl", None, ["kl"]).validate(data)
+    loop = trainer(VAE(), vae_loss).metric("kl").validate(data)
     a, b = final(loop, data), final(loop, data)
     assert dict(a.history[1]) == dict(b.history[1])
     values = jl.evaluator(VAE(), vae_loss).run(data, a.step_state["model_state"])
@@ -343,6 +343,18 @@ def test_an_objective_that_returns_the_wrong_thing(name):
     assert not events
 
 
+def test_an_objective_is_the_whole_loss():
+    for make in (
+        lambda: trainer(PAIR, [(classify, 1.0)]),
+        lambda: trainer(PAIR, classify).metric(classify, "again"),
+    ):
+        with pytest.raises(ArgumentTypeError, match="inside another objective"):
+            make()
+    with pytest.raises(TypeError) as caught:
+        trainer(PAIR, lambda model, batch: model(batch[0])).run(DATA)
+    assert any("@jl.objective" in note for note in caught.value.__notes__)
+
+
 def test_padding_must_be_known_to_an_objective():
     padded = jl.batches({"x": X, "y": Y}, 8, pad=True)
 
@@ -352,8 +364,6 @@ def test_padding_must_be_known_to_an_objective():
 
     with pytest.raises(DataError, match="padded.*weights='mask'|must know which"):
         trainer(PAIR, loss).run(padded)
-    with pytest.raises(DataError, match="validation.*must know which"):
-        trainer(PAIR, loss).validate(padded).run(jl.batches({"x": X, "y": Y}, 8))
     with pytest.raises(DataError, match="must know which"):
         jl.evaluator(PAIR, loss).run(padded, jnp.zeros((6, 3)))
     weighted = trainer(PAIR, loss, weights="mask").validate(padded)
@@ -450,7 +460,8 @@ def test_weights_of_tokens_in_a_plain_loss():
     values = jl.evaluator(PAIR, XENT).metric("accuracy").run(data, jnp.ones((6, 3)))
     logits = (inputs @ np.ones((6, 3), np.float32))[mask]
     np.testing.assert_allclose(values["loss"], XENT(logits, tokens[mask]).mean(), rtol=1e-6)
-    assert values["accuracy"] == np.mean(logits.argmax(-1) == tokens[mask])
+    expected = np.mean(logits.argmax(-1) == tokens[mask])
+    np.testing.assert_allclose(values["accuracy"], expected, rtol=1e-6)
 
 
 # --- reports, averages and micro-batches ---------------------------------------------------------
@@ -514,12 +525,14 @@ def test_averaged_parameters_are_validated_and_returned():
 def test_micro_batches_are_the_large_batch(number):
     weight = RNG.random(20).astype(np.float32) * (RNG.random(20) < 0.7)
     data = jl.batches((X, Y, weight), 13)
-    whole = final(trainer(PAIR, XENT, report=["gradient_norm"]).metric("accuracy"), data)
-    split = final(
-        trainer(PAIR, XENT, report=["gradient_norm"], accumulate_gradients=number).metric(
-            "accuracy"
-        ),
-        data,
+    whole, split = (
+        final(
+            trainer(PAIR, XENT, report=["gradient_norm"], accumulate_gradients=parts)
+            .metric("accuracy")
+            .metric("gradient_norm"),
+            data,
+        )
+        for parts in (1, number)
     )
     close(whole.step_state["model_state"], split.step_state["model_state"], rtol=1e-4)
     close(dict(whole.history[1]), dict(split.history[1]), rtol=1e-5)

@@ -39,7 +39,7 @@ from jaxloop._core.types import PyTree
 from jaxloop._data.position import FROM_COUNTERS, Position
 from jaxloop.errors import DamagedError, SerializationError
 
-FORMAT = 2
+FORMAT = 3
 """The version of the record's format. A later jaxloop reads every earlier version."""
 
 

@@ -26,15 +26,6 @@ from jaxloop.errors import DamagedError, SerializationError
 NUMBERED = ("accumulators", "arrays")
 """The trees of numbered leaves, which do not have the structure of the step state."""
 
-ADDED_IN = {
-    "run_id": 2,
-    "statics": 2,
-    "metric_meanings": 2,
-    "reshaped": 2,
-    "requested_epochs": 2,
-}
-"""The format in which a field of the record was added, if that is not the first."""
-
 MOST_BYTES = 2**26
 """The maximum size of a record. Arrays are not in it."""
 
@@ -115,9 +106,10 @@ def check_record(record: Any, coded: Collection[str]) -> None:
         DamagedError: The record is malformed. The error names the field.
     """
     check_format_field(record)
+    required = saved_fields(record["format"])
     for key, field in saved_fields().items():
         if key not in record:
-            if record["format"] >= ADDED_IN.get(key, 1):
+            if key in required:
                 raise malformed(key, "nothing")
         elif key not in coded and not matches(record[key], hints_of(State)[field]):
             raise malformed(key, record[key])

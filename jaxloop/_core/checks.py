@@ -49,14 +49,14 @@ def check_callable(where: str, name: str, fn: object) -> None:
 
 
 def check_mode(where: str, mode: Mode) -> None:
-    """Raises if ``mode`` is not "min", "max" or a function of (new, best)."""
+    """Raises if ``mode`` is not "auto", "min", "max" or a function of (new, best)."""
     if isinstance(mode, str):
-        if mode not in ("min", "max"):
-            raise unknown_name(f"mode of {where}", mode, ["min", "max"])
+        if mode not in ("auto", "min", "max"):
+            raise unknown_name(f"mode of {where}", mode, ["auto", "min", "max"])
     elif not callable(mode):
         raise ArgumentTypeError(
-            f"{where}: mode must be 'min', 'max' or a function, got {mode!r}",
-            fix="pass 'min', 'max' or a function (new, best) -> bool",
+            f"{where}: mode must be 'auto', 'min', 'max' or a function, got {mode!r}",
+            fix="pass 'auto', 'min', 'max' or a function (new, best) -> bool",
         )
 
 

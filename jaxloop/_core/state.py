@@ -84,6 +84,7 @@ def _field(
     on_change: OnChange = "ignore",
     saved_as: str | None = None,
     saved: bool = True,
+    added_in: int = 1,
     internal: bool = False,
 ) -> Any:
     """Declares a field.
@@ -94,12 +95,14 @@ def _field(
         on_change: How the engine treats a change by a handler.
         saved_as: Its key in the record of a checkpoint, if that differs from its name.
         saved: Whether it belongs in the record.
+        added_in: The format of the record in which it was added.
         internal: Whether only jaxloop uses it. `dir` hides it, and `State.replace` refuses it.
     """
     metadata = {
         "on_change": on_change,
         "saved_as": saved_as,
         "saved": saved,
+        "added_in": added_in,
         "internal": internal,
     }
     if factory is not dataclasses.MISSING:
@@ -119,13 +122,15 @@ class Snapshot:
     epoch: int = _field(0, on_change="refuse")
     """The current epoch, from 0."""
     max_epoch: int | None = _field(None, on_change="adopt")
-    """The total number of epochs, or None if it is unknown."""
+    """The total number of epochs, or None if only `max_step` bounds the run."""
     iteration: int = _field(0, on_change="refuse")
     """The current iteration, from 0 in each epoch."""
     max_iteration: int | None = _field(None)
     """The number of iterations in an epoch, or None while it is unknown."""
     step: int = _field(0, on_change="refuse")
     """The number of iterations completed since the start."""
+    max_step: int | None = _field(None, on_change="refuse", added_in=3)
+    """The total number of steps, or None if the run has no such bound."""
     status: RunStatus = _field("running")
     """Whether the run is "running", "completed", "halted" or "interrupted"."""
     halted_by: str | None = _field(None)
@@ -188,10 +193,11 @@ class Snapshot:
         return [name for name in super().__dir__() if name not in internal]
 
     def __repr__(self) -> str:
-        of = "" if self.max_epoch is None else f"/{self.max_epoch}"
+        of_epochs = "" if self.max_epoch is None else f"/{self.max_epoch}"
+        of_steps = "" if self.max_step is None else f"/{self.max_step}"
         return (
-            f"{type(self).__name__}({self.status}, epoch {self.epoch}{of}, "
-            f"iteration {self.iteration}, step {self.step}"
+            f"{type(self).__name__}({self.status}, epoch {self.epoch}{of_epochs}, "
+            f"iteration {self.iteration}, step {self.step}{of_steps}"
             + (f", event {self.event.value}" if self.event is not None else "")
             + (f", halted by {self.halted_by}" if self.halted_by else "")
             + ")"
@@ -212,7 +218,7 @@ class State(Snapshot, Generic[S]):
         (6, 3, 'completed')
     """
 
-    statics: Mapping[str, str] = _field(factory=ReadOnlyDict)
+    statics: Mapping[str, str] = _field(factory=ReadOnlyDict, added_in=2)
     """What the model was made of besides arrays: ``{path of an attribute: description}``.
 
     A run refuses to continue from a state of a model with other attributes, such as another dropout
@@ -234,14 +240,18 @@ class State(Snapshot, Generic[S]):
     """The position in the data. Its type, `Position`, belongs to a higher layer."""
     elapsed_s: float = _field(0.0, internal=True)
     """The seconds that this epoch has taken so far."""
-    run_id: str | None = _field(None, internal=True)
+    run_id: str | None = _field(None, added_in=2, internal=True)
     """What tells this run from others. A run that is resumed keeps it."""
-    metric_meanings: Mapping[str, Mapping[str, str]] | None = _field(None, internal=True)
+    metric_meanings: Mapping[str, Mapping[str, str]] | None = _field(
+        None, added_in=2, internal=True
+    )
     """What the accumulators mean, by the names of the metrics. None if it is unknown."""
-    reshaped: tuple[str, ...] = _field((), internal=True)
+    reshaped: tuple[str, ...] = _field((), added_in=2, internal=True)
     """The paths of the step state's leaves that handlers added, removed or changed in shape."""
-    requested_epochs: int | None = _field(None, internal=True)
+    requested_epochs: int | None = _field(None, added_in=2, internal=True)
     """The ``epochs=`` of the run, which `max_epoch` is if no handler changed it."""
+    requested_iterations: int | None = _field(None, added_in=3, internal=True)
+    """The ``iterations=`` of the run."""
 
     @property
     def step_state(self) -> S:
@@ -320,12 +330,12 @@ def fields_by_change(on_change: OnChange) -> tuple[str, ...]:
     return tuple(f.name for f in dataclasses.fields(State) if f.metadata["on_change"] == on_change)
 
 
-def saved_fields() -> dict[str, str]:
-    """Returns ``{key in a checkpoint's record: field of State}``."""
+def saved_fields(format: int | None = None) -> dict[str, str]:
+    """Returns ``{key in a checkpoint's record: field of State}``, for a format or for all."""
     return {
         f.metadata["saved_as"] or f.name: f.name
         for f in dataclasses.fields(State)
-        if f.metadata["saved"]
+        if f.metadata["saved"] and (format is None or f.metadata["added_in"] <= format)
     }
 
 

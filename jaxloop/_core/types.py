@@ -35,8 +35,11 @@ BatchFn: TypeAlias = Callable[[PyTree, PyTree], PyTree]
 DataLike: TypeAlias = Iterable[PyTree] | Callable[[int], Iterable[PyTree]] | None
 """An iterable of batches, a function ``epoch -> iterable``, or None for steps without data."""
 
-Mode: TypeAlias = Literal["min", "max"] | Callable[[float, float], bool]
-"""Which of two values is better: the smaller, the larger, or as ``mode(new, best)`` decides."""
+Mode: TypeAlias = Literal["auto", "min", "max"] | Callable[[float, float], bool]
+"""Which of two values is better: the smaller, the larger, or as ``mode(new, best)`` decides.
+
+"auto" means what the metric says; see `Metric`.
+"""
 
 Better: TypeAlias = Literal["min", "max"]
 """Which values of a metric are better: the smaller or the larger ones."""

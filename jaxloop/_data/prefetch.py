@@ -1,7 +1,7 @@
 """The prefetcher, which reads ahead of the device and tracks which batches were consumed.
 
     with Prefetcher(source) as prefetcher:
-        prefetcher.open(0, skip=0)
+        prefetcher.open(epoch=0, step=0)
         prefetcher.configure(64, placement(state), numbers={})
         while prefetcher.num_ready or prefetcher.has_more():
             if not prefetcher.num_ready:
@@ -24,9 +24,9 @@ import jax
 import numpy as np
 
 from jaxloop._core.batch import Batch
+from jaxloop._core.bounds import limited
 from jaxloop._core.placement import Placement
 from jaxloop._data.device_rows import Single
-from jaxloop._data.in_memory import Batches
 from jaxloop._data.position import FROM_COUNTERS, NO_DATA, Position, Unread
 from jaxloop._data.readers import ArrayReader, Fill, IteratorReader, Late
 from jaxloop._data.source import NO_BATCH, DataSource
@@ -68,12 +68,14 @@ class Prefetcher:
     Attributes:
         num_ready: The number of batches that can be taken.
         idle: Whether the thread has nothing to do and could prepare more data.
+        limit: How many iterations the open epoch may have, or None.
     """
 
     def __init__(self, source: DataSource) -> None:
         self.source = source
         self.num_ready = 0
         self.idle = False
+        self.limit: int | None = None
         self._interrupts = source.interrupts
         self._pool = BufferPool(1, Placement())
         self._numbers: dict[int, Any] = {}
@@ -81,7 +83,7 @@ class Prefetcher:
         self._pending: Fill | None = None
         self._next_epoch: ArrayReader | None = None
         self._open_epoch: int | None = None
-        self._num_consumed = 0
+        self._num_consumed = self._first_step = 0
         self._requests: queue.SimpleQueue[Fill | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -104,16 +106,18 @@ class Prefetcher:
 
     # --- epochs and positions ------------------------------------------------------------------
 
-    def open(self, epoch: int, skip: int, position: Position = FROM_COUNTERS) -> int | None:
+    def open(
+        self, epoch: int, step: int, skip: int = 0, position: Position = FROM_COUNTERS
+    ) -> int | None:
         """Opens an epoch after ``skip`` batches that were consumed in an earlier run.
 
         Args:
-            epoch: The epoch.
-            skip: How many of its batches were consumed.
+            epoch: Its number.
+            step: The number of steps before it.
             position: The position of the earlier run.
 
         Returns:
-            The number of the epoch's iterations, or None if that is unknown.
+            The number of its iterations, or None if that is unknown.
 
         Raises:
             DataError: The data cannot be restored to the position of the earlier run.
@@ -127,9 +131,10 @@ class Prefetcher:
             else:
                 self._forget()
                 source.open(epoch, skip, position)
-        self._open_epoch, self._num_consumed = epoch, skip
+        self._open_epoch, self._num_consumed, self._first_step = epoch, skip, step
+        self.limit = source.bounds.of_epoch(step)
         self.idle = self._pending is None and source.data is not None
-        return source.length()
+        return source.length(self.limit)
 
     def close_epoch(self) -> None:
         """Ends an epoch. A re-iterable starts over, and a one-shot iterator continues."""
@@ -234,13 +239,12 @@ class Prefetcher:
         source = self.source
         reader, limit = source.reader, self._within(most)
         if limit < 1 or (reader.length is not None and reader.num_read >= reader.length):
-            epoch = reader.epoch + 1
-            if not isinstance(source.data, Batches) or epoch >= source.epochs:
+            step = self._first_step + (source.length(self.limit) or 0)
+            if (following := source.following(reader.epoch + 1, step)) is None:
                 self.idle = False  # nothing is left in this epoch
                 return
-            # The order is a function of (seed, epoch), so that of the next epoch is already known.
-            reader = self._next_epoch = ArrayReader(source.data, epoch, 0)
-            limit = most if source.iterations is None else min(most, source.iterations)
+            reader = self._next_epoch = following
+            limit = limited(most, source.bounds.of_epoch(step))
         self._pending = fill = Fill(reader, limit, self._pool, None)
         self.idle = False
         if self._thread is None:
@@ -249,10 +253,8 @@ class Prefetcher:
 
     def _within(self, most: int) -> int:
         """Returns ``most``, limited by the size of a superbatch and by what the epoch needs."""
-        most = min(most, self._pool.num_rows)
-        if self.source.iterations is None:
-            return most
-        return min(most, self.source.iterations - self._num_consumed - self.num_ready)
+        left = None if self.limit is None else self.limit - self._num_consumed - self.num_ready
+        return limited(min(most, self._pool.num_rows), left)
 
     def number(self, value: int) -> Any:
         """Returns an int32 scalar on the device. Each value is transferred once."""

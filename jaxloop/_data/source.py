@@ -1,6 +1,6 @@
 """The user's data, of any kind, and the reader that reads them.
 
-    source = DataSource(data, epochs=2, iterations=None, interrupts=interrupts)
+    source = DataSource(data, Bounds(2, None, None), interrupts)
     max_iteration = source.open(epoch=0, skip=0)
     sample = source.reader.sample()
 
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxloop._core.batch import Batch, Signature
+from jaxloop._core.bounds import Bounds, limited
 from jaxloop._core.interrupts import Interrupts
 from jaxloop._data.in_memory import Batches
 from jaxloop._data.position import (
@@ -41,8 +42,7 @@ class DataSource:
 
     Args:
         data: The data that were passed to `run`.
-        epochs: The total number of epochs.
-        iterations: The maximum number of iterations in an epoch, or None.
+        bounds: How far the run goes.
         interrupts: The signals, which may interrupt a wait for slow data.
 
     Attributes:
@@ -51,14 +51,12 @@ class DataSource:
         reader: The reader of the current epoch.
 
     Raises:
-        ArgumentError: The data need ``iterations``, and it is None.
+        ArgumentError: The data need a bound that is missing.
         ArgumentTypeError: ``data`` is not iterable.
     """
 
-    def __init__(
-        self, data: Any, *, epochs: int, iterations: int | None, interrupts: Interrupts
-    ) -> None:
-        self.data, self.epochs, self.iterations = data, epochs, iterations
+    def __init__(self, data: Any, bounds: Bounds, interrupts: Interrupts) -> None:
+        self.data, self.bounds = data, bounds
         self.interrupts = interrupts
         self.iterable = data
         self.one_shot = data is not None and hasattr(data, "__next__")
@@ -68,15 +66,15 @@ class DataSource:
             self.reader = self._one_shot_reader()
 
     def _check(self) -> None:
-        data = self.data
+        data, bounds = self.data, self.bounds
         if data is None:
-            if self.iterations is None:
+            if bounds.iterations is None and bounds.steps is None:
                 raise ArgumentError(
-                    "run: data=None needs iterations=, the number of steps in an epoch",
+                    "run: data=None needs iterations=, the number of steps in an epoch, or steps=",
                     fix="pass data, or a number such as iterations=100",
                 )
         elif self.one_shot:
-            if self.epochs > 1 and self.iterations is None:
+            if (bounds.epochs or 0) > 1 and bounds.iterations is None:
                 raise ArgumentError(
                     "run: several epochs of a one-shot iterator need iterations=, because the "
                     "iterator cannot say where an epoch ends",
@@ -116,12 +114,29 @@ class DataSource:
             with self.interrupts.waiting:
                 self.reader = self._reader_at(epoch, skip, position)
 
-    def length(self) -> int | None:
-        """Returns the number of iterations of the current epoch, or None if it is unknown."""
+    def length(self, limit: int | None) -> int | None:
+        """Returns the number of iterations of the current epoch, or None if it is unknown.
+
+        Args:
+            limit: How many it may have.
+        """
         length = None if self.data is None else self.reader.length
-        if self.iterations is None:
-            return length
-        return self.iterations if length is None else min(length, self.iterations)
+        if length is not None:
+            return limited(length, limit)
+        ends_there = self.bounds.iterations is not None or self.data is None or self.one_shot
+        return limit if ends_there else None
+
+    def following(self, epoch: int, step: int) -> ArrayReader | None:
+        """Returns a reader of the next epoch, if the run has one and its order is already known.
+
+        Args:
+            epoch: The next epoch.
+            step: The number of steps before it.
+        """
+        # The order of `Batches` is a function of (seed, epoch).
+        if isinstance(self.data, Batches) and self.bounds.has_epoch(epoch, step):
+            return ArrayReader(self.data, epoch, 0)
+        return None
 
     def _reader_at(self, epoch: int, skip: int, position: Position) -> Reader:
         data = self.data

@@ -191,9 +191,8 @@ class Blocks:
 
     def room(self, most: int) -> int:
         """Returns how many of ``most`` iterations fit, apart from what handlers and time decide."""
-        progress, iterations, room = self._progress, self._options.iterations, most
-        if iterations is not None:
-            room = min(room, iterations - progress.iteration)
+        limit = self._prefetcher.limit
+        room = most if limit is None else min(most, limit - self._progress.iteration)
         if self._observers.inside:
             room = min(room, _OBSERVED_ITERATIONS)
         return max(1, room)

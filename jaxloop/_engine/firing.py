@@ -187,7 +187,7 @@ class Firing:
     def _run(self, one: Acting, state: State, event: Event) -> tuple[Status, State]:
         """Runs one attachment, and returns its status and the new state."""
         if isinstance(one, CheckpointTrigger):
-            saved = one.decide(state)
+            saved = self._parts.deciding.get(id(one), one.decide)(state)
             if saved is None:
                 return Status.CONTINUE, state
             self._parts.savers.request(one)

@@ -1,66 +1,123 @@
 """The options of a run.
 
-    options = RunOptions.of(3, None, jit=True, fuse="auto", strict=False, debug=False)
+    options = RunOptions.of({"epochs": 3, "fuse": 1})
 
-Options are checked once, when they are made, and never change.
+    @takes_run_arguments                    # `help` shows the arguments and their defaults
+    def run(loop, data, **arguments: Unpack[RunArguments]): ...
+
+Options are checked once, when they are made, and never change. The arguments of `run`, `stream` and
+the others are declared once, here.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict, TypeVar
 
+from jaxloop._core.bounds import Bounds
 from jaxloop._core.checks import check_count
 from jaxloop._core.types import Fuse, JitOptions
-from jaxloop.errors import ArgumentError, ArgumentTypeError, unknown_name
+from jaxloop.errors import ArgumentError, ArgumentTypeError, first_line, unknown_name
 
 _JIT_OPTIONS = ("compiler_options", "donate_argnums", "keep_unused", "inline")
 
 
+class RunArguments(TypedDict, total=False):
+    """The keyword arguments of `run`, which other methods of a loop take too."""
+
+    epochs: int | None
+    iterations: int | None
+    steps: int | None
+    jit: JitOptions
+    fuse: Fuse
+    strict: bool
+    debug: bool
+
+
+_DEFAULTS: RunArguments = {
+    "epochs": None,
+    "iterations": None,
+    "steps": None,
+    "jit": True,
+    "fuse": "auto",
+    "strict": False,
+    "debug": False,
+}
+
+_Fn = TypeVar("_Fn", bound=Callable[..., Any])
+
+
+def takes_run_arguments(fn: _Fn) -> _Fn:
+    """Makes `help` show the arguments of a run in place of ``**arguments``."""
+    signature = inspect.signature(fn)
+    hints = RunArguments.__annotations__
+    shared = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=getattr(hints[name], "__forward_arg__", hints[name]),
+        )
+        for name, default in _DEFAULTS.items()
+    ]
+    own = list(signature.parameters.values())
+    before = [one for one in own if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    after = [one for one in own if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    signature = signature.replace(parameters=[*before, *shared, *after])
+    fn.__signature__ = signature  # type: ignore[attr-defined]  # `inspect` reads it
+    return fn
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class RunOptions:
-    """The options of `run`, `stream` and `check`.
+    """The options of a run.
 
     Attributes:
-        epochs: The total number of epochs.
-        iterations: The maximum number of iterations in an epoch, or None.
+        bounds: How far it goes.
         jit: The options for `jax.jit`. If None, everything runs op by op.
         fuse: The maximum number of iterations in a block, or "auto".
         strict: Whether a recompilation during the run is an error.
         debug: Whether events, handlers and times are logged.
     """
 
-    epochs: int
-    iterations: int | None
+    bounds: Bounds
     jit: dict[str, Any] | None
     fuse: Fuse
     strict: bool
     debug: bool
 
     @classmethod
-    def of(
-        cls,
-        epochs: int,
-        iterations: int | None,
-        jit: JitOptions,
-        fuse: Fuse,
-        strict: bool,
-        debug: bool,
-    ) -> RunOptions:
-        """Returns checked options.
+    def of(cls, arguments: RunArguments) -> RunOptions:
+        """Returns checked options, with defaults for missing arguments.
 
         Raises:
             ArgumentError: A value is out of range or unknown.
-            ArgumentTypeError: A value has the wrong type.
+            ArgumentTypeError: A value has the wrong type, or an argument is unknown.
         """
-        check_count("epochs", epochs, at_least=0)
-        if iterations is not None:
-            check_count("iterations", iterations, at_least=1)
-        _check_fuse(fuse)
-        # NumPy's integers pass the checks, and a checkpoint cannot keep them.
-        most = None if iterations is None else int(iterations)
-        return cls(int(epochs), most, _jit_options(jit), fuse, strict, debug)
+        for name in arguments:
+            if name not in _DEFAULTS:
+                known = first_line(unknown_name("argument", name, _DEFAULTS))
+                raise ArgumentTypeError(
+                    f"run: {known}", fix=f"use one of: {', '.join(sorted(_DEFAULTS))}"
+                )
+        given: RunArguments = {**_DEFAULTS, **arguments}
+        _check_fuse(given["fuse"])
+        epochs = _count("epochs", given["epochs"], 0)
+        iterations = _count("iterations", given["iterations"], 1)
+        steps = _count("steps", given["steps"], 0)
+        bounds = Bounds(1 if epochs is None and steps is None else epochs, iterations, steps)
+        jit = _jit_options(given["jit"])
+        return cls(bounds, jit, given["fuse"], given["strict"], given["debug"])
+
+
+def _count(name: str, value: int | None, at_least: int) -> int | None:
+    """Returns a checked bound."""
+    if value is None:
+        return None
+    check_count(name, value, at_least=at_least)
+    return int(value)  # NumPy's integers pass the check, and a checkpoint cannot keep them
 
 
 def _check_fuse(fuse: object) -> None:

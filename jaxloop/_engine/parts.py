@@ -23,7 +23,7 @@ from jaxloop._engine.observers import Observers
 from jaxloop._engine.options import RunOptions
 from jaxloop._engine.progress import Progress
 from jaxloop._engine.saving import Savers
-from jaxloop._spec import HandlerFn, LoopSpec
+from jaxloop._spec import DecideFn, HandlerFn, LoopSpec
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -44,6 +44,7 @@ class Parts:
         blocks: The program and its blocks.
         savers: The stores and the requested saves.
         opened: The functions of handlers that were opened for this run, by the handler's id.
+        deciding: The same, for checkpoint triggers.
     """
 
     spec: LoopSpec
@@ -59,6 +60,7 @@ class Parts:
     blocks: Blocks
     savers: Savers
     opened: dict[int, HandlerFn] = dataclasses.field(default_factory=dict)
+    deciding: dict[int, DecideFn] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, spec: LoopSpec, data: Any, options: RunOptions) -> Parts:
@@ -69,11 +71,9 @@ class Parts:
             ArgumentTypeError: ``data`` is not iterable.
         """
         interrupts, activity, clock = Interrupts(), Activity(), RunClock()
-        source = DataSource(
-            data, epochs=options.epochs, iterations=options.iterations, interrupts=interrupts
-        )
+        source = DataSource(data, options.bounds, interrupts)
         prefetcher = Prefetcher(source)
-        progress = Progress(options.epochs, options.iterations)
+        progress = Progress(options.bounds)
         carry = Carry(donates=options.jit is not None)
         observers = Observers(spec.attachments, progress, clock, activity)
         blocks = Blocks(spec, options, progress, carry, prefetcher, observers, clock, activity)

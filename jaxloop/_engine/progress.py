@@ -1,6 +1,6 @@
 """`Progress`, the mutable form of `State` during a run.
 
-    progress = Progress(max_epoch=3)
+    progress = Progress(Bounds(3, None, None))
     progress.count(Event.EPOCH_STARTED)
     before = progress.copy()
     state = progress.to_state(carry.lend, position, elapsed_s)
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxloop._core.bounds import Bounds
 from jaxloop._core.events import ITERATION_EVENTS, PER_RUN, Event, Place, Row
 from jaxloop._core.lazy import LazyDict, ReadOnlyDict
 from jaxloop._core.state import (
@@ -33,7 +34,7 @@ _STARTED, _COMPLETED = ITERATION_EVENTS
 _REFUSED = fields_by_change("refuse")
 _ADOPTED = fields_by_change("adopt")
 # Fields of the run itself, not of the state that it continues from.
-_OF_THE_RUN = ("max_epoch", "max_iteration", "status", "halted_by", "loan", "position")
+_OF_THE_RUN = ("max_iteration", "status", "halted_by", "loan", "position")
 
 
 class Progress(State[Any]):
@@ -50,12 +51,15 @@ class Progress(State[Any]):
     # `Snapshot` checks each assignment. `Progress` is mutable and must be fast, so it does not.
     __setattr__ = object.__setattr__  # type: ignore[assignment]  # a method of `object`
 
-    def __init__(self, max_epoch: int, max_iteration: int | None) -> None:
-        super().__init__(
-            max_epoch=max_epoch, max_iteration=max_iteration, requested_epochs=max_epoch
-        )
+    def __init__(self, bounds: Bounds) -> None:
+        super().__init__(max_iteration=bounds.iterations)
+        self._set_bounds(bounds)
         self.firings = dict(NO_COUNTS)
         self.added = {}
+
+    def _set_bounds(self, bounds: Bounds) -> None:
+        self.max_epoch = self.requested_epochs = bounds.epochs
+        self.max_step, self.requested_iterations = bounds.steps, bounds.iterations
 
     # --- counting ------------------------------------------------------------------------------
 
@@ -73,6 +77,10 @@ class Progress(State[Any]):
                 total, epoch = self.firings[event]
                 self.firings[event] = (total + iterations - 1, epoch + iterations - 1)
         self.place = Place.ITERATION_COMPLETED
+
+    def has_epoch(self) -> bool:
+        """Returns whether the next epoch, with the number `epoch`, is part of the run."""
+        return Bounds(self.max_epoch, None, self.max_step).has_epoch(self.epoch, self.step)
 
     def begin_epoch(self, max_iteration: int | None) -> None:
         """Begins an epoch."""
@@ -137,13 +145,14 @@ class Progress(State[Any]):
         state: State[Any] = make(State, fields)
         return state
 
-    def from_state(self, state: State[Any]) -> None:
-        """Continues from a state of an earlier run, or of this one."""
+    def from_state(self, state: State[Any], bounds: Bounds) -> None:
+        """Continues from a state of an earlier run, to the bounds of this one."""
         for name, value in vars(state).items():
             if name not in _OF_THE_RUN:
                 setattr(self, name, value)
         self.firings = {**NO_COUNTS, **state.event_counts, **dict.fromkeys(PER_RUN, (0, 0))}
         self.handler_state = ReadOnlyDict(state.handler_state)
+        self._set_bounds(bounds)
 
     def adopt(self, old: State[Any], new: State[Any], who: str, declared: tuple[str, ...]) -> None:
         """Applies the changes of a handler, except those to the step state.

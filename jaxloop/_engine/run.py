@@ -1,6 +1,7 @@
-"""Running a loop: `run`, `stream` and `check`, which `Loop` has as methods.
+"""Running a loop: `run`, `final_state`, `stream` and `check`, which `Loop` has as methods.
 
     output = run(spec, data, init_state, epochs=3)
+    state = final_state(spec, data, init_state, epochs=3)
     for state in stream(spec, data, epochs=3): ...
     print(check(spec, data))
 
@@ -10,18 +11,18 @@ Each makes one run from its parts, and uses it once.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, overload
 
 from jaxloop._core.checks import check_callable
 from jaxloop._core.interrupts import ENDED_BY_SIGNAL
 from jaxloop._core.state import State
-from jaxloop._core.types import DataLike, Fuse, JitOptions, OutputT, ResultT, S
+from jaxloop._core.types import DataLike, OutputT, ResultT, S
 from jaxloop._engine.firing import Firing
-from jaxloop._engine.options import RunOptions
+from jaxloop._engine.options import RunArguments, RunOptions, takes_run_arguments
 from jaxloop._engine.parts import Parts
 from jaxloop._engine.recovery import Recovery, keep_state
+from jaxloop._engine.results import make_output
 from jaxloop._engine.start import begin
 from jaxloop._engine.walk import flush, walk
 from jaxloop._spec import LoopSpec
@@ -41,13 +42,8 @@ def run(
     data: DataLike,
     init_state: Any = None,
     *,
-    epochs: int = 1,
-    iterations: int | None = None,
-    jit: JitOptions = True,
-    fuse: Fuse = "auto",
-    strict: bool = False,
-    debug: bool = False,
     output_transform: None = None,
+    **arguments: Unpack[RunArguments],
 ) -> OutputT: ...
 
 
@@ -57,38 +53,32 @@ def run(
     data: DataLike,
     init_state: Any = None,
     *,
-    epochs: int = 1,
-    iterations: int | None = None,
-    jit: JitOptions = True,
-    fuse: Fuse = "auto",
-    strict: bool = False,
-    debug: bool = False,
     output_transform: Transform[S, ResultT],
+    **arguments: Unpack[RunArguments],
 ) -> ResultT: ...
 
 
+@takes_run_arguments
 def run(
     loop: LoopSpec[S, Any],
     data: DataLike,
     init_state: Any = None,
     *,
-    epochs: int = 1,
-    iterations: int | None = None,
-    jit: JitOptions = True,
-    fuse: Fuse = "auto",
-    strict: bool = False,
-    debug: bool = False,
     output_transform: Transform[S, Any] | None = None,
+    **arguments: Unpack[RunArguments],
 ) -> Any:
     """Runs the loop to its end.
 
     Args:
         loop: The loop.
         data: Batches: an iterable, a function ``epoch -> iterable``, a one-shot iterator, or
-            None together with ``iterations``.
+            None together with ``iterations`` or ``steps``.
         init_state: The argument of the init function or, without one, the first step state.
-        epochs: The total number of epochs, including those before a resume.
+        epochs: The total number of epochs, including those before a resume. Defaults to 1 or, with
+            ``steps``, to as many as these take.
         iterations: The maximum number of iterations in an epoch.
+        steps: The total number of steps, including those before a resume. An epoch in which they
+            are reached is completed there. An endless iterator is one epoch.
         jit: False runs op by op. A dict passes options to `jax.jit`.
         fuse: The maximum number of iterations in a compiled block. 1 never fuses, and "auto"
             decides from the step and the platform.
@@ -110,12 +100,41 @@ def run(
         >>> import jaxloop as jl
         >>> jl.loop(lambda b, s: s + b).run([1.5, 2.5], init_state=0.0).step_state.item()
         4.0
+        >>> state = jl.loop(lambda b, s: s + b).run([1, 2, 3], init_state=0, steps=5)
+        >>> state.epoch, state.step, int(state.step_state)
+        (2, 5, 9)
     """
-    options = RunOptions.of(epochs, iterations, jit, fuse, strict, debug)
-    current = _Run(loop, data, init_state, options, output_transform)
-    for _ in current.states(give=False):
-        pass
-    return current.output()
+    _check_transform(output_transform)
+    current = Run(loop, data, init_state, RunOptions.of(arguments))
+    return make_output(loop, current.finish(), output_transform)
+
+
+@takes_run_arguments
+def final_state(
+    loop: LoopSpec[S, Any],
+    data: DataLike,
+    init_state: Any = None,
+    **arguments: Unpack[RunArguments],
+) -> State[S]:
+    """Runs the loop to its end, and returns the final `State` in place of the output.
+
+    The arguments are those of `run`. ``loop.output(state)`` makes the output from it.
+
+    Returns:
+        The final state, with ``history``, ``times`` and the last ``step_state``.
+
+    Raises:
+        JaxloopError: See `run`.
+        Terminated: See `run`.
+
+    Example:
+        >>> import jaxloop as jl
+        >>> loop = jl.loop(lambda b, s: s + b, output_transform=lambda state: int(state.step_state))
+        >>> state = loop.final_state([1, 2], init_state=0, epochs=2)
+        >>> state.epoch, loop.output(state)
+        (2, 6)
+    """
+    return Run(loop, data, init_state, RunOptions.of(arguments)).finish()
 
 
 @overload
@@ -124,13 +143,8 @@ def stream(
     data: DataLike,
     init_state: Any = None,
     *,
-    epochs: int = 1,
-    iterations: int | None = None,
-    jit: JitOptions = True,
-    fuse: Fuse = "auto",
-    strict: bool = False,
-    debug: bool = False,
     output_transform: None = None,
+    **arguments: Unpack[RunArguments],
 ) -> Iterator[State[S]]: ...
 
 
@@ -140,28 +154,19 @@ def stream(
     data: DataLike,
     init_state: Any = None,
     *,
-    epochs: int = 1,
-    iterations: int | None = None,
-    jit: JitOptions = True,
-    fuse: Fuse = "auto",
-    strict: bool = False,
-    debug: bool = False,
     output_transform: Transform[S, ResultT],
+    **arguments: Unpack[RunArguments],
 ) -> Iterator[ResultT]: ...
 
 
+@takes_run_arguments
 def stream(
     loop: LoopSpec[S, Any],
     data: DataLike,
     init_state: Any = None,
     *,
-    epochs: int = 1,
-    iterations: int | None = None,
-    jit: JitOptions = True,
-    fuse: Fuse = "auto",
-    strict: bool = False,
-    debug: bool = False,
     output_transform: Transform[S, Any] | None = None,
+    **arguments: Unpack[RunArguments],
 ) -> Iterator[Any]:
     """Runs the loop one epoch at a time.
 
@@ -181,23 +186,19 @@ def stream(
         >>> [int(state.step_state) for state in stream]
         [3, 6]
     """
-    options = RunOptions.of(epochs, iterations, jit, fuse, strict, debug)
-    states = _Run(loop, data, init_state, options, output_transform).states(give=True)
+    _check_transform(output_transform)
+    states = Run(loop, data, init_state, RunOptions.of(arguments)).states(give=True)
     return states if output_transform is None else map(output_transform, states)
 
 
+@takes_run_arguments
 def check(
     loop: LoopSpec[S, Any],
     data: DataLike,
     init_state: Any = None,
     *,
-    epochs: int = 1,
-    iterations: int | None = None,
-    jit: JitOptions = True,
-    fuse: Fuse = "auto",
-    strict: bool = False,
-    debug: bool = False,
     output_transform: Transform[S, Any] | None = None,
+    **arguments: Unpack[RunArguments],
 ) -> Report:
     """Makes every check that is possible before the first step, and returns a report to print.
 
@@ -218,29 +219,30 @@ def check(
     # Imported here, because a run needs no report.
     from jaxloop._engine.report import report
 
-    options = RunOptions.of(epochs, iterations, jit, fuse, strict, debug)
-    current = _Run(loop, data, init_state, options, output_transform)
+    _check_transform(output_transform)
+    parts = Run(loop, data, init_state, RunOptions.of(arguments)).parts
     try:
-        return report(current.parts, current.output_transform)
+        return report(parts, output_transform or loop.output_transform)
     except BaseException as error:
-        keep_state(error, current.parts.state())
+        keep_state(error, parts.state())
         raise
 
 
-class _Run:
-    """One run of a loop. It is used once."""
+def _check_transform(output_transform: object) -> None:
+    if output_transform is not None:
+        check_callable("run", "output_transform", output_transform)
+
+
+class Run:
+    """One run of a loop. It is used once.
+
+    Attributes:
+        parts: The parts of the run, from its start on.
+    """
 
     def __init__(
-        self,
-        spec: LoopSpec,
-        data: DataLike,
-        init_state: Any,
-        options: RunOptions,
-        output_transform: Callable[[State], Any] | None,
+        self, spec: LoopSpec, data: DataLike, init_state: Any, options: RunOptions
     ) -> None:
-        if output_transform is not None:
-            check_callable("run", "output_transform", output_transform)
-        self.output_transform = output_transform or spec.output_transform
         self.parts = Parts.of(spec, data, options)
         self._recovery = Recovery(self.parts)
         self._ended = self._begin(init_state)
@@ -260,10 +262,16 @@ class _Run:
         parts.activity.begin()
         return ended
 
+    def finish(self) -> State:
+        """Runs to the end, and returns the final state."""
+        for _ in self.states(give=False):
+            pass
+        return self.parts.state() if self._ended is None else self._ended
+
     def states(self, *, give: bool) -> Iterator[State]:
         """Runs to the end. If ``give``, yields a `State` after each epoch."""
         parts = self.parts
-        if self._ended is not None or parts.options.epochs == 0:
+        if self._ended is not None or parts.options.bounds.is_empty:
             return
         try:
             with parts.interrupts, parts.prefetcher:
@@ -316,24 +324,3 @@ class _Run:
         if error is not None:
             keep_state(error, state)
             raise error from cause
-
-    def output(self) -> Any:
-        """Returns the output of the run."""
-        state = self._ended if self._ended is not None else self.parts.state()
-        name = self.parts.spec.best_from
-        best = None if name is None else state.handler_state.get(name)
-        if best is not None and "step_state" not in best:
-            warnings.warn(
-                f"{name}: the run that ended did not keep its best step state, because it had no "
-                "restore_best=True, so the output is made from the last one",
-                stacklevel=3,
-            )
-        elif best is not None and best["step_state"] is not None:
-            state = state.replace(step_state=best["step_state"])
-        if self.output_transform is None:
-            return state
-        try:
-            return self.output_transform(state)
-        except BaseException as error:
-            keep_state(error, state)
-            raise

@@ -17,7 +17,8 @@ import jax
 
 from jaxloop._core.arrays import abstract, as_state, copy, put, state_signature
 from jaxloop._core.batch import Batch
-from jaxloop._core.events import IN_EPOCH, ROWS, Place
+from jaxloop._core.bounds import Bounds, is_wider, is_within
+from jaxloop._core.events import IN_EPOCH, ROWS, Event, Place
 from jaxloop._core.lazy import Constant, LazyDict
 from jaxloop._core.placement import check_axes, check_processes
 from jaxloop._core.state import Snapshot, State, make
@@ -28,9 +29,9 @@ from jaxloop._data.source import KEEPS_POSITION
 from jaxloop._engine import fitting
 from jaxloop._engine.clock import now
 from jaxloop._engine.parts import Parts
-from jaxloop._engine.watched import check_watched_metrics
+from jaxloop._engine.watched import check_watched_metrics, known_better, warn_of_unknown
 from jaxloop._program.block import Program
-from jaxloop._spec import Handler, PreparedInit, RunStart
+from jaxloop._spec import CheckpointTrigger, Handler, PreparedInit, RunStart
 from jaxloop.errors import DataError, SerializationError
 from jaxloop.metrics.binding import Metrics
 
@@ -117,7 +118,7 @@ def _check(parts: Parts) -> None:
 
 
 def _read_sample(parts: Parts) -> Batch:
-    parts.progress.max_iteration = parts.prefetcher.open(0, 0)
+    parts.progress.max_iteration = parts.prefetcher.open(epoch=0, step=0)
     sample = parts.source.sample()
     if sample is None:
         raise DataError(
@@ -147,25 +148,43 @@ def _init(parts: Parts, sample: Batch, init_state: Any) -> PyTree:
 
 def _has_ended(parts: Parts, state: State) -> bool:
     """Returns whether nothing remains to be done after ``state``. Warns if that may surprise."""
-    spec, epochs = parts.spec, parts.options.epochs
-    done = state.epoch + _has_left_epoch(state)
+    bounds = parts.options.bounds
+    done, step = state.epoch + _has_left_epoch(state), state.step
     if state.place is Place.END:
-        # If the same script runs again, a finished run stays finished unless epochs increased. A
+        # If the same script runs again, a finished run stays finished unless a bound increased. A
         # handler may have changed max_epoch, so the number that was passed is compared too.
-        same = epochs == state.requested_epochs
-        stays = spec.start is None and (same or epochs <= (state.max_epoch or 0))
-        ended = done >= epochs or stays
-        surprises = done > epochs and not same
+        same = _has_same_epochs(bounds, state)
+        more = not same and is_wider(bounds.epochs, state.max_epoch)
+        stays = parts.spec.start is None and not (more or is_wider(bounds.steps, state.max_step))
+        ended = stays or not bounds.has_epoch(done, step)
+        too_many_epochs = not same and _exceeds(done, bounds.epochs)
+        too_many_steps = _exceeds(step, bounds.steps)
     else:
         total = _total_epochs(parts, state)
-        ended = surprises = epochs > 0 and (done > total or (done == total and _is_open(state)))
-    if ended and surprises and epochs > 0:
+        too_many_epochs = _exceeds(done + _is_open(state), total)
+        too_many_steps = _exceeds(step + _begins_iteration(state), bounds.steps)
+        ended = not bounds.is_empty and (too_many_epochs or too_many_steps)
+    if ended and (too_many_epochs or too_many_steps) and not bounds.is_empty:
+        asked = f"epochs={bounds.epochs}" if too_many_epochs else f"steps={bounds.steps}"
         warnings.warn(
-            f"nothing remains to be done: epochs={epochs}, and the state to continue from has "
-            f"completed {done}\n  fix: pass the total number of epochs, including earlier ones",
+            f"nothing remains to be done: {asked}, and the state to continue from has completed "
+            f"{done if too_many_epochs else step}\n"
+            f"  fix: pass the total number of {asked.split('=')[0]}, including earlier ones",
             stacklevel=2,
         )
     return ended
+
+
+def _exceeds(count: int, bound: int | None) -> bool:
+    """Returns whether a count is more than its bound."""
+    return bound is not None and count > bound
+
+
+def _begins_iteration(state: State) -> bool:
+    """Returns whether an iteration of ``state`` has begun, or must begin as its epoch's first."""
+    if state.place is Place.FETCH:
+        return state.iteration == 0 and state.event is not Event.ITERATION_COMPLETED
+    return state.place in (Place.EPOCH_STARTED, Place.ITERATION_STARTED, Place.STEP)
 
 
 def _has_left_epoch(state: State) -> bool:
@@ -180,18 +199,23 @@ def _is_open(state: State) -> bool:
     return state.place in IN_EPOCH if row is None else row.in_epoch or row.ends_epoch
 
 
-def _total_epochs(parts: Parts, state: State) -> int:
+def _has_same_epochs(bounds: Bounds, state: State) -> bool:
+    """Returns whether the run of ``state`` was given the same ``epochs=``."""
+    known = state.requested_epochs is not None or state.max_step is not None
+    return known and bounds.epochs == state.requested_epochs
+
+
+def _total_epochs(parts: Parts, state: State) -> int | None:
     """Returns the total number of epochs, which a handler of the earlier run may have changed."""
-    epochs = parts.options.epochs
-    return state.max_epoch or epochs if epochs == state.requested_epochs else epochs
+    bounds = parts.options.bounds
+    return state.max_epoch or bounds.epochs if _has_same_epochs(bounds, state) else bounds.epochs
 
 
 def _attach(parts: Parts, state: State) -> Batch | None:
     """Continues right after the firing that ``state`` belongs to; returns a sample of the data."""
     progress, spec = parts.progress, parts.spec
-    progress.from_state(state)
+    progress.from_state(state, parts.options.bounds)
     progress.max_epoch = _total_epochs(parts, state)
-    progress.requested_epochs = parts.options.epochs
     if state.place is Place.END:
         progress.place = Place.NEXT_EPOCH
     elif state.status == "halted" and spec.start is not None:
@@ -216,12 +240,12 @@ def _attach(parts: Parts, state: State) -> Batch | None:
     )
     parts.clock.continue_epoch(state.elapsed_s)
     in_epoch = progress.place in IN_EPOCH
-    if not in_epoch and progress.epoch >= progress.max_epoch:
+    if not in_epoch and not progress.has_epoch():
         return None
     consumed = _num_consumed(parts) if in_epoch else 0
     began = now()
     progress.max_iteration = parts.prefetcher.open(
-        progress.epoch, consumed, state.position or FROM_COUNTERS
+        progress.epoch, progress.step - consumed, consumed, state.position or FROM_COUNTERS
     )
     if parts.source.reader.num_skipped:
         logger.info(
@@ -230,6 +254,8 @@ def _attach(parts: Parts, state: State) -> Batch | None:
             progress.epoch,
             now() - began,
         )
+    if parts.source.one_shot and not is_within(progress.step, progress.max_step):
+        return None  # the iterator may have no more batches, and another run may need the next one
     return parts.source.sample()
 
 
@@ -237,7 +263,9 @@ def _specialize(parts: Parts, sample: Batch) -> None:
     """Finds the program for the sample. The shapes of step, loss and metrics are checked here."""
     parts.activity.now = ("while checking the step and its metrics on the first batch",)
     check_axes(parts.carry.step_state)
-    parts.blocks.specialize(sample, parts.carry.step_state)
+    program = parts.blocks.specialize(sample, parts.carry.step_state)
+    if parts.spec.task is not None:
+        parts.spec.task.check_data(parts.source.iterable, program.reported)
     # Again, because the names of a metric of several outputs depend on the outputs.
     check_watched_metrics(parts.spec, parts.blocks.metric_names)
 
@@ -314,7 +342,7 @@ def _num_consumed(parts: Parts) -> int:
     Raises:
         DataError: They are more than the epoch may have.
     """
-    progress, iterations = parts.progress, parts.options.iterations
+    progress, iterations = parts.progress, parts.options.bounds.iterations
     consumed = progress.iteration + (progress.place is Place.ITERATION_COMPLETED)
     if iterations is not None and consumed > iterations:
         raise DataError(
@@ -327,8 +355,9 @@ def _num_consumed(parts: Parts) -> int:
 
 def _open_handlers(parts: Parts, sample: Batch | None) -> None:
     """Lets handlers check what they need, and prepare it, now that the first state is known."""
-    handlers = [one for one in parts.spec.attachments if isinstance(one, Handler)]
-    if all(one.open is None for one in handlers):
+    spec = parts.spec
+    openable = [one for one in spec.attachments if isinstance(one, Handler | CheckpointTrigger)]
+    if all(one.open is None for one in openable):
         return
     program = parts.blocks.program
     start = RunStart(
@@ -337,11 +366,16 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
         {} if program is None else _values_of(program.metrics),
         parts.source.iterable,
         None if sample is None else sample.value,
+        known_better(spec),
     )
-    for one in handlers:
-        if one.open is not None:
-            parts.activity.now = ("while preparing the handler `{}`", one.name)
+    for one in openable:
+        parts.activity.now = ("while preparing the handler `{}`", one.name)
+        if isinstance(one, Handler) and one.open is not None:
             parts.opened[id(one)] = one.open(start)
+        elif isinstance(one, CheckpointTrigger) and one.open is not None:
+            parts.deciding[id(one)] = one.open(start)
+    parts.activity.now = ("while checking the modes of the handlers",)
+    warn_of_unknown(openable, start)
 
 
 def _values_of(metrics: Metrics) -> dict[str, PyTree]:

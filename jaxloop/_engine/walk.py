@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
+from jaxloop._core.bounds import is_within
 from jaxloop._core.events import ROWS, Event, Place
 from jaxloop._core.interrupts import ENDED_BY_SIGNAL
 from jaxloop._core.state import State
@@ -90,8 +91,7 @@ def _rows(parts: Parts, firing: Firing, give: bool) -> Iterator[State]:
         elif place is Place.NEXT_EPOCH:
             # Polled after the last epoch too. A resumed run then only has to complete.
             interrupts.poll()
-            more = progress.epoch < (progress.max_epoch or 0)
-            progress.place = Place.EPOCH_STARTED if more else Place.COMPLETED
+            progress.place = Place.EPOCH_STARTED if progress.has_epoch() else Place.COMPLETED
         else:
             row = rows[place]
             if row.event in silent:
@@ -116,7 +116,7 @@ def _open_epoch(parts: Parts) -> None:
     parts.activity.now = ("while opening the data of epoch {}", progress.epoch)
     parts.clock.begin_epoch()
     blocks.quiet = 0
-    progress.begin_epoch(parts.prefetcher.open(progress.epoch, 0))
+    progress.begin_epoch(parts.prefetcher.open(progress.epoch, progress.step))
     if blocks.program is None:
         # The run resumed at the end of an epoch's data, so this is its first batch.
         sample = parts.source.sample()
@@ -127,8 +127,8 @@ def _open_epoch(parts: Parts) -> None:
 
 def _has_iteration(parts: Parts) -> bool:
     """Returns whether this epoch has another iteration."""
-    progress, iterations = parts.progress, parts.options.iterations
-    if iterations is not None and progress.iteration >= iterations:
+    progress = parts.progress
+    if not is_within(progress.iteration, parts.prefetcher.limit):
         return False
     if parts.prefetcher.num_ready:
         return True
@@ -147,16 +147,18 @@ def _has_iteration(parts: Parts) -> bool:
 
 def _check_end(parts: Parts) -> None:
     """Raises if the data of an epoch end too early."""
-    progress, iterations, source = parts.progress, parts.options.iterations, parts.source
+    progress, source = parts.progress, parts.source
     if progress.iteration == 0 and not source.one_shot:
         raise DataError(
             f"run: the data of epoch {progress.epoch} must have at least one batch, got empty data",
             fix="pass a re-iterable (a list, jl.batches) instead of one that is used up",
         )
-    if source.one_shot and iterations is not None:
+    if source.one_shot and parts.options.bounds.needs_batches:
+        iterations, limit = parts.options.bounds.iterations, parts.prefetcher.limit
+        by = "iterations=" if limit == iterations else ""
         raise DataError(
-            f"run: epoch {progress.epoch} must have iterations={iterations} batches, got "
+            f"run: epoch {progress.epoch} must have {by}{limit} batches, got "
             f"{progress.iteration}; the one-shot iterator ended after {source.reader.num_read} "
             "batches",
-            fix="pass fewer epochs or iterations, or a re-iterable",
+            fix="pass fewer epochs, iterations or steps, or a re-iterable",
         )

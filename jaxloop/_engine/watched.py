@@ -12,14 +12,16 @@ judge, so an attachment that watches the metric does not run, and the firing doe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import TypeAlias
 
 from jaxloop._core.events import ITERATION_EVENTS, Event
 from jaxloop._core.filters import Filter, Firing
 from jaxloop._core.state import State
-from jaxloop._spec import Attachment, CheckpointTrigger, Handler, LoopSpec
+from jaxloop._core.types import Better
+from jaxloop._spec import Attachment, CheckpointTrigger, Handler, LoopSpec, RunStart
 from jaxloop.errors import MissingMetricError, missing_metric
+from jaxloop.metrics.names import better_of, names_of_value
 
 _Watching: TypeAlias = Handler | CheckpointTrigger
 
@@ -78,7 +80,7 @@ def _watches(spec: LoopSpec, declared: Collection[str]) -> list[tuple[_Watching,
 
 def _is_among(name: str, names: Collection[str]) -> bool:
     """Returns whether a metric is one of those, or a value of one of several outputs."""
-    return name in names or name.split("/")[0] in names
+    return any(one in names for one in names_of_value(name))
 
 
 def _adders(
@@ -183,6 +185,37 @@ def _never_exists(
 
 def _listed(one: Attachment) -> str:
     return ", ".join(one.events)
+
+
+# --- which values are better ---------------------------------------------------------------------
+
+
+def known_better(spec: LoopSpec) -> dict[str, Better | None]:
+    """Returns which values are better of the metrics that a loop has or that its handlers add."""
+    found = {one.name: better_of(one) for one in spec.metrics}
+    for one in spec.attachments:
+        if isinstance(one, Handler):
+            found.update(one.added(spec) or {})
+    return found
+
+
+def warn_of_unknown(attachments: Iterable[_Watching], start: RunStart) -> None:
+    """Warns, once, of the metrics for which ``mode="auto"`` has no answer."""
+    unknown = [
+        (one.name, metric)
+        for one in attachments
+        if one.auto_mode
+        for metric in one.watches
+        if start.better_of(metric) is None
+    ]
+    if unknown:
+        names = ", ".join(dict.fromkeys(name for name, _ in unknown))
+        metrics = ", ".join(dict.fromkeys(repr(str(metric)) for _, metric in unknown))
+        warnings.warn(
+            f"{names}: mode='auto' cannot tell whether smaller or larger values of {metrics} are "
+            "better, and takes the smaller ones\n  fix: pass mode='min' or mode='max'",
+            stacklevel=2,
+        )
 
 
 # --- during a run --------------------------------------------------------------------------------

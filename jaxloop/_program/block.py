@@ -48,6 +48,7 @@ class Program:
         capacity: The maximum number of iterations in a block. If 1, the step is never fused.
         num_rows: The maximum number of batches in a superbatch.
         options: The options for `jax.jit`. If None, everything runs op by op.
+        reported: The names that the step reports.
         meanings: What the accumulators mean. A state keeps it, and the program does not use it.
     """
 
@@ -56,6 +57,7 @@ class Program:
     capacity: int
     num_rows: int
     options: dict[str, Any] | None
+    reported: tuple[str, ...] = ()
     meanings: Meanings = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -74,7 +74,8 @@ class ProgramCache:
         accumulators = jax.eval_shape(metrics.init)
         capacity = 1 if eager else capacity_of(jaxpr, shapes, accumulators, fuse)
         meanings = meanings_of(specs, accumulators)
-        program = Program(step, metrics, capacity, rows_of(capacity, shapes), options, meanings)
+        num_rows = rows_of(capacity, shapes)
+        program = Program(step, metrics, capacity, num_rows, options, tuple(outputs), meanings)
         self._programs[key] = program
         return program
 

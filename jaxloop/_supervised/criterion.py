@@ -12,8 +12,9 @@ inputs, which are finite by then.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -25,6 +26,7 @@ from jaxloop._supervised.absent import finite_where_absent
 from jaxloop._supervised.fields import BatchFields, BatchParts
 from jaxloop._supervised.init import Evidence, evidence_of
 from jaxloop._supervised.models import BoundModel
+from jaxloop.errors import JaxloopError
 from jaxloop.losses import Loss
 
 
@@ -100,9 +102,26 @@ class PlainLoss:
         num_examples = length_of(parts.targets) or length_of((parts.args, parts.kwargs)) or 1
         loss = jnp.float32(jnp.nan)
         if self.loss is not None:
-            loss = losses.average(self.loss, parts.targets, prediction, parts.weight, num_examples)
+            with _explaining():
+                loss = losses.average(
+                    self.loss, parts.targets, prediction, parts.weight, num_examples
+                )
             outputs["loss"] = loss
         return Judged(loss, amount_of(parts.weight, num_examples), outputs)
+
+
+@contextlib.contextmanager
+def _explaining() -> Iterator[None]:
+    """Adds to the error of a loss how it is called."""
+    try:
+        yield
+    except (TypeError, AttributeError) as error:
+        if not isinstance(error, JaxloopError):
+            error.add_note(
+                "jaxloop: a loss is called as loss(y_true, y_pred); decorate one that takes "
+                "(model, batch) with @jl.objective"
+            )
+        raise
 
 
 def length_of(tree: PyTree) -> int | None:

@@ -25,12 +25,12 @@ from jaxloop._supervised.fields import BatchFields, Field, InputFields
 from jaxloop._supervised.init import Evidence, SupervisedInit
 from jaxloop._supervised.loss_scale import LossScaleLike
 from jaxloop._supervised.models import ModelAdapter, ModelLike, adapt
-from jaxloop._supervised.objective import Objective, ObjectiveCriterion
+from jaxloop._supervised.objective import ObjectiveCriterion
 from jaxloop._supervised.reports import Report, check_report
 from jaxloop._supervised.task import SupervisedTask
 from jaxloop._supervised.training import EvalParamsFn, Training
 from jaxloop.errors import ArgumentError, ArgumentTypeError
-from jaxloop.losses import LossLike
+from jaxloop.losses import LossLike, Objective
 from jaxloop.optimizers import OptimizerLike
 
 CriterionLike: TypeAlias = LossLike | Objective

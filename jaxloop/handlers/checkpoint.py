@@ -1,6 +1,6 @@
 """Checkpoints, which save the whole state while a run continues.
 
-    loop = checkpoint(loop, "runs/a", criteria="validation_accuracy", mode="max", keep=3)
+    loop = checkpoint(loop, "runs/a", criteria="validation_accuracy", keep=3)
 
 The trigger decides when its turn among the handlers comes. The save follows at the end of the
 firing and includes the changes of every handler, even if one halted.
@@ -22,9 +22,9 @@ from jaxloop._core.events import EventLike, as_events
 from jaxloop._core.filters import FilterLike, as_filter
 from jaxloop._core.state import State
 from jaxloop._core.types import Mode
-from jaxloop._spec import CheckpointTrigger, LoopSpec, SpecT, Store
+from jaxloop._spec import CheckpointTrigger, DecideFn, LoopSpec, RunStart, SpecT, Store
 from jaxloop.errors import ArgumentError, CheckpointError
-from jaxloop.handlers.monitor import is_better, read_scalar
+from jaxloop.handlers.monitor import is_better, read_scalar, resolved
 
 if TYPE_CHECKING:
     from jaxloop._checkpoint.writer import Writer
@@ -37,7 +37,7 @@ def checkpoint(
     event: EventLike = "epoch_completed",
     filter: FilterLike = "always",
     criteria: str | None = None,
-    mode: Mode = "min",
+    mode: Mode = "auto",
     keep: int | None = 3,
     keep_best: int = 1,
     keep_every: int | None = None,
@@ -108,7 +108,9 @@ def checkpoint(
             watches=() if criteria is None else (criteria,),
             check=folder.check,
             check_state=None if file_pattern is None else folder.check_state,
+            open=None if criteria is None else criterion.open,
             unique=criteria is not None,
+            auto_mode=criteria is not None and mode == "auto",
         )
     )
 
@@ -273,6 +275,13 @@ class _Criterion:
             if key in state.handler_state:
                 return key, state.handler_state[key]
         return self.name, None
+
+    def open(self, start: RunStart) -> DecideFn:
+        """Returns `decide` with the mode of one run. See `CheckpointTrigger.open`."""
+        if self.criteria is None:
+            return self.decide
+        mode = resolved(self.mode, self.criteria, start)
+        return dataclasses.replace(self, mode=mode).decide
 
     def decide(self, state: State[Any]) -> State[Any] | None:
         """Returns the state to save, or None. See `CheckpointTrigger.decide`."""

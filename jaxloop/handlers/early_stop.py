@@ -22,7 +22,7 @@ def early_stop(
     loop: SpecT,
     metric: str,
     *,
-    mode: Mode = "min",
+    mode: Mode = "auto",
     patience: int = 3,
     min_delta: float = 0.0,
     restore_best: bool = False,
@@ -58,7 +58,8 @@ def early_stop(
     Example:
         >>> import jaxloop as jl
         >>> step = lambda batch, state: jl.emit(state, x=batch)
-        >>> loop = jl.loop(step).metric(lambda x: x, "x", None, ["x"]).early_stop("x", patience=2)
+        >>> loop = jl.loop(step).metric(lambda x: x, "x", None, ["x"])
+        >>> loop = loop.early_stop("x", mode="max", patience=2)
         >>> loop.run([1.0], epochs=9).halted_by
         'early_stop_x'
     """

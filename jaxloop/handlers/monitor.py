@@ -37,7 +37,7 @@ def monitor(
     handler: HandlerFn,
     *,
     name: str,
-    mode: Mode = "min",
+    mode: Mode = "auto",
     patience: int = 3,
     min_delta: float = 0.0,
     event: EventLike = "epoch_completed",
@@ -54,7 +54,10 @@ def monitor(
         metric: The metric to watch.
         handler: See `handle`. After the call, counting starts again and the best value stays.
         name: Its key in ``state.handler_state``.
-        mode: "min", "max", or a function ``(new, best) -> bool``.
+        mode: Which values are better: "min" (the smaller ones), "max", or as a function
+            ``(new, best) -> bool`` decides. "auto" means what the metric says: more is better for
+            an accuracy, less for a loss. If that is unknown, as for a function, "auto" means "min",
+            and `run` warns once, before the first step.
         patience: The number of events in a row without an improvement, at least 1.
         min_delta: An improvement must be better by strictly more than this.
         event: See `handle`.
@@ -100,7 +103,8 @@ def _not_scalar(who: str, name: str, value: object) -> ShapeError:
 def is_better(new: float, best: float, mode: Mode, min_delta: float) -> bool:
     """Returns whether ``new`` improves on ``best`` by strictly more than ``min_delta``.
 
-    NaN is never an improvement, and the first number always is.
+    NaN is never an improvement, and the first number always is. The mode "auto" means "min" here,
+    because two values do not tell.
 
     Example:
         >>> is_better(0.5, 0.6, "min", 0.0), is_better(float("nan"), 0.6, "min", 0.0)
@@ -112,7 +116,12 @@ def is_better(new: float, best: float, mode: Mode, min_delta: float) -> bool:
         return True
     if callable(mode):
         return bool(mode(new, best))
-    return best - new > min_delta if mode == "min" else new - best > min_delta
+    return new - best > min_delta if mode == "max" else best - new > min_delta
+
+
+def resolved(mode: Mode, metric: str, start: RunStart) -> Mode:
+    """Returns the mode that "auto" means for a metric, and any other mode as it is."""
+    return start.better_of(metric) or "min" if mode == "auto" else mode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,11 +181,15 @@ class Watcher:
         return {key: found.get(key, memory[key]) for key in memory}
 
     def open(self, start: RunStart) -> HandlerFn:
-        """Checks, before the first step, that the metric is a scalar. See `Handler`."""
+        """Checks, before the first step, that the metric is a scalar. See `Handler`.
+
+        Returns:
+            The watcher of this run, whose mode is known.
+        """
         value = start.metrics.get(self.metric, 0.0)
         if getattr(value, "shape", ()) or not jax.tree_util.all_leaves([value]):
             raise _not_scalar(f"`{self.name}`", self.metric, value)
-        return self
+        return dataclasses.replace(self, mode=resolved(self.mode, self.metric, start))
 
     def __call__(self, state: State[Any]) -> tuple[StatusLike, State[Any]]:
         memory = self.recall(state)
@@ -262,5 +275,6 @@ def watch(
             adds=adds,
             open=open,
             unique=True,
+            auto_mode=watcher.mode == "auto",
         )
     )

@@ -30,7 +30,7 @@ def reduce_lr_on_plateau(
     metric: str,
     *,
     factor: float = 0.1,
-    mode: Mode = "min",
+    mode: Mode = "auto",
     patience: int = 3,
     min_delta: float = 0.0,
     min_scale: float = 0.0,

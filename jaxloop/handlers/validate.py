@@ -29,14 +29,17 @@ from jaxloop._core.events import Event, EventLike, Status, StatusLike, as_events
 from jaxloop._core.filters import Filter, FilterLike, Firing, as_filter
 from jaxloop._core.interrupts import Interrupted
 from jaxloop._core.state import State
-from jaxloop._core.types import DataLike, PyTree
+from jaxloop._core.types import Better, DataLike, PyTree
 from jaxloop._data.in_memory import Batches
 from jaxloop._engine.run import run
 from jaxloop._spec import Handler, HandlerFn, LoopSpec, RunStart, SpecT, Task
 from jaxloop.errors import ArgumentError, ArgumentTypeError, DataError, JaxloopError
 from jaxloop.metrics import SKIPPED
+from jaxloop.metrics.names import better_of
 
 _END: Final = object()
+_LOOK_AHEAD: Final = 100_000
+"""How many epochs ahead the first validation is searched for."""
 
 
 def validate(
@@ -106,7 +109,7 @@ def validate(
             validation.filter,
             name,
             validation,
-            adds=validation.adds,
+            adds=validation.added,
             check=validation.check,
             open=validation.open,
         )
@@ -172,10 +175,9 @@ class _Validation:
     events: tuple[Event, ...]
     filter: Filter
 
-    @property
-    def adds(self) -> tuple[str, ...]:
-        """The names of the metrics that it adds."""
-        return tuple(f"{self.prefix}{one.name}" for one in self.evaluation.metrics)
+    def added(self, loop: LoopSpec) -> dict[str, Better | None]:
+        """Returns the names of the metrics that it adds, and which of their values are better."""
+        return {f"{self.prefix}{one.name}": better_of(one) for one in self.evaluation.metrics}
 
     @property
     def is_function(self) -> bool:
@@ -205,7 +207,7 @@ class _Validation:
 
     def check(self, loop: LoopSpec) -> None:
         """Checks the names of the metrics."""
-        taken = sorted({one.name for one in loop.metrics} & set(self.adds))
+        taken = sorted({one.name for one in loop.metrics} & set(self.added(loop)))
         if taken:
             raise ArgumentError(
                 f"{self.name} adds {', '.join(taken)}, which the loop has as a metric already",
@@ -256,10 +258,14 @@ class _Validation:
 
     def _first_epoch(self, start: RunStart) -> int | None:
         """Returns the first epoch that is validated, or None if there is none or it is unknown."""
-        epoch = start.snapshot.epoch
-        total, _ = start.snapshot.event_counts[Event.EPOCH_COMPLETED]
+        snapshot = start.snapshot
+        epoch, (total, _) = snapshot.epoch, snapshot.event_counts[Event.EPOCH_COMPLETED]
+        # Each epoch has at least one step.
+        most = _LOOK_AHEAD if snapshot.max_step is None else snapshot.max_step - snapshot.step
+        if snapshot.max_epoch is not None:
+            most = snapshot.max_epoch - epoch
         if self._counts_epochs:
-            for ahead in range((start.snapshot.max_epoch or 0) - epoch):
+            for ahead in range(min(most, _LOOK_AHEAD)):
                 if self.filter.matches(Firing(total + ahead + 1, 1)):
                     return epoch + ahead
         return None

@@ -30,6 +30,8 @@ from jaxloop.losses._lookup import LossLike, get, names
 from jaxloop.losses._loss import Labels as Labels
 from jaxloop.losses._loss import Loss, LossFn
 from jaxloop.losses._loss import Sums as Sums
+from jaxloop.losses._objective import Objective as Objective
+from jaxloop.losses._objective import objective as objective
 from jaxloop.losses._optax import is_optax_loss as is_optax_loss
 from jaxloop.losses._optax import target_first as target_first
 from jaxloop.losses._shapes import flattened as flattened

@@ -24,6 +24,7 @@ from jaxloop.losses._averages import per_example
 from jaxloop.losses._ctc import connectionist_temporal_classification
 from jaxloop.losses._labels import class_numbers, sparse_labels, zero_or_one
 from jaxloop.losses._loss import Labels, Loss, LossFn
+from jaxloop.losses._objective import Objective
 from jaxloop.losses._optax import of_optax, pairwise, unwrap
 from jaxloop.losses._shapes import as_float
 
@@ -82,6 +83,12 @@ def get(loss: LossLike) -> Loss:
         if found is not None:
             return found
         raise errors.unknown_name("loss", loss, names())
+    if isinstance(loss, Objective):
+        raise errors.ArgumentTypeError(
+            f"an objective must be the whole loss, got `{loss.name}` as a part of one or as a "
+            "metric",
+            fix="call it inside another objective, and return its value in the dict to see it",
+        )
     if isinstance(loss, list | tuple):
         return _weighted_sum(loss)
     if callable(loss):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloop import errors
-from jaxloop._core.types import PyTree
+from jaxloop._core.types import Better, PyTree
 from jaxloop.metrics.exact_int import ExactInt, add_ints, count_limbs, is_x64, sum_ints, zero_int
 from jaxloop.metrics.exact_sum import (
     Pair,
@@ -77,7 +77,7 @@ def accuracy(*, threshold: float = 0.5) -> Metric:
         predicted = jnp.argmax(scores, axis=-1).astype(jnp.int32)
         return _same_class(labels, predicted) & ~jnp.any(_is_nan(scores), axis=-1)
 
-    return mean(correct, name="accuracy")
+    return mean(correct, name="accuracy", better="max")
 
 
 @functools.cache
@@ -123,7 +123,7 @@ def top_k_categorical_accuracy(*, k: int = 5) -> Metric:
         rank = jnp.sum(before, axis=-1, dtype=jnp.int32)
         return exists & (rank < k) & ~jnp.any(_is_nan(scores), axis=-1)
 
-    return mean(correct, name="top_k_categorical_accuracy")
+    return mean(correct, name="top_k_categorical_accuracy", better="max")
 
 
 @functools.cache
@@ -275,7 +275,8 @@ def _count(name: str, threshold: float) -> Metric:
         return zero_int(num_limbs=count_limbs())
 
     weighted = Metric(zero_pair, update_weighted, add_pairs, lambda acc: acc.hi, name)
-    return Metric(init, update, add_ints, lambda acc: acc, name, weighted)
+    better: Better = "max" if name.startswith("true_") else "min"
+    return Metric(init, update, add_ints, lambda acc: acc, name, weighted, better)
 
 
 def _ratio(name: str, numerator: str, rest: str, threshold: float) -> Metric:
@@ -305,7 +306,7 @@ def _ratio(name: str, numerator: str, rest: str, threshold: float) -> Metric:
         # With data, 0 / 0 is 0, as in scikit-learn. Without data, the value is NaN.
         return jnp.where(acc["seen"].hi == 0, jnp.nan, value)
 
-    return Metric(init, update, merge_pairs, compute, name)
+    return Metric(init, update, merge_pairs, compute, name, better="max")
 
 
 def _cell(name: str, cell: str, y_true: PyTree, y_pred: PyTree, threshold: float) -> jax.Array:

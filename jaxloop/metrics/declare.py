@@ -216,6 +216,8 @@ def _loss_of(metric: MetricLike, fields: tuple[str, ...] | FieldsFn) -> Loss | N
     if isinstance(metric, str):
         is_loss = metric in losses.names() and metric not in _BUILT_INS
         return losses.get(metric) if is_loss else None
+    if isinstance(metric, losses.Objective):
+        return losses.get(metric)  # raises
     if isinstance(metric, Metric | type) or not losses.is_optax_loss(metric):
         return None
     if fields == DEFAULT_FIELDS[::-1]:

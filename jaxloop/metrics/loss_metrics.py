@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloop import errors, losses
-from jaxloop._core.types import PyTree
+from jaxloop._core.types import Better, PyTree
 from jaxloop.losses import Loss, LossFn, Sums
 from jaxloop.metrics.clu_protocol import CluMetric
 from jaxloop.metrics.exact_sum import Pair, merge_pairs, sum_examples, sum_weights
@@ -54,7 +54,8 @@ def of_loss(loss: str | LossFn) -> Metric:
         raise _of_one_batch(found.name)
     if found.sums is not None:
         return _from_sums(loss, found.name, found.sums)
-    return mean(_ExampleValues(found.name, found.fn, scalars=False), name=found.name)
+    values_fn = _ExampleValues(found.name, found.fn, scalars=False)
+    return mean(values_fn, name=found.name, better=values_fn.better)
 
 
 def resolve(
@@ -95,6 +96,11 @@ class _ExampleValues:
     name: str
     fn: LossFn
     scalars: bool
+
+    @property
+    def better(self) -> Better:
+        """Which values are better. Of the losses, only the cosine grows with agreement."""
+        return "max" if self.name == "cosine_similarity" else "min"
 
     def __call__(self, *args: PyTree) -> ArrayLike:
         result = jnp.asarray(self.fn(*map(losses.widened, args)))
@@ -174,7 +180,8 @@ def _from_sums(loss: str | LossFn, name: str, sums: Sums) -> Metric:
     def compute(acc: _SumsOf | None) -> jax.Array:
         return jnp.asarray(jnp.nan) if acc is None else _value(sums, acc)
 
-    return Metric(lambda: None, _AddToSums(loss, name, sums), _merge, compute, name)
+    update = _AddToSums(loss, name, sums)
+    return Metric(lambda: None, update, _merge, compute, name, better="min")
 
 
 def carried(metric: Metric) -> Metric | type[CluMetric]:
@@ -211,5 +218,7 @@ def class_of_sums(loss: str | LossFn) -> type[CluMetric]:
         def compute(self) -> jax.Array:
             return _value(sums, _SumsOf(*self))
 
+    # An annotation in the class would make it a field.
+    OfSums.better = "min"  # type: ignore[attr-defined]  # see `better_of`
     OfSums.__name__ = OfSums.__qualname__ = found.name
     return OfSums

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxloop import errors, losses
-from jaxloop._core.types import PyTree
+from jaxloop._core.types import Better, PyTree
 from jaxloop.metrics.exact_int import is_integer, sum_ints, sum_limbs
 from jaxloop.metrics.exact_sum import (
     Pair,
@@ -51,6 +51,8 @@ class Metric:
         name: The name of the metric if you give no other.
         weighted: The metric to use with float weights, if it is a different one. A count, for
             example, is an exact integer without weights and a float with them.
+        better: Which values are better, "min" (the smaller ones) or "max". Monitors and checkpoint
+            criteria with ``mode="auto"`` read it. None means that this is unknown.
 
     Example:
         >>> import jax.numpy as jnp
@@ -70,6 +72,7 @@ class Metric:
     compute: Callable[[PyTree], PyTree]
     name: str = ""
     weighted: Metric | None = None
+    better: Better | None = None
 
 
 def updated(
@@ -101,7 +104,9 @@ def _takes_weight(update: Callable[..., PyTree]) -> bool:
     return any(p.name == "weight" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def mean(values_fn: Callable[..., ArrayLike], *, name: str = "") -> Metric:
+def mean(
+    values_fn: Callable[..., ArrayLike], *, name: str = "", better: Better | None = None
+) -> Metric:
     """Makes a metric that averages the values of a function over all examples.
 
     Args:
@@ -109,6 +114,7 @@ def mean(values_fn: Callable[..., ArrayLike], *, name: str = "") -> Metric:
             scalar is the mean of its batch, and raises an error if the batch has weights. A loss
             of Optax gets its arguments in its own order.
         name: The name of the metric.
+        better: Which values are better; see `Metric`.
 
     Returns:
         A metric whose value is a float32 scalar (float64 if x64 is enabled), and NaN before the
@@ -148,7 +154,7 @@ def mean(values_fn: Callable[..., ArrayLike], *, name: str = "") -> Metric:
     def compute(acc: dict[str, Pair]) -> jax.Array:
         return divide_pairs(acc["sum"], acc["weight"], jnp.nan)
 
-    return Metric(init, update, merge_pairs, compute, name)
+    return Metric(init, update, merge_pairs, compute, name, better=better)
 
 
 def _trailing_mean(values: jax.Array) -> jax.Array:

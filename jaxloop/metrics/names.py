@@ -1,6 +1,7 @@
-"""The meaning of a metric's name: a built-in metric, or a value that the step reports.
+"""The meaning of a metric: which metric a name is, and which values of a metric are better.
 
     spec = resolved(declare("kl"), inputs)      # averages what the step reports as "kl"
+    better_of(declare("accuracy"))              # "max"
 
 Invariant: a built-in metric takes precedence if the step reports or carries its fields.
 """
@@ -9,10 +10,21 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
+
 from jaxloop import errors
-from jaxloop._core.types import PyTree
-from jaxloop.metrics.declare import MetricSpec, names, per_without_function
+from jaxloop._core.types import Better, PyTree
+from jaxloop.metrics.declare import (
+    BatchMean,
+    MetricSpec,
+    named_metric,
+    names,
+    per_without_function,
+)
 from jaxloop.metrics.inputs import Inputs
+
+OF_A_STEP = frozenset({"gradient_norm", "update_norm", "parameter_norm", "learning_rate"})
+"""The scalars of these names belong to a step, not to its examples, so weights do not apply."""
 
 
 def resolved(spec: MetricSpec, inputs: Inputs) -> MetricSpec:
@@ -30,12 +42,52 @@ def resolved(spec: MetricSpec, inputs: Inputs) -> MetricSpec:
     is_built_in = name in names()
     fields = () if callable(spec.fields) else spec.fields
     if name in inputs.named and not (is_built_in and all(f in inputs.named for f in fields)):
-        return dataclasses.replace(spec, metric=_reported, fields=(name,))
+        per = spec.per
+        if per is None and name in OF_A_STEP and jnp.shape(inputs.named[name]) == ():
+            per = "batch"
+        return dataclasses.replace(spec, metric=_reported, fields=(name,), per=per)
     if not is_built_in:
         raise errors.unknown_name("metric", name, [*names(), *map(str, inputs.named)])
     if spec.per is not None:
         raise per_without_function(name, spec.per)
     return spec
+
+
+def names_of_value(value: str) -> list[str]:
+    """Returns the names that the metric of a value may have, beginning with the longest.
+
+    A metric of several outputs has a value for each, under its name and the path of the output.
+
+    Example:
+        >>> names_of_value("accuracy/head/0")
+        ['accuracy/head/0', 'accuracy/head', 'accuracy']
+    """
+    parts = value.split("/")
+    return ["/".join(parts[:end]) for end in range(len(parts), 0, -1)]
+
+
+def better_of(spec: MetricSpec) -> Better | None:
+    """Returns which values of a metric are better, or None if that is unknown.
+
+    It is known for built-in metrics, losses, and metrics with `Metric.better`. A value that a step
+    reports under the name of a built-in metric is taken for that metric.
+
+    Example:
+        >>> from jaxloop.metrics.declare import declare
+        >>> better_of(declare("accuracy")), better_of(declare("huber")), better_of(declare(max))
+        ('max', 'min', None)
+    """
+    metric = spec.metric
+    if callable(spec.accumulate):
+        return None
+    if isinstance(metric, BatchMean):
+        return "min"  # the loss of the training
+    if isinstance(metric, str):
+        if metric not in names():
+            return None
+        metric = named_metric(metric, spec.accumulate)
+    better: object = getattr(metric, "better", None)
+    return better if better == "min" or better == "max" else None
 
 
 def _reported(value: PyTree) -> PyTree:

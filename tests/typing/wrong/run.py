@@ -32,3 +32,7 @@ loop.run([1.0], ZERO, epoch=3)  # error: call-overload, reportCallIssue
 loop.run(3, ZERO)  # error: call-overload, reportArgumentType
 loop.stream([1.0], ZERO, fuse="always")  # error: call-overload, reportArgumentType
 loop.check([1.0], ZERO, fuse="always")  # error: arg-type, reportArgumentType
+loop.run([1.0], ZERO, steps="3")  # error: call-overload, reportArgumentType
+loop.final_state([1.0], ZERO, output_transform=len)  # error: call-arg, reportCallIssue
+loop.final_state([1.0], ZERO, epoch=3)  # error: call-arg, reportCallIssue
+loop.output(3)  # error: arg-type, reportArgumentType

@@ -1,0 +1,86 @@
+"""The result of a run: the output that a loop makes from a state.
+
+output(loop, final_state(loop, data)) == run(loop, data)
+output(loop, error.state)               # of `Terminated`, or any other state
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from jaxloop._core.state import State
+from jaxloop._core.types import OutputT, S
+from jaxloop._engine.recovery import keep_state
+from jaxloop._spec import LoopSpec
+from jaxloop.errors import ArgumentTypeError
+
+
+def output(loop: LoopSpec[S, OutputT], state: State[S]) -> OutputT:
+    """Makes the output of the loop from a state, as `run` does from its final state.
+
+    If the loop has ``early_stop(..., restore_best=True)``, the output is made from the best step
+    state that ``state`` remembers.
+
+    Args:
+        loop: The loop.
+        state: A state of this loop, such as one from `final_state`, `stream` or `jaxloop.restore`,
+            or the one of `jaxloop.Terminated`.
+
+    Returns:
+        The result of the loop's output transform, or the state if there is none.
+
+    Raises:
+        ArgumentTypeError: ``state`` is not a `State`.
+
+    Example:
+        >>> import jaxloop as jl
+        >>> loop = jl.loop(lambda b, s: s + b, output_transform=lambda state: int(state.step_state))
+        >>> [loop.output(state) for state in loop.stream([1, 2], init_state=0, epochs=2)]
+        [3, 6]
+    """
+    if not isinstance(state, State):
+        raise ArgumentTypeError(
+            f"output: state must be a jl.State, got {type(state).__name__}",
+            fix="pass a State, such as the result of loop.final_state(data)",
+        )
+    made: OutputT = make_output(loop, state, None)
+    return made
+
+
+def make_output(
+    loop: LoopSpec[Any, Any], state: State[Any], transform: Callable[[State[Any]], Any] | None
+) -> Any:
+    """Returns the output of a run that ended with ``state``.
+
+    Args:
+        loop: The loop.
+        state: The final state.
+        transform: Makes the output in place of the loop's own transform.
+    """
+    transform = transform or loop.output_transform
+    state = _best(loop, state)
+    if transform is None:
+        return state
+    try:
+        return transform(state)
+    except BaseException as error:
+        keep_state(error, state)
+        raise
+
+
+def _best(loop: LoopSpec[Any, Any], state: State[Any]) -> State[Any]:
+    """Returns the state with the best step state, if the loop remembers one."""
+    name = loop.best_from
+    best = None if name is None else state.handler_state.get(name)
+    if best is None:
+        return state
+    if "step_state" not in best:
+        warnings.warn(
+            f"{name}: the run that ended did not keep its best step state, because it had no "
+            "restore_best=True, so the output is made from the last one",
+            stacklevel=4,
+        )
+        return state
+    return state if best["step_state"] is None else state.replace(step_state=best["step_state"])
