@@ -26,7 +26,7 @@ class MLP(nn.Module):
 
 
 init_fn, train_step = jl.train_step(MLP(), optax.softmax_cross_entropy, optax.adam(1e-3))
-_, predict = jl.eval_step(MLP())
+eval_init_fn, eval_step = jl.eval_step(MLP())
 
 
 def init(batch, _):
@@ -50,7 +50,7 @@ def step(batch, state):
 
 def evaluate(batch, state):
     # Reports y_true and y_pred, which is what "accuracy" reads.
-    return predict(batch, {"model_state": state["training"]["model_state"]})
+    return eval_step(batch, eval_init_fn(batch, state["training"]["model_state"]))
 
 
 def main():
