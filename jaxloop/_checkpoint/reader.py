@@ -60,9 +60,9 @@ def restore(
         path: The path that was passed to `Loop.checkpoint`.
         which: "latest", "best" (by the criteria of the loop that wrote it), or a step.
         like: A `State`, or a step state of arrays or of `jax.ShapeDtypeStruct`. It gives the
-            structure and the placement of the arrays. To make one without running a step, call
-            ``loop.run(data, epochs=0, output_transform=lambda state: state)``. Without ``like``,
-            named tuples and classes become lists and dicts, and all arrays are on one device.
+            structure and the placement of the arrays. `Loop.restore` takes the structure from the
+            loop. Without ``like``, named tuples and classes become lists and dicts, and all arrays
+            are on one device.
 
     Returns:
         A `State`. A damaged checkpoint is skipped with a warning.

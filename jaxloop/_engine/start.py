@@ -15,25 +15,24 @@ from typing import Any
 
 import jax
 
-from jaxloop._core.arrays import abstract, as_state, copy, put, state_signature
+from jaxloop._core.arrays import abstract, as_state, copy, state_signature
 from jaxloop._core.batch import Batch
 from jaxloop._core.bounds import Bounds, is_wider, is_within
 from jaxloop._core.events import IN_EPOCH, ROWS, Event, Place
 from jaxloop._core.lazy import Constant, LazyDict
 from jaxloop._core.placement import check_axes, check_processes
 from jaxloop._core.state import Snapshot, State, make
-from jaxloop._core.step_result import split_emission
 from jaxloop._core.types import PyTree
 from jaxloop._data.position import FROM_COUNTERS
 from jaxloop._data.source import KEEPS_POSITION
 from jaxloop._engine import fitting
 from jaxloop._engine.clock import now
+from jaxloop._engine.first_state import make_step_state
 from jaxloop._engine.parts import Parts
 from jaxloop._engine.watched import check_watched_metrics, known_better, warn_of_unknown
 from jaxloop._program.block import Program
-from jaxloop._spec import CheckpointTrigger, Handler, PreparedInit, RunStart
+from jaxloop._spec import CheckpointTrigger, Handler, RunStart
 from jaxloop.errors import DataError, SerializationError
-from jaxloop.metrics.binding import Metrics
 
 logger = logging.getLogger("jaxloop")
 
@@ -50,7 +49,8 @@ def begin(parts: Parts, init_state: Any) -> State | None:
     state, sample = spec.start, None
     if state is None:
         sample = _read_sample(parts)
-        step_state = _init(parts, sample, init_state)
+        jit = parts.options.jit is not None
+        step_state = make_step_state(spec, sample, init_state, jit=jit)
         if spec.resume_path is not None:
             # Imported here, because most loops never read a checkpoint.
             from jaxloop._checkpoint.reader import load_latest
@@ -125,22 +125,6 @@ def _read_sample(parts: Parts) -> Batch:
             "run: data must have at least one batch, got empty data", fix="pass at least one batch"
         )
     return sample
-
-
-def _init(parts: Parts, sample: Batch, init_state: Any) -> PyTree:
-    spec = parts.spec
-    if spec.init_fn is None:
-        return copy(as_state({} if init_state is None else init_state, "run(init_state=)"))
-    jit, init_fn = parts.options.jit is not None, spec.init_fn
-    if isinstance(init_fn, PreparedInit):
-        init = spec.programs.init(init_fn.fn, jit=jit)
-        prepared = init_fn.prepare(init_state)
-        state, evidence = init(put(sample.value), put(prepared))
-        init_fn.check(evidence)
-    else:
-        init = spec.programs.init(init_fn, jit=jit)
-        state, _ = split_emission(init(put(sample.value), put(init_state)))
-    return copy(as_state(state, "the result of init_fn"))
 
 
 # --- the state of an earlier run -----------------------------------------------------------------
@@ -266,6 +250,8 @@ def _specialize(parts: Parts, sample: Batch) -> None:
     program = parts.blocks.specialize(sample, parts.carry.step_state)
     if parts.spec.task is not None:
         parts.spec.task.check_data(parts.source.iterable, program.reported)
+    if program.metrics.derived:
+        program.fresh_values()  # raises if a function does not take the values
     # Again, because the names of a metric of several outputs depend on the outputs.
     check_watched_metrics(parts.spec, parts.blocks.metric_names)
 
@@ -363,7 +349,7 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
     start = RunStart(
         make(Snapshot, parts.progress.to_snapshot()),
         abstract(parts.carry.step_state),
-        {} if program is None else _values_of(program.metrics),
+        {} if program is None else _values_of(program),
         parts.source.iterable,
         None if sample is None else sample.value,
         known_better(spec),
@@ -378,7 +364,10 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
     warn_of_unknown(openable, start)
 
 
-def _values_of(metrics: Metrics) -> dict[str, PyTree]:
+def _values_of(program: Program) -> dict[str, PyTree]:
     """Returns the shapes and dtypes of the metrics' values."""
+    metrics = program.metrics
     values: dict[str, PyTree] = jax.eval_shape(lambda: metrics.compute(metrics.init()))
+    for name, _ in metrics.derived:
+        values[name] = abstract(program.fresh_values()[name])
     return values
