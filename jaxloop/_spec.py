@@ -36,8 +36,11 @@ CheckFn: TypeAlias = "Callable[[LoopSpec[Any, Any]], None]"
 """A check that runs before the first step and raises if it finds a mistake."""
 
 
-AddsFn: TypeAlias = "Callable[[LoopSpec[Any, Any]], Mapping[str, Better | None]]"
-"""Returns the metrics that a handler adds to a loop, and which values of each are better."""
+AddsFn: TypeAlias = "Callable[[LoopSpec[Any, Any]], Mapping[str, Better | None] | None]"
+"""Returns the metrics that a handler adds to a loop, and which values of each are better.
+
+None means that it may add any.
+"""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,6 +48,7 @@ class RunStart:
     """What is known right before the first step of a run.
 
     Attributes:
+        loop: The loop that runs, with everything that is attached to it.
         snapshot: The counters.
         step_state: The step state, with a `jax.ShapeDtypeStruct` in place of each array.
         metrics: The values of the loop's metrics, with a `jax.ShapeDtypeStruct` in place of each
@@ -56,6 +60,7 @@ class RunStart:
             far as their names are known. None means that this is unknown.
     """
 
+    loop: LoopSpec[Any, Any]
     snapshot: Snapshot
     step_state: PyTree
     metrics: Mapping[str, PyTree]

@@ -129,7 +129,14 @@ CASES = {
     "unknown attribute of State": (lambda: jl.State().replace(epohc=1), "epoch"),
     "patience=0": (lambda: trainer().early_stop("loss", patience=0), "patience"),
     "validation without a model": (lambda: plain().validate([(X, X)]), "model="),
-    "validation without a metric": (lambda: jl.evaluator(PAIR).validate([(X, X)]), "metric"),
+    "validation without a metric": (
+        lambda: (
+            jl.evaluator(PAIR)
+            .validate([(X, X[:, :1])])
+            .run([(X, X[:, :1])], init_state=jnp.ones((2, 1)))
+        ),
+        "validation: there must be a metric",
+    ),
     "validation of a state without a model": (
         lambda: (
             jl.loop(lambda b, s: jl.emit(s, y_true=b[1], y_pred=b[0][:, :1]))

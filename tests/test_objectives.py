@@ -364,6 +364,8 @@ def test_padding_must_be_known_to_an_objective():
 
     with pytest.raises(DataError, match="padded.*weights='mask'|must know which"):
         trainer(PAIR, loss).run(padded)
+    with pytest.raises(DataError, match="validation.*must know which"):
+        trainer(PAIR, loss).validate(padded).run(jl.batches({"x": X, "y": Y}, 8))
     with pytest.raises(DataError, match="must know which"):
         jl.evaluator(PAIR, loss).run(padded, jnp.zeros((6, 3)))
     weighted = trainer(PAIR, loss, weights="mask").validate(padded)

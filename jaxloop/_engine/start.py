@@ -347,6 +347,7 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
         return
     program = parts.blocks.program
     start = RunStart(
+        parts.spec,
         make(Snapshot, parts.progress.to_snapshot()),
         abstract(parts.carry.step_state),
         {} if program is None else _values_of(program),
@@ -362,6 +363,9 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
             parts.deciding[id(one)] = one.open(start)
     parts.activity.now = ("while checking the modes of the handlers",)
     warn_of_unknown(openable, start)
+    if program is not None:
+        # Again, because opening a handler may show which metrics it adds.
+        check_watched_metrics(parts.spec, parts.blocks.metric_names)
 
 
 def _values_of(program: Program) -> dict[str, PyTree]:

@@ -15,29 +15,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
-import random
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import jax
-import numpy as np
 
 from jaxloop._core.batch import as_batch
+from jaxloop._core.checks import check_callable
 from jaxloop._core.events import Event, EventLike, Status, StatusLike, as_events
 from jaxloop._core.filters import Filter, FilterLike, Firing, as_filter
 from jaxloop._core.interrupts import Interrupted
 from jaxloop._core.state import State
-from jaxloop._core.types import Better, DataLike, PyTree
-from jaxloop._data.in_memory import Batches
+from jaxloop._core.types import Better, DataLike
 from jaxloop._engine.run import run
-from jaxloop._spec import Handler, HandlerFn, LoopSpec, RunStart, SpecT, Task
+from jaxloop._spec import Handler, HandlerFn, HandlerResult, LoopSpec, RunStart, SpecT, Task
 from jaxloop.errors import ArgumentError, ArgumentTypeError, DataError, JaxloopError
-from jaxloop.metrics import SKIPPED
-from jaxloop.metrics.names import better_of
+from jaxloop.handlers.evaluation import EvalStepFn, Evaluation, StepTask, no_metrics, own_metrics
+from jaxloop.handlers.first_batch import END, first_batch, same_random_numbers
+from jaxloop.metrics.declare import MetricLike
 
-_END: Final = object()
 _LOOK_AHEAD: Final = 100_000
 """How many epochs ahead the first validation is searched for."""
 
@@ -47,21 +43,28 @@ def validate(
     data: DataLike,
     *,
     model: Any = None,
+    eval_step: EvalStepFn | None = None,
+    metrics: Mapping[str, MetricLike] | None = None,
     event: EventLike = "epoch_completed",
     filter: FilterLike = "always",
     prefix: str = "validation_",
 ) -> SpecT:
-    """Evaluates the metrics attached so far on ``data``, and adds them to ``state.metrics``.
+    """Evaluates metrics on ``data`` during the training, and adds them to ``state.metrics``.
 
-    The values exist from then on to the end of the epoch. Before the first step, `run` reads one
-    batch of ``data`` and checks the model and the metrics on it. If the first epoch is validated,
-    the validation continues from this batch. Otherwise the batch is read again later.
+    By default, these are all metrics of the loop, also those that you attach after this call. The
+    values exist from then on to the end of the epoch. Before the first step, `run` reads one batch
+    of ``data`` and checks the evaluation on it. If the first epoch is validated, the validation
+    continues from this batch. Otherwise the batch is read again later.
 
     Args:
         loop: The loop.
-        data: A re-iterable of supervised batches, or a function ``epoch -> iterable``. The check
-            calls the function with the epoch of the first validation.
+        data: A re-iterable of batches, or a function ``epoch -> iterable``. The check calls the
+            function with the epoch of the first validation. A model takes supervised batches.
         model: The model. Defaults to the trainer's.
+        eval_step: Evaluates one batch instead of a model, for any loop: ``eval_step(batch,
+            step_state)`` gets the whole step state, and returns a dict of what the metrics read, or
+            ``jl.emit(step_state, name=value)``, whose state is ignored. It is compiled.
+        metrics: Metrics by name to evaluate instead of those of the loop; see `metric`.
         event: See `handle`.
         filter: See `handle`.
         prefix: The prefix of the metrics' names.
@@ -70,39 +73,34 @@ def validate(
         A new loop with the validation.
 
     Raises:
-        ArgumentError: The loop has no model or no metric, ``prefix`` is empty, or another
-            validation on other data has the same prefix. Raised by `run` if a name with the prefix
-            is the name of a metric of the loop.
-        ArgumentTypeError: ``data`` is a one-shot iterator or not iterable, or ``prefix`` is not a
-            string. Raised by `run` if the step state has no model.
-        DataError: Raised by `run` if ``data`` is empty, or its batches are not supervised batches.
+        ArgumentError: The loop has no model and there is no ``eval_step``, there is a model as well
+            as an ``eval_step``, ``metrics`` or ``prefix`` is empty, or another validation on other
+            data has the same prefix. Raised by `run` if there is no metric, or if a name with the
+            prefix is the name of a metric of the loop.
+        ArgumentTypeError: ``data`` is a one-shot iterator or not iterable, ``eval_step`` is not a
+            function, ``metrics`` is not a dict of metrics, or ``prefix`` is not a string. Raised by
+            `run` if the step state has no model, or ``eval_step`` returns something else.
+        UnknownNameError: ``metrics`` has an unknown metric. Raised by `run` if ``eval_step`` does
+            not report what a metric reads.
+        DataError: Raised by `run` if ``data`` is empty, or its batches do not suit the model.
         ShapeError: Raised by `run` if the model, the loss and the metrics do not fit a batch.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import jaxloop as jl
+        >>> error = lambda batch, w: {"error": jnp.abs(batch - w)}
+        >>> loop = jl.loop(lambda batch, w: w + 0.5 * (jnp.mean(batch) - w))
+        >>> loop = loop.validate([jnp.ones(4)], eval_step=error, metrics={"error": "error"})
+        >>> state = loop.run([jnp.ones(2)], init_state=0.0, epochs=2)
+        >>> [float(state.history[epoch]["validation_error"]) for epoch in (0, 1)]
+        [0.5, 0.25]
     """
     _check_data(data)
     _check_prefix(loop, prefix, data)
-    task = loop.task
-    if task is None:
-        if model is None:
-            raise ArgumentError(
-                "validate: this loop has no model",
-                fix="pass model=, or make the loop with jl.trainer",
-            )
-        # Imported here, because it imports Optax, which `import jaxloop` does not.
-        from jaxloop._supervised.steps import make_evaluation
-
-        task = make_evaluation(model).task
-    metrics = tuple(one for one in loop.metrics if one.name != SKIPPED)
-    if not metrics:
-        raise ArgumentError(
-            "validate: no metric is attached, so there is nothing to evaluate",
-            fix="call .metric(...) before .validate(...)",
-        )
-    _, step_fn = task.eval_steps(model)
-    evaluation: LoopSpec = LoopSpec(step_fn, metrics=metrics)
+    task = _task_of(loop, model, eval_step)
     name = "validate" if prefix == "validation_" else f"validate_{prefix}"
-    validation = _Validation(
-        name, task, evaluation, data, prefix, as_events(event), as_filter(filter)
-    )
+    evaluation = Evaluation(task, model, own_metrics(metrics))
+    validation = _Validation(name, evaluation, data, prefix, as_events(event), as_filter(filter))
     return loop.attach(
         Handler(
             validation.events,
@@ -114,6 +112,23 @@ def validate(
             open=validation.open,
         )
     )
+
+
+def _task_of(loop: LoopSpec, model: Any, eval_step: EvalStepFn | None) -> Task:
+    if eval_step is not None:
+        check_callable("validate", "eval_step", eval_step)
+        return StepTask(eval_step)
+    if loop.task is not None:
+        return loop.task
+    if model is None:
+        raise ArgumentError(
+            "validate: this loop has no model to evaluate, and there is no eval_step",
+            fix="pass eval_step=, pass model=, or make the loop with jl.trainer",
+        )
+    # Imported here, because it imports Optax, which `import jaxloop` does not.
+    from jaxloop._supervised.steps import make_evaluation
+
+    return make_evaluation(model).task
 
 
 def _check_data(data: object) -> None:
@@ -159,8 +174,7 @@ class _Validation:
 
     Attributes:
         name: The handler's name.
-        task: The way to evaluate the model.
-        evaluation: The loop that evaluates the model.
+        evaluation: What it evaluates.
         data: The validation data.
         prefix: The prefix of the metrics' names.
         events: When it runs.
@@ -168,24 +182,27 @@ class _Validation:
     """
 
     name: str
-    task: Task
-    evaluation: LoopSpec
+    evaluation: Evaluation
     data: Any
     prefix: str
     events: tuple[Event, ...]
     filter: Filter
 
-    def added(self, loop: LoopSpec) -> dict[str, Better | None]:
-        """Returns the names of the metrics that it adds, and which of their values are better."""
-        return {f"{self.prefix}{one.name}": better_of(one) for one in self.evaluation.metrics}
+    def added(self, loop: LoopSpec) -> dict[str, Better | None] | None:
+        """Returns the metrics that it adds, and which of their values are better."""
+        found = self.evaluation.added(loop)
+        if found is None:
+            return None
+        return {f"{self.prefix}{name}": better for name, better in found.items()}
 
     @property
     def is_function(self) -> bool:
         """Whether the data are a function of the epoch."""
         return callable(self.data) and not hasattr(self.data, "__iter__")
 
-    def __call__(self, state: State[Any]) -> tuple[StatusLike, State[Any]]:
-        return self.evaluate(state, self.data_of(state.epoch))
+    def __call__(self, state: State[Any]) -> HandlerResult[Any]:
+        """Does nothing: `open` makes the function of each run, which knows the loop."""
+        return None
 
     def data_of(self, epoch: int) -> Any:
         """Returns the data of one epoch."""
@@ -194,10 +211,13 @@ class _Validation:
         with self._in_validation():
             return self.data(epoch)
 
-    def evaluate(self, state: State[Any], data: Any) -> tuple[StatusLike, State[Any]]:
-        """Adds the metrics of ``data`` to the state."""
+    def evaluate(
+        self, loop: LoopSpec, state: State[Any], data: Any
+    ) -> tuple[StatusLike, State[Any]]:
+        """Adds the metrics of ``data`` to the state of a run of ``loop``."""
         with self._in_validation():
-            result = run(self.evaluation, data, self.task.eval_state(state.step_state))
+            step_state = self.evaluation.eval_state(state.step_state)
+            result = run(self.evaluation.of(loop), data, step_state)
         if result.status == "interrupted":
             raise Interrupted(result.halted_by)
         values = {f"{self.prefix}{name}": value for name, value in result.history[0].items()}
@@ -206,8 +226,11 @@ class _Validation:
     # --- before the first step -----------------------------------------------------------------
 
     def check(self, loop: LoopSpec) -> None:
-        """Checks the names of the metrics."""
-        taken = sorted({one.name for one in loop.metrics} & set(self.added(loop)))
+        """Checks that there are metrics, and their names."""
+        if not self.evaluation.declared(loop):
+            with self._in_validation():
+                raise no_metrics("the loop has none")
+        taken = sorted({one.name for one in loop.metrics} & set(self.added(loop) or ()))
         if taken:
             raise ArgumentError(
                 f"{self.name} adds {', '.join(taken)}, which the loop has as a metric already",
@@ -216,39 +239,36 @@ class _Validation:
 
     def open(self, start: RunStart) -> HandlerFn:
         """Checks the evaluation on the first batch, and returns the handler of one run."""
+        return _OneRun(self, start.loop, self._checked_data(start))
+
+    def _checked_data(self, start: RunStart) -> Any:
+        """Returns the data of this epoch, if they were opened to check them, or None."""
         with self._in_validation():
-            step_state = jax.eval_shape(self.task.eval_state, start.step_state)
+            step_state = jax.eval_shape(self.evaluation.eval_state, start.step_state)
         now, first_epoch = start.snapshot.epoch, self._first_epoch(start)
         if self.is_function and self._counts_epochs and first_epoch is None:
-            return self  # no epoch is validated, and the function may have no data for the others
+            return None  # no epoch is validated, and the function may have no data for the others
         # If this epoch is validated, no other data are opened before these, so they can be kept.
         keeps = first_epoch == now
-        with contextlib.nullcontext() if keeps else _same_random_numbers():
+        with contextlib.nullcontext() if keeps else same_random_numbers():
             data = self.data_of(now if first_epoch is None else first_epoch)
             with self._in_validation():
                 if data is start.data and start.sample is not None:
                     # A second iterator over the same object could disturb the one that trains.
                     batch = start.sample
                 else:
-                    batch, data = _first_batch(data)
-        if batch is _END and self.is_function and not self._counts_epochs:
-            return self  # the epoch is a guess, and the function may have no data for it
+                    batch, data = first_batch(data)
+        if batch is END and self.is_function and not self._counts_epochs:
+            return None  # the epoch is a guess, and the function may have no data for it
         with self._in_validation():
-            if batch is _END:
+            if batch is END:
                 raise DataError(
                     "data must have at least one batch, got empty data",
                     fix="pass at least one batch",
                 )
-            # The first evaluation uses what is traced here.
-            self.evaluation.programs.specialize(
-                self.evaluation.step_fn,
-                self.evaluation.metrics,
-                as_batch(batch, "the first batch of the data"),
-                step_state,
-                fuse="auto",
-                options={},
-            )
-        return _OneRun(self, data) if keeps else self
+            first = as_batch(batch, "the first batch of the data")
+            self.evaluation.trace(start.loop, data, first, step_state)
+        return data if keeps else None
 
     @property
     def _counts_epochs(self) -> bool:
@@ -292,54 +312,14 @@ class _OneRun:
 
     Args:
         validation: The validation.
-        data: The data of the epoch in which the run starts.
+        loop: The loop that runs.
+        data: The data of the epoch in which the run starts, or None if they are not open.
     """
 
-    def __init__(self, validation: _Validation, data: Any) -> None:
-        self._validation, self._opened = validation, data
+    def __init__(self, validation: _Validation, loop: LoopSpec, data: Any) -> None:
+        self._validation, self._loop, self._opened = validation, loop, data
 
     def __call__(self, state: State[Any]) -> tuple[StatusLike, State[Any]]:
         opened, self._opened = self._opened, None
         data = self._validation.data_of(state.epoch) if opened is None else opened
-        return self._validation.evaluate(state, data)
-
-
-class _Continued:
-    """An iterator as an iterable, with the first item that was read from it."""
-
-    def __init__(self, first: PyTree, iterator: Iterator[PyTree]) -> None:
-        self._items = itertools.chain([first], iterator)
-
-    def __iter__(self) -> Iterator[PyTree]:
-        return self._items
-
-
-def _first_batch(data: Any) -> tuple[PyTree, Any]:
-    """Returns the first batch of the data, or `_END`, and the data from that batch on."""
-    if isinstance(data, Batches):
-        return next(data.epoch(0), _END), data
-    if isinstance(data, list | tuple):
-        return data[0] if data else _END, data
-    if isinstance(data, str | bytes) or not hasattr(data, "__iter__"):
-        raise ArgumentTypeError(
-            "the function epoch -> iterable must return an iterable of batches, got "
-            f"{type(data).__name__}",
-            fix="return batches, such as jl.batches((x, y), batch_size)",
-        )
-    iterator = iter(data)
-    first = next(iterator, _END)
-    return first, _Continued(first, iterator)
-
-
-@contextlib.contextmanager
-def _same_random_numbers() -> Iterator[None]:
-    """Restores the global random generators, which many data loaders draw from when opened."""
-    python, numpy, torch = random.getstate(), np.random.get_state(), sys.modules.get("torch")
-    of_torch = None if torch is None else torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        if torch is not None:
-            torch.set_rng_state(of_torch)
+        return self._validation.evaluate(self._loop, state, data)

@@ -70,7 +70,7 @@ def better_of(spec: MetricSpec) -> Better | None:
     """Returns which values of a metric are better, or None if that is unknown.
 
     It is known for built-in metrics, losses, and metrics with `Metric.better`. A value that a step
-    reports under the name of a built-in metric is taken for that metric.
+    reports under the name of a built-in metric, or as "loss", is taken for what its name says.
 
     Example:
         >>> from jaxloop.metrics.declare import declare
@@ -84,7 +84,7 @@ def better_of(spec: MetricSpec) -> Better | None:
         return "min"  # the loss of the training
     if isinstance(metric, str):
         if metric not in names():
-            return None
+            return "min" if metric == "loss" else None  # the usual name of a reported loss
         metric = named_metric(metric, spec.accumulate)
     better: object = getattr(metric, "better", None)
     return better if better == "min" or better == "max" else None

@@ -41,3 +41,11 @@ loop.run(lambda epoch: DATA, START, epochs=2)
 loop.run(iter(DATA), START)
 loop.run(None, START, iterations=5)
 loop.check(DATA, START)
+
+
+def evaluate(batch: jax.Array, state: Sums) -> dict[str, jax.Array]:
+    return {"error": jnp.abs(batch - state.total)}
+
+
+validated = loop.validate(DATA, eval_step=evaluate, metrics={"error": "error", "max": jnp.max})
+assert_type(validated.run(DATA, START), jl.State[Sums])

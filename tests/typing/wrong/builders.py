@@ -23,6 +23,8 @@ jl.window("a")  # error: arg-type, reportArgumentType
 loop.derive("a", 3, of="b")  # error: arg-type, reportArgumentType
 loop.metric("accuracy", 3)  # error: arg-type, reportArgumentType
 loop.metric("accuracy", None, "running_mean")  # error: arg-type, reportArgumentType
+loop.validate([1.0], eval_step=3)  # error: arg-type, reportArgumentType
+loop.validate([1.0], metrics={"a": 3})  # error: dict-item, reportArgumentType
 loop.checkpoint("folder", keep="3")  # error: arg-type, reportArgumentType
 loop.checkpoint("folder", mode="maximum")  # error: arg-type, reportArgumentType
 loop.nan_guard("rewnd")  # error: arg-type, reportArgumentType
