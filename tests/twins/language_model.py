@@ -37,13 +37,13 @@ def train(variables, data, held_out, *, steps):
             total += float(loss) * len(tokens)
             num_examples += len(tokens)
             step += 1
-        values = {"loss": total / num_examples, "perplexity": math.exp(total / num_examples)}
+        values = {"loss": total / num_examples, "bits": total / num_examples / math.log(2)}
         total = num_examples = 0
         for tokens in held_out:
             total += float(eval_step(variables, tokens)) * len(tokens)
             num_examples += len(tokens)
         values["validation_loss"] = total / num_examples
-        values["validation_perplexity"] = math.exp(total / num_examples)
+        values["validation_bits"] = total / num_examples / math.log(2)
         history.append(values)
         epoch += 1
     return history
