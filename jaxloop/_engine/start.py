@@ -7,6 +7,7 @@ Every mistake that can be found before the first step raises here.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import uuid
 import warnings
@@ -345,7 +346,7 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
     openable = [one for one in spec.attachments if isinstance(one, Handler | CheckpointTrigger)]
     if all(one.open is None for one in openable):
         return
-    program = parts.blocks.program
+    program, names = parts.blocks.program, parts.blocks.metric_names
     start = RunStart(
         parts.spec,
         make(Snapshot, parts.progress.to_snapshot()),
@@ -353,7 +354,7 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
         {} if program is None else _values_of(program),
         parts.source.iterable,
         None if sample is None else sample.value,
-        known_better(spec),
+        known_better(spec, names),
     )
     for one in openable:
         parts.activity.now = ("while preparing the handler `{}`", one.name)
@@ -361,11 +362,12 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
             parts.opened[id(one)] = one.open(start)
         elif isinstance(one, CheckpointTrigger) and one.open is not None:
             parts.deciding[id(one)] = one.open(start)
-    parts.activity.now = ("while checking the modes of the handlers",)
-    warn_of_unknown(openable, start)
-    if program is not None:
         # Again, because opening a handler may show which metrics it adds.
-        check_watched_metrics(parts.spec, parts.blocks.metric_names)
+        start = dataclasses.replace(start, better=known_better(spec, names))
+    parts.activity.now = ("while checking the metrics that handlers read",)
+    if program is not None:
+        check_watched_metrics(spec, names)
+    warn_of_unknown(openable, start)
 
 
 def _values_of(program: Program) -> dict[str, PyTree]:

@@ -21,7 +21,8 @@ from jaxloop._core.state import State
 from jaxloop._core.types import Better
 from jaxloop._spec import Attachment, CheckpointTrigger, Handler, LoopSpec, RunStart
 from jaxloop.errors import MissingMetricError, missing_metric
-from jaxloop.metrics.names import better_of, names_of_value
+from jaxloop.metrics.declare import EachScalar
+from jaxloop.metrics.names import better_by_name, names_of_value
 
 _Watching: TypeAlias = Handler | CheckpointTrigger
 
@@ -58,6 +59,8 @@ def check_watched_metrics(spec: LoopSpec, names: Collection[str] | None = None) 
     Raises:
         MissingMetricError: The error says what adds the metric, and why that is too late.
     """
+    if names is None and any(isinstance(one.metric, EachScalar) for one in spec.metrics):
+        return  # each scalar that the step reports is a metric
     declared = [metric.name for metric in spec.metrics]
     known = declared if names is None else names
     for one, name in _watches(spec, known):
@@ -190,9 +193,14 @@ def _listed(one: Attachment) -> str:
 # --- which values are better ---------------------------------------------------------------------
 
 
-def known_better(spec: LoopSpec) -> dict[str, Better | None]:
-    """Returns which values are better of the metrics that a loop has or that its handlers add."""
-    found = {one.name: better_of(one) for one in spec.metrics}
+def known_better(spec: LoopSpec, names: Collection[str]) -> dict[str, Better | None]:
+    """Returns which values are better of the metrics that a loop has or that its handlers add.
+
+    Args:
+        spec: The loop.
+        names: The names of the values of its metrics.
+    """
+    found = better_by_name(spec.metrics, names)
     for one in spec.attachments:
         if isinstance(one, Handler):
             found.update(one.added(spec) or {})

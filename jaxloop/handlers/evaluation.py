@@ -24,8 +24,8 @@ from jaxloop._core.types import BatchFn, Better, PyTree
 from jaxloop._spec import LoopSpec, Task
 from jaxloop.errors import ArgumentError, ArgumentTypeError, UnknownNameError, first_line
 from jaxloop.metrics import SKIPPED
-from jaxloop.metrics.declare import MetricLike, MetricSpec, declare
-from jaxloop.metrics.names import better_of
+from jaxloop.metrics.declare import EachScalar, MetricLike, MetricSpec, declare
+from jaxloop.metrics.names import better_by_name
 
 EvalStepFn: TypeAlias = Callable[[PyTree, Any], Mapping[str, PyTree] | Emission[Any]]
 """``(batch, step_state)`` -> what the metrics of an evaluation read, by name."""
@@ -137,11 +137,9 @@ class Evaluation:
         """
         declared = self.declared(loop)
         names = self._names.get(declared)
-        better = {one.name: better_of(one) for one in declared}
-        if names is None:
-            return better
-        # A metric of several outputs has a value for each, such as `accuracy/head`.
-        return {name: better.get(name, better.get(name.split("/")[0])) for name in names}
+        if names is None and any(isinstance(one.metric, EachScalar) for one in declared):
+            return None
+        return better_by_name(declared, names)
 
     def of(self, loop: LoopSpec) -> LoopSpec:
         """Returns the loop that evaluates the metrics of ``loop``.

@@ -29,6 +29,7 @@ from jaxloop.metrics.declare import (
     TAKES_PAIRS,
     BatchMean,
     Derived,
+    EachScalar,
     MetricSpec,
     named_metric,
 )
@@ -46,11 +47,15 @@ from jaxloop.metrics.observations import (
     observe_metric,
 )
 from jaxloop.metrics.reductions import reduction_of
+from jaxloop.metrics.scalars import of_each_scalar
 from jaxloop.metrics.weights import batch_weights, is_float_weight
 
 SKIPPED = "skipped_steps"
 """The name of the output, 0 or 1, of a step that may leave its state unchanged, and of the metric
 that counts it."""
+
+_NOT_METRICS = frozenset({"sample_weight", "num_examples", SKIPPED})
+"""The outputs that say how to accumulate the others."""
 
 Accumulators = dict[str, PyTree]
 """One accumulator for each metric, by name."""
@@ -169,14 +174,27 @@ def bind(
     last = {spec.name: spec for spec in specs}
     inputs = Inputs.of(outputs, step_state, batch).abstract()
     slots = {}
-    for declared in last.values():
-        if isinstance(declared.metric, Derived):
-            continue
-        for spec in _of_each_output(resolved(declared, inputs), inputs):
-            slots[spec.name] = slot = _bind_one(spec, inputs)
-            # One abstract update here raises its errors before the first step.
-            _eval_shape(functools.partial(_once, slot), inputs)
+    for spec in _expanded(last, inputs):
+        slots[spec.name] = slot = _bind_one(spec, inputs)
+        # One abstract update here raises its errors before the first step.
+        _eval_shape(functools.partial(_once, slot), inputs)
     return Metrics(tuple(slots.values()), in_order(last.values(), slots))
+
+
+def _expanded(declared: Mapping[str, MetricSpec], inputs: Inputs) -> list[MetricSpec]:
+    """Returns one metric for each accumulated value, in the order of their declarations."""
+    specs = {
+        name: _of_each_output(resolved(spec, inputs), inputs)
+        for name, spec in declared.items()
+        if not isinstance(spec.metric, Derived | EachScalar)
+    }
+    # A metric that was declared by its name takes precedence over a scalar of the same name.
+    taken = {spec.name for several in specs.values() for spec in several} | _NOT_METRICS
+    taken |= declared.keys()
+    for name, spec in declared.items():
+        if isinstance(spec.metric, EachScalar):
+            specs[name] = of_each_scalar(spec, inputs, taken)
+    return [spec for name in declared for spec in specs.get(name, ())]
 
 
 def _of_each_output(spec: MetricSpec, inputs: Inputs) -> list[MetricSpec]:
@@ -224,7 +242,7 @@ def _bind_one(spec: MetricSpec, inputs: Inputs) -> _Slot:
             slot, update=lambda acc, inputs: slot.update(acc, inputs.masked(spec))
         )
     metric = spec.metric
-    assert not isinstance(metric, Derived)
+    assert not isinstance(metric, Derived | EachScalar)
     if isinstance(metric, BatchMean):
         return _bind_observations(spec, observe_batch_mean(spec), inputs)
     _check_weights(spec, inputs)

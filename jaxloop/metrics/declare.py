@@ -81,13 +81,18 @@ class Derived:
 
 
 @dataclass(frozen=True)
+class EachScalar:
+    """The metrics of all scalars that the step reports. Their names are known once it is traced."""
+
+
+@dataclass(frozen=True)
 class MetricSpec:
     """A declared metric.
 
     Attributes:
         name: Its key in the results.
-        metric: A name, a `Metric`, a function, a class with the CLU protocol, `BatchMean` or
-            `Derived`.
+        metric: A name, a `Metric`, a function, a class with the CLU protocol, `BatchMean`,
+            `Derived` or `EachScalar`.
         accumulate: None, one of `reductions.NAMES`, a `Window`, or ``(acc, obs, i) -> acc``.
         fields: Names, or a function of outputs and step state, merged into one dict.
         per: Whether a function returns one value per example or one per batch.
@@ -95,7 +100,7 @@ class MetricSpec:
     """
 
     name: str
-    metric: MetricLike | BatchMean | Derived
+    metric: MetricLike | BatchMean | Derived | EachScalar
     accumulate: AccumulateLike = None
     fields: tuple[str, ...] | FieldsFn = DEFAULT_FIELDS
     per: Per = None

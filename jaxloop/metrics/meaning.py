@@ -16,7 +16,8 @@ import jax
 
 from jaxloop._core.fingerprint import stable
 from jaxloop._core.types import PyTree
-from jaxloop.metrics.declare import MetricSpec
+from jaxloop.metrics.declare import EachScalar, MetricSpec
+from jaxloop.metrics.names import names_of_value
 
 Meanings = dict[str, dict[str, str]]
 """For each metric by name, its ``kind`` and the ``leaves`` of its accumulator."""
@@ -30,11 +31,21 @@ def meanings_of(specs: Iterable[MetricSpec], accumulators: Mapping[str, PyTree])
         accumulators: The accumulators, or their shapes.
     """
     last = {spec.name: spec for spec in specs}
-    return {
+    meanings = {
         name: {"kind": kind_of(spec), "leaves": _leaves(accumulators[name])}
         for name, spec in last.items()
         if name in accumulators
     }
+    for name, spec in last.items():
+        if isinstance(spec.metric, EachScalar):
+            # All scalars accumulate in the same way, so their names and dtypes are enough.
+            scalars = [
+                f"{scalar} {jax.tree.leaves(one)[0].dtype}"
+                for scalar, one in accumulators.items()
+                if not any(declared in last for declared in names_of_value(scalar))
+            ]
+            meanings[name] = {"kind": kind_of(spec), "leaves": ", ".join(scalars)}
+    return meanings
 
 
 def kind_of(spec: MetricSpec) -> str:

@@ -9,6 +9,7 @@ Invariant: a built-in metric takes precedence if the step reports or carries its
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax.numpy as jnp
 
@@ -16,6 +17,7 @@ from jaxloop import errors
 from jaxloop._core.types import Better, PyTree
 from jaxloop.metrics.declare import (
     BatchMean,
+    EachScalar,
     MetricSpec,
     named_metric,
     names,
@@ -88,6 +90,22 @@ def better_of(spec: MetricSpec) -> Better | None:
         metric = named_metric(metric, spec.accumulate)
     better: object = getattr(metric, "better", None)
     return better if better == "min" or better == "max" else None
+
+
+def better_by_name(
+    specs: Iterable[MetricSpec], names: Iterable[str] | None
+) -> dict[str, Better | None]:
+    """Returns which values are better of each metric, by name. None means that it is unknown.
+
+    Args:
+        specs: The declared metrics.
+        names: The names of the values, with which the metrics of each scalar are known too.
+    """
+    found = {one.name: better_of(one) for one in specs if not isinstance(one.metric, EachScalar)}
+    for name in names or ():
+        if not any(one in found for one in names_of_value(name)):
+            found[name] = "min" if name == "loss" else None
+    return found
 
 
 def _reported(value: PyTree) -> PyTree:
