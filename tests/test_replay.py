@@ -265,6 +265,65 @@ def test_iterations_that_handlers_halted(tmp_path):
         assert digest(state) == digest(expected)
 
 
+@pytest.mark.parametrize(
+    "first, then, where",
+    [
+        ({"steps": 6}, {"steps": 11}, 6),  # the second epoch was cut short
+        ({"epochs": 2, "iterations": 3}, {"epochs": 4}, 6),
+        ({"epochs": 2, "steps": 8}, {"epochs": 3}, 8),  # the bound may have cut it short
+        ({"epochs": 2}, {"epochs": 4}, 0),
+        ({"epochs": 2}, {"steps": 14}, 0),
+    ],
+)
+def test_a_run_that_went_on_with_other_bounds(tmp_path, first, then, where):
+    loop = LOOP.checkpoint(tmp_path / "all", keep=None, resume=True)
+    _, before, _ = recorded(loop, SMALL, **first)
+    middle = max(before)
+    final, more, _ = recorded(loop, SMALL, **then)
+    for n, expected in {**before, **more}.items():
+        state, batch = loop.replay(tmp_path / "all", n, data=SMALL)
+        assert int(batch) == SMALL[expected.iteration]
+        assert (state.epoch, state.iteration) == (expected.epoch, expected.iteration)
+        assert int(state.step_state) == int(expected.step_state)
+        if n > middle:
+            assert state.max_step == expected.max_step and state.max_epoch == expected.max_epoch
+
+    loop = LOOP.checkpoint(tmp_path / "last", keep=1, resume=True)
+    loop.run(SMALL, **first)
+    loop.run(SMALL, **then)
+    if not where:
+        for n in (1, middle, middle + 1):
+            state, _ = loop.replay(tmp_path / "last", n, data=SMALL)
+            assert int(state.step_state) == int({**before, **more}[n].step_state)
+        return
+    # Nothing tells where the first part ended its epochs, so a replay would not be exact.
+    with pytest.raises(jl.errors.ArgumentError, match=f"a state of step {where}, or got other"):
+        loop.replay(tmp_path / "last", where + 2, data=SMALL)
+    with pytest.raises(jl.errors.ArgumentError, match=f"the steps {where + 1} to {final.step}\n"):
+        loop.replay(tmp_path / "last", where, data=SMALL)
+
+
+def test_an_interrupted_run_that_went_on_with_other_iterations(tmp_path):
+    def send(state):
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    loop = LOOP.checkpoint(tmp_path, keep=None, resume=True)
+    stopped = loop.handle("iteration_completed", send, jl.only(5))
+    try:
+        assert stopped.run(SMALL, epochs=3, iterations=3).step == 5
+    finally:
+        signal.signal(signal.SIGINT, before)
+    _, rest, _ = recorded(loop, SMALL, epochs=3)
+    assert rest[7].iteration == 3
+    for n in (2, 5, 6, 7, 10):
+        state, _ = loop.replay(tmp_path, n, data=SMALL)
+        if n <= 5:
+            assert (state.epoch, state.iteration) == divmod(n - 1, 3)
+        else:
+            assert digest(state) == digest(rest[n])
+
+
 def test_an_ended_run_that_went_on(tmp_path):
     loop = LOOP.checkpoint(tmp_path, keep=None, resume=True)
     loop.run(SMALL, epochs=1)

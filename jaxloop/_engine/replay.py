@@ -84,10 +84,10 @@ def replay(
         (4, 7, 2)
     """
     # Imported here, because most loops never read a checkpoint.
-    from jaxloop._checkpoint.saved_run import newest_run
+    from jaxloop._checkpoint.saved_run import saved_run
 
     check_count("step", step, at_least=1, where="replay")
-    run = newest_run(path)
+    run = saved_run(path, step)
     first = run.first_step + 1
     if step < first or (run.last_step is not None and step > run.last_step):
         raise _no_such_step(step, first, run.newest_step, run.last_step is not None, run.folder)
@@ -210,9 +210,9 @@ def _beginning(loop: LoopSpec, first: int) -> State[Any] | None:
     step = 0 if start is None else start.step
     if step != first - 1:
         raise ArgumentError(
-            f"replay: the run started from a state of step {first - 1}, and has no checkpoint "
-            "before the step to replay, so the loop must start from that state, got "
-            + ("a loop without one" if start is None else f"a state of step {step}"),
+            f"replay: the run started from a state of step {first - 1}, or got other bounds there, "
+            "and has no checkpoint before the step to replay, so the loop must start from that "
+            f"state, got {'a loop without one' if start is None else f'a state of step {step}'}",
             fix="pass that state to loop.from_state, or replay a later step",
         )
     return start
