@@ -134,14 +134,14 @@ def test_the_replayed_state_goes_on_like_the_run(run):
 @pytest.mark.parametrize("step", [0, -1, 29, 1000])
 def test_a_step_that_was_never_run(run, step):
     path, _, _ = run
-    match = "step must be at least 1" if step < 1 else f"got {step}; the run in .* 1 to 28\n"
+    match = "step must be at least 1" if step < 1 else f"got {step}; .* are 1 to 28\n"
     with pytest.raises(jl.errors.ArgumentError, match=match):
         checkpointed(path).replay(path, step, data=DATA)
 
 
 def test_bounds_that_end_the_run_before_the_step(run):
     path, before, _ = run
-    with pytest.raises(jl.errors.ArgumentError, match="got 20; the run in .* 1 to 17"):
+    with pytest.raises(jl.errors.ArgumentError, match="got 20; .* are 1 to 17"):
         BASE.replay(path, 20, data=DATA, steps=17)
     state, _ = BASE.replay(path, 20, data=DATA, epochs=3)
     assert hash_tree(state.step_state) == hash_tree(before[20].step_state)
@@ -201,7 +201,7 @@ def test_a_run_that_was_killed_ran_steps_after_its_checkpoint(tmp_path):
     with pytest.raises(RuntimeError, match="killed"):
         loop.handle("iteration_completed", fail, jl.only(7)).run(SMALL, epochs=3)
     check(loop, tmp_path, [3, 4, 5, 7, 8, 12])
-    match = "got 13; the run in .* has the steps 1 to 12"
+    match = "got 13; .* are 1 to 12"
     with pytest.raises(jl.errors.ArgumentError, match=match):
         loop.replay(tmp_path, 13, data=SMALL)
 
@@ -240,9 +240,9 @@ def test_a_run_that_started_from_a_state(tmp_path):
     loop = LOOP.checkpoint(tmp_path, keep=1).from_state(first)
     loop.run(SMALL, epochs=3)
     check(loop, tmp_path, [5, 9, 12])
-    with pytest.raises(jl.errors.ArgumentError, match="got 4; the run in .* steps 5 to 12\n"):
+    with pytest.raises(jl.errors.ArgumentError, match="got 4; .* are 5 to 12\n"):
         loop.replay(tmp_path, 4, data=SMALL)
-    with pytest.raises(jl.errors.ArgumentError, match="started from a state of step 4,.*without"):
+    with pytest.raises(jl.errors.ArgumentError, match="started from a state of step 4,.*got none"):
         LOOP.replay(tmp_path, 6, data=SMALL)
 
 
@@ -263,6 +263,67 @@ def test_iterations_that_handlers_halted(tmp_path):
     for n, expected in before.items():
         state, _ = loop.replay(tmp_path, n, data=SMALL)
         assert digest(state) == digest(expected)
+
+
+@pytest.mark.parametrize(
+    "first, then, where",
+    [
+        ({"steps": 6}, {"steps": 11}, 6),  # the second epoch was cut short
+        ({"epochs": 2, "iterations": 3}, {"epochs": 4}, 6),
+        ({"epochs": 2, "steps": 8}, {"epochs": 3}, 8),  # the bound may have cut it short
+        ({"epochs": 2}, {"epochs": 4}, 0),
+        ({"epochs": 2}, {"steps": 14}, 0),
+    ],
+)
+def test_a_run_that_went_on_with_other_bounds(tmp_path, first, then, where):
+    loop = LOOP.checkpoint(tmp_path / "all", keep=None, resume=True)
+    _, before, _ = recorded(loop, SMALL, **first)
+    middle = max(before)
+    final, more, _ = recorded(loop, SMALL, **then)
+    for n, expected in {**before, **more}.items():
+        state, batch = loop.replay(tmp_path / "all", n, data=SMALL)
+        assert int(batch) == SMALL[expected.iteration]
+        assert (state.epoch, state.iteration) == (expected.epoch, expected.iteration)
+        assert int(state.step_state) == int(expected.step_state)
+        if n > middle:
+            assert state.max_step == expected.max_step and state.max_epoch == expected.max_epoch
+
+    loop = LOOP.checkpoint(tmp_path / "last", keep=1, resume=True)
+    loop.run(SMALL, **first)
+    loop.run(SMALL, **then)
+    if not where:
+        for n in (1, middle, middle + 1):
+            state, _ = loop.replay(tmp_path / "last", n, data=SMALL)
+            assert int(state.step_state) == int({**before, **more}[n].step_state)
+        return
+    # Nothing tells where the first part ended its epochs, so a replay would not be exact.
+    with pytest.raises(jl.errors.ArgumentError, match=f"a state of step {where}, or got other"):
+        loop.replay(tmp_path / "last", where + 2, data=SMALL)
+    with pytest.raises(
+        jl.errors.ArgumentError, match=f"replayed are {where + 1} to {final.step}\n"
+    ):
+        loop.replay(tmp_path / "last", where, data=SMALL)
+
+
+def test_an_interrupted_run_that_went_on_with_other_iterations(tmp_path):
+    def send(state):
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    loop = LOOP.checkpoint(tmp_path, keep=None, resume=True)
+    stopped = loop.handle("iteration_completed", send, jl.only(5))
+    try:
+        assert stopped.run(SMALL, epochs=3, iterations=3).step == 5
+    finally:
+        signal.signal(signal.SIGINT, before)
+    _, rest, _ = recorded(loop, SMALL, epochs=3)
+    assert rest[7].iteration == 3
+    for n in (2, 5, 6, 7, 10):
+        state, _ = loop.replay(tmp_path, n, data=SMALL)
+        if n <= 5:
+            assert (state.epoch, state.iteration) == divmod(n - 1, 3)
+        else:
+            assert digest(state) == digest(rest[n])
 
 
 def test_an_ended_run_that_went_on(tmp_path):
@@ -339,6 +400,20 @@ def test_the_step_that_made_a_nan(tmp_path):
     # The guard does not fire, so what came after can be looked at as well.
     state, _ = loop.replay(tmp_path, 4, data=data, init_state=1.0)
     assert np.isnan(state.step_state)
+
+
+def test_a_run_that_was_rewound(tmp_path):
+    data = [np.float32(x) for x in (1, 2, np.nan, 4, 5, 6, 7, 8)]
+    loop = jl.loop(lambda b, s: 2 * s + b)
+    loop = loop.nan_guard("rewind", filter="always")
+    kept = loop.checkpoint(tmp_path, event="iteration_completed", filter=jl.every(2), keep=None)
+    _, before, _ = recorded(kept, data, 0.0)
+    assert float(before[4].step_state) == 4.0  # of step 2
+    for n in (2, 3, 5, 7, 8):
+        state, _ = kept.replay(tmp_path, n, data=data, init_state=0.0)
+        assert float(state.step_state) == float(before[n].step_state)
+    with pytest.raises(jl.errors.ArgumentError, match="a state of step 3, .* or was rewound"):
+        kept.replay(tmp_path, 4, data=data, init_state=0.0)
 
 
 def test_a_folder_without_checkpoints(tmp_path):

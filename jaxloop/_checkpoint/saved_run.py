@@ -1,10 +1,11 @@
 """The checkpoints of one run in a folder, of which `replay` needs the newest before a step.
 
-    run = newest_run("runs/a")
+    run = saved_run("runs/a", 1234)
     run.first_step, run.last_step           # which steps it is known to have run
     state = run.load_before(1234, like)
 
 A folder may hold the checkpoints of several runs. The newest checkpoint says which run is meant.
+If that run was resumed with bounds that end other epochs, each part of it counts as a run here.
 Reading changes nothing in the folder.
 """
 
@@ -30,41 +31,36 @@ class SavedRun:
 
     Attributes:
         folder: The folder.
-        checkpoints: Its checkpoints, the newest first. There is at least one.
+        checkpoints: Those that it can be repeated from, the newest first.
+        newest: The record of its newest checkpoint.
     """
 
     folder: Path
     checkpoints: tuple[Entry, ...]
+    newest: dict[str, Any]
 
     @property
     def newest_step(self) -> int:
         """The step of the newest checkpoint."""
-        return self.checkpoints[0].step
+        return int(self.newest["step"])
 
     @property
     def last_step(self) -> int | None:
         """The last step of the run, or None if no checkpoint shows that it has ended."""
-        return None if self._newest["status"] == "running" else self.newest_step
+        return None if self.newest["status"] == "running" else self.newest_step
 
     @property
     def first_step(self) -> int:
         """The step of the state that the run started from, or 0."""
-        return int(self._newest.get("first_step", 0))
+        return int(self.newest.get("first_step", 0))
 
     @property
     def bounds(self) -> Bounds:
         """The bounds that the run was given last."""
-        newest = self._newest
-        epochs, steps = newest.get("requested_epochs"), newest.get("max_step")
+        epochs, steps = self.newest.get("requested_epochs"), self.newest.get("max_step")
         if epochs is None and steps is None:
-            epochs = newest["max_epoch"]  # an early version of jaxloop wrote it
-        return Bounds(epochs, newest.get("requested_iterations"), steps)
-
-    @property
-    def _newest(self) -> dict[str, Any]:
-        record = self.checkpoints[0].record
-        assert record is not None
-        return record
+            epochs = self.newest["max_epoch"]  # an early version of jaxloop wrote it
+        return Bounds(epochs, self.newest.get("requested_iterations"), steps)
 
     def load_before(self, step: int, like: PyTree) -> State[Any] | None:
         """Returns the newest good state before a step, or None if there is none.
@@ -80,8 +76,12 @@ class SavedRun:
         return newest_good(sorted(earlier, key=lambda one: -one.step), like)
 
 
-def newest_run(path: str | os.PathLike[str]) -> SavedRun:
+def saved_run(path: str | os.PathLike[str], step: int) -> SavedRun:
     """Returns the run that wrote the newest good checkpoint in a folder.
+
+    Args:
+        path: The folder.
+        step: The step that is needed. If parts of the run had other bounds, it selects the part.
 
     Raises:
         CheckpointError: The folder has no good checkpoint, or it cannot be read.
@@ -95,4 +95,14 @@ def newest_run(path: str | os.PathLike[str]) -> SavedRun:
             fix="pass the path= of Loop.checkpoint",
         )
     mine = [one for one in good if one.run_id == good[0].run_id]
-    return SavedRun(folder, tuple(mine))
+    firsts = {_first_step(one) for one in mine}
+    first = max((one for one in firsts if one < step), default=min(firsts))
+    part = [one for one in mine if _first_step(one) == first]
+    # The part before it ended with the newest of its checkpoints at that step.
+    before = [one for one in mine if one.step == first and one not in part]
+    assert part[0].record is not None
+    return SavedRun(folder, (*part, *before[:1]), part[0].record)
+
+
+def _first_step(entry: Entry) -> int:
+    return 0 if entry.record is None else int(entry.record.get("first_step", 0))

@@ -84,10 +84,10 @@ def replay(
         (4, 7, 2)
     """
     # Imported here, because most loops never read a checkpoint.
-    from jaxloop._checkpoint.saved_run import newest_run
+    from jaxloop._checkpoint.saved_run import saved_run
 
     check_count("step", step, at_least=1, where="replay")
-    run = newest_run(path)
+    run = saved_run(path, step)
     first = run.first_step + 1
     if step < first or (run.last_step is not None and step > run.last_step):
         raise _no_such_step(step, first, run.newest_step, run.last_step is not None, run.folder)
@@ -204,15 +204,16 @@ def _beginning(loop: LoopSpec, first: int) -> State[Any] | None:
     """Returns the state that the run started from, or None if it made its own first state.
 
     Raises:
-        ArgumentError: The run started from a state, and the loop has another one or none.
+        ArgumentError: The run cannot be repeated from its beginning, and the loop does not start
+            from the state that is needed.
     """
     start = loop.start
     step = 0 if start is None else start.step
     if step != first - 1:
         raise ArgumentError(
-            f"replay: the run started from a state of step {first - 1}, and has no checkpoint "
-            "before the step to replay, so the loop must start from that state, got "
-            + ("a loop without one" if start is None else f"a state of step {step}"),
+            f"replay: the run started from a state of step {first - 1}, or got other bounds or was "
+            "rewound there, and has no checkpoint before the step to replay, so the loop must "
+            f"start from that state, got {'none' if start is None else f'a state of step {step}'}",
             fix="pass that state to loop.from_state, or replay a later step",
         )
     return start
@@ -221,7 +222,7 @@ def _beginning(loop: LoopSpec, first: int) -> State[Any] | None:
 def _no_such_step(step: int, first: int, last: int, ended: bool, folder: object) -> ArgumentError:
     more = "" if ended else " and the steps after its newest checkpoint"
     return ArgumentError(
-        f"replay: step must be one that the run ran, got {step}; the run in {folder} has the steps "
-        f"{first} to {last}{more}",
+        f"replay: step must be one of the run in {folder}, got {step}; the steps that can be "
+        f"replayed are {first} to {last}{more}",
         fix="pass one of these",
     )

@@ -77,6 +77,8 @@ def begin(parts: Parts, init_state: Any) -> State | None:
     if spec.start is not None or parts.progress.run_id is None:
         # A run that starts from a state is a run of its own, which owns none of the checkpoints.
         parts.progress.run_id, parts.progress.first_step = uuid.uuid4().hex, parts.progress.step
+    elif state is not None and _ends_other_epochs(parts, state):
+        parts.progress.first_step = state.step
     if state is not None:
         if sample is not None:
             _specialize(parts, sample)
@@ -194,6 +196,12 @@ def _total_epochs(parts: Parts, state: State) -> int | None:
     """Returns the total number of epochs, which a handler of the earlier run may have changed."""
     bounds = parts.options.bounds
     return state.max_epoch or bounds.epochs if _has_same_epochs(bounds, state) else bounds.epochs
+
+
+def _ends_other_epochs(parts: Parts, state: State) -> bool:
+    """Returns whether the run of ``state`` ended an epoch where this run would not, or may have."""
+    cut_short = state.place is Place.END and not is_within(state.step, state.max_step)
+    return cut_short or state.requested_iterations != parts.options.bounds.iterations
 
 
 def _attach(parts: Parts, state: State) -> Batch | None:
