@@ -389,6 +389,16 @@ def test_padding_must_be_known_to_an_objective():
         trainer(PAIR, own, weights="mask").run(padded)
 
 
+def test_without_any_weight_nothing_moves_and_the_loss_has_no_value():
+    nothing = [(X[:8], Y[:8], np.zeros(8, np.float32))]
+    weights = {"weights": lambda batch: batch[2]}
+    own = jl.objective(lambda model, batch: classify(model, batch[:2]))
+    for loss, kwargs in ((XENT, {}), (own, weights)):
+        state = final(trainer(PAIR, loss, **kwargs).validate(nothing), nothing)
+        assert np.isnan(state.history[1]["loss"]) and np.isnan(state.history[1]["validation_loss"])
+        np.testing.assert_array_equal(state.step_state["model_state"], np.zeros((6, 3)))
+
+
 def test_a_triple_is_a_batch_like_any_other():
     @jl.objective
     def loss(model, batch):
@@ -499,6 +509,9 @@ def test_reports_are_what_the_step_used():
         assert "updates" not in first
         seen.clear()
     assert state.step_state["learning_rate_scale"] == 1
+    with pytest.raises(ArgumentError, match="report= names too"):
+        loss = jl.objective(lambda m, b: (XENT(m(b[0]), b[1]), {"updates": jnp.zeros(())}))
+        trainer(PAIR, loss, report=["updates"]).run(DATA)
     with pytest.raises(ArgumentError, match="inject_hyperparams"):
         trainer(PAIR, XENT, report=["learning_rate"]).run(DATA)
     with pytest.raises(UnknownNameError, match="gradient_norm"):
