@@ -282,6 +282,10 @@ class Task(Protocol):
     def loss(self) -> Any:
         """The loss, or None."""
 
+    @property
+    def training_only(self) -> Collection[str]:
+        """The names that the step of the training reports, and that of an evaluation does not."""
+
     def statics(self) -> Mapping[str, str]:
         """Returns what the model is made of besides its arrays; see `State.statics`."""
 

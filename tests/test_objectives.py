@@ -577,3 +577,15 @@ def test_a_resumed_run_draws_the_same_random_numbers(kind, tmp_path):
         if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
             a, b = jax.random.key_data(a), jax.random.key_data(b)
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_validation_leaves_out_what_only_the_training_reports():
+    loop = trainer(PAIR, XENT, report=("gradient_norm", "gradients"))
+    loop = loop.validate(DATA).metric("gradient_norm").derive("log", np.log, of="gradient_norm")
+    loop = loop.metric(jnp.max, "largest", "running_max", ["gradients"], per="batch")
+    state = final(loop.derive("perplexity", np.exp, of="loss").nan_guard("skip"))
+    assert {name for name in state.history[1] if name.startswith("validation_")} == {
+        "validation_loss",
+        "validation_perplexity",
+    }
+    assert state.history[1]["gradient_norm"] > 0 and "log" in state.history[1]

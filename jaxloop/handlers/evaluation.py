@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 
@@ -25,7 +25,7 @@ from jaxloop._spec import LoopSpec, Task
 from jaxloop.errors import ArgumentError, ArgumentTypeError, UnknownNameError, first_line
 from jaxloop.metrics import SKIPPED
 from jaxloop.metrics.declare import EachScalar, MetricLike, MetricSpec, declare
-from jaxloop.metrics.names import better_by_name
+from jaxloop.metrics.names import better_by_name, not_reading
 
 EvalStepFn: TypeAlias = Callable[[PyTree, Any], Mapping[str, PyTree] | Emission[Any]]
 """``(batch, step_state)`` -> what the metrics of an evaluation read, by name."""
@@ -40,6 +40,9 @@ class StepTask:
     """
 
     eval_step: EvalStepFn
+
+    training_only: ClassVar[tuple[str, ...]] = ()
+    """See `Task`."""
 
     @property
     def loss(self) -> None:
@@ -128,7 +131,7 @@ class Evaluation:
         """Returns the metrics to evaluate in a run of ``loop``."""
         if self._metrics is not None:
             return self._metrics
-        return tuple(one for one in loop.metrics if one.name != SKIPPED)
+        return not_reading(loop.metrics, {SKIPPED, *self._task.training_only})
 
     def added(self, loop: LoopSpec) -> Mapping[str, Better | None] | None:
         """Returns the metrics that it evaluates, and which of their values are better.
