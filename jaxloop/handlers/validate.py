@@ -51,10 +51,10 @@ def validate(
 ) -> SpecT:
     """Evaluates metrics on ``data`` during the training, and adds them to ``state.metrics``.
 
-    By default, these are all metrics of the loop, also those that you attach after this call, except
-    for metrics of what only the training reports, such as "gradient_norm". The
-    values exist from then on to the end of the epoch. Before the first step, `run` reads one batch
-    of ``data`` and checks the evaluation on it. If the first epoch is validated, the validation
+    By default, these are all metrics of the loop, also those that you attach after this call. Only
+    metrics of what an evaluation does not report, such as "gradient_norm", are left out. The values
+    exist from then on to the end of the epoch. Before the first step, `run` reads one batch of
+    ``data`` and checks the evaluation on it. If the first epoch is validated, the validation
     continues from this batch. Otherwise the batch is read again later.
 
     Args:
