@@ -100,10 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     train, validation = jl.datasets.digits()
     began = time.perf_counter()
-    state = make_loop(options.out, jl.batches(validation, 128)).run(
-        jl.batches(train, 32, shuffle=True, pad=True),
-        epochs=options.epochs,
-        output_transform=lambda state: state,
+    state = make_loop(options.out, jl.batches(validation, 128)).final_state(
+        jl.batches(train, 32, shuffle=True, pad=True), epochs=options.epochs
     )
     took_s = time.perf_counter() - began
     write_csv(options.out / "metrics.csv", state.history)

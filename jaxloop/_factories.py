@@ -24,7 +24,9 @@ from jaxloop._supervised.steps import CriterionLike, make_evaluation, make_train
 from jaxloop._supervised.training import EvalParamsFn
 from jaxloop.errors import ArgumentError, ArgumentTypeError
 from jaxloop.handlers.log import log_progress
-from jaxloop.metrics.declare import declare_batch_mean
+from jaxloop.losses import Objective
+from jaxloop.metrics.declare import MetricSpec, declare_batch_mean
+from jaxloop.metrics.scalars import EACH_VALUE
 from jaxloop.optimizers import OptimizerLike
 
 InitFn: TypeAlias = Callable[[PyTree, PyTree], PyTree]
@@ -300,7 +302,9 @@ def evaluator(
 
     Args:
         model: See `train_step`.
-        loss: See `train_step`. The loop then has the metric "loss", its average over the data.
+        loss: See `train_step`. The loop then has the metric "loss", its average over the data. With
+            an `objective`, it also has a metric for each scalar that the objective reports, and for
+            each value with one number per example.
         inputs: See `train_step`.
         targets: See `train_step`.
         weights: See `train_step`.
@@ -334,5 +338,7 @@ def evaluator(
             raise Interrupted(f"the evaluation was interrupted by {state.halted_by}")
         return dict(state.history[max(state.history)]) if state.history else dict(state.metrics)
 
-    metrics = () if loss is None else (declare_batch_mean("loss", "loss"),)
+    metrics: tuple[MetricSpec, ...] = () if loss is None else (declare_batch_mean("loss", "loss"),)
+    if isinstance(loss, Objective):
+        metrics = (*metrics, EACH_VALUE)  # of the values in its dict
     return Loop(made.step_fn, made.init_fn, output, metrics=metrics, task=made.task)

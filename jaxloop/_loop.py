@@ -20,7 +20,8 @@ from jaxloop._core.events import Event
 from jaxloop._core.state import State
 from jaxloop._core.step_result import Emission
 from jaxloop._core.types import OutputT, PyTree, S
-from jaxloop._engine.results import output
+from jaxloop._engine.replay import replay
+from jaxloop._engine.results import output, restore
 from jaxloop._engine.run import check, final_state, run, stream
 from jaxloop._spec import LoopSpec
 
@@ -54,6 +55,8 @@ class Loop(LoopSpec[S, OutputT]):
     stream = stream
     check = check
     output = output
+    restore = restore
+    replay = replay
 
     def __repr__(self) -> str:
         lines = [f"Loop({name_of(self.step_fn)}"]

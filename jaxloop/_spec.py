@@ -52,7 +52,7 @@ class RunStart:
         snapshot: The counters.
         step_state: The step state, with a `jax.ShapeDtypeStruct` in place of each array.
         metrics: The values of the loop's metrics, with a `jax.ShapeDtypeStruct` in place of each
-            array. Derived metrics and those that handlers add are not known yet.
+            array. Metrics that handlers add are not known yet.
         data: What the run iterates over in this epoch: the data that were passed to `run`, or what
             a function ``epoch -> iterable`` returned.
         sample: The next batch of the data. None if the data of this epoch are at their end.
@@ -281,6 +281,10 @@ class Task(Protocol):
     @property
     def loss(self) -> Any:
         """The loss, or None."""
+
+    @property
+    def training_only(self) -> Collection[str]:
+        """The names that the step of the training reports, and that of an evaluation does not."""
 
     def statics(self) -> Mapping[str, str]:
         """Returns what the model is made of besides its arrays; see `State.statics`."""

@@ -92,7 +92,7 @@ class Reference:
         self.epochs, self.steps = epochs, steps
         if not self.remains():
             return self
-        self.status, self.halted_by, self.sum = "running", None, 0.0
+        self.status, self.halted_by, self.seen_batches = "running", None, []
         for event in ("started", "completed", "halted"):
             self.counts[event] = [0, 0]
         return self.run()

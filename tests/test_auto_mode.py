@@ -38,6 +38,7 @@ def test_what_is_known_of_other_metrics():
             declare(metrics.false_positives(threshold=0.3)),
             declare(metrics.mean_squared_error(), accumulate="last"),
             declare("huber", accumulate=jl.window(3)),
+            declare("loss"),
             declare(metrics.mean(abs, better="min"), "m"),
         ],
         "max": [

@@ -432,7 +432,7 @@ def kept_loop():
     return (
         jl.loop(advance, init)
         .metric(lambda loss: loss, "loss", None, ["loss"])
-        .early_stop("loss", patience=9, restore_best=True)
+        .early_stop("loss", mode="min", patience=9, restore_best=True)
     )
 
 

@@ -152,6 +152,8 @@ def test_the_mean_of_a_batch_counts_for_the_reported_number_of_examples(x64):
         expected = np.float32(7) / np.float32(6)
         assert run(num_examples=lambda v: v[1].astype(jnp.int32)) == pytest.approx(expected)
         assert run(num_examples=lambda v: jnp.int32(7)) == 1.5
+        with pytest.raises(errors.ShapeError, match=r"num_examples must be a scalar, got.*\(2,\)"):
+            run(num_examples=lambda v: v)
         # Weights count if there are some.
         weights = run(
             num_examples=lambda v: jnp.int32(7),

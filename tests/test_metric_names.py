@@ -249,14 +249,28 @@ def test_an_error_in_the_function_names_the_metric():
     def fails(kl):
         raise ValueError("no")
 
-    loop = jl.loop(emitting).metric("kl").derive("mine", fails, of="kl")
+    loop = jl.loop(emitting).metric("kl").handle("started", lambda state: 1 / 0)
+    for wrong, error in ((fails, ValueError), (ratio, TypeError)):
+        with pytest.raises(error) as caught:
+            loop.derive("mine", wrong, of="kl").run(PLAIN)
+        assert "jaxloop: in the derived metric 'mine'" in caught.value.__notes__
+
+    def fails_later(kl):
+        return 0 if np.isnan(kl) else fails(kl)
+
+    loop = jl.loop(emitting).metric("kl").derive("mine", fails_later, of="kl")
     with pytest.raises(ValueError, match="no") as caught:
         loop.run(PLAIN).history[0]
     assert "jaxloop: in the derived metric 'mine'" in caught.value.__notes__
     for value in (None, "high", [], object()):
         loop = jl.loop(emitting).metric("kl").derive("mine", lambda kl, value=value: value, of="kl")
         with pytest.raises(errors.ArgumentTypeError, match="'mine' must return numbers"):
-            loop.run(PLAIN).history[0]
+            loop.run(PLAIN)
+    for tree in (lambda kl: [kl, kl], lambda kl: np.stack([kl, kl])):
+        loop = jl.loop(emitting).metric("kl").derive("two", tree, of="kl")
+        loop = loop.handle("started", lambda state: 1 / 0).early_stop("two", mode="min")
+        with pytest.raises(errors.ShapeError, match="scalar metric, got 'two'"):
+            loop.run(PLAIN)
 
 
 def test_it_may_change_in_mid_epoch():

@@ -512,7 +512,7 @@ def test_clu_masks():
 
 def test_errors():
     with pytest.raises(errors.UnknownNameError, match="did you mean 'accuracy'"):
-        declare("acuracy")
+        bind((declare("acuracy"),), {"y_true": jnp.ones(4), "y_pred": jnp.ones(4)}, {}, None)
     with pytest.raises(errors.UnknownNameError, match="running_average"):
         declare("accuracy", None, "running_avg")
     with pytest.raises(errors.ArgumentError, match="name="):

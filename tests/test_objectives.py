@@ -21,9 +21,10 @@ from jaxloop.errors import (
 )
 
 RNG = np.random.default_rng(0)
-X = RNG.normal(size=(20, 6)).astype(np.float32)
-Y = RNG.integers(0, 3, 20).astype(np.int32)
+X = RNG.normal(size=(16, 6)).astype(np.float32)
+Y = RNG.integers(0, 3, 16).astype(np.int32)
 DATA = jl.batches((X, Y), 8)
+SLOW = pytest.mark.slow
 XENT = optax.softmax_cross_entropy_with_integer_labels
 
 
@@ -116,7 +117,10 @@ def classify(model, batch):
     return XENT(logits, y), {"y_true": y, "y_pred": logits}
 
 
-@pytest.mark.parametrize("kind", [name for name in MODELS if name != "equinox"])
+@pytest.mark.parametrize(
+    "kind",
+    ["linen", *(pytest.param(name, marks=SLOW) for name in ("nnx", "haiku", "pair", "model"))],
+)
 def test_an_objective_is_the_plain_loss(kind):
     model = MODELS[kind]()
     plain = trainer(model, XENT).metric("accuracy").validate(DATA)
@@ -218,7 +222,7 @@ def test_a_container_arrives_as_that_container():
         a, b = models["a"](batch[0]), models["b"](batch[0])
         return XENT(a + b, batch[1])
 
-    for models in ({"a": PAIR, "b": Linen()}, {"a": Linen(), "b": MODELS["nnx"]()}):
+    for models in ({"a": PAIR, "b": MODELS["nnx"]()},):
         state = final(trainer(models, loss).validate(DATA), epochs=5)
         assert set(state.step_state["model_state"]) == {"a", "b"}
         assert state.history[4]["validation_loss"] < state.history[0]["validation_loss"]
@@ -250,15 +254,17 @@ def test_a_module_without_call_is_initialized_by_the_objective_and_its_noise_is_
     a, b = final(loop, data), final(loop, data)
     assert dict(a.history[1]) == dict(b.history[1])
     values = jl.evaluator(VAE(), vae_loss).run(data, a.step_state["model_state"])
-    assert values["loss"] == a.history[1]["validation_loss"]
+    assert values == {
+        "loss": a.history[1]["validation_loss"],
+        "kl": a.history[1]["validation_kl"],
+    }
     assert a.history[1]["validation_kl"] > 0
 
 
-@pytest.mark.parametrize("shuffled", [False, True])
-def test_elements_are_weighted_exactly_whatever_the_batch_size(shuffled):
-    lengths = RNG.integers(0, 5, 20)
+def test_elements_are_weighted_exactly_whatever_the_batch_size():
+    lengths = RNG.integers(0, 5, 16)
     mask = np.arange(4)[None] < lengths[:, None]
-    sequences = RNG.normal(size=(20, 4)).astype(np.float32)
+    sequences = RNG.normal(size=(16, 4)).astype(np.float32)
     sequences[~mask] = np.nan  # never read
 
     @jl.objective
@@ -269,7 +275,7 @@ def test_elements_are_weighted_exactly_whatever_the_batch_size(shuffled):
     named = jl.objective(lambda w, batch: (w(1.0) - batch["x"]) ** 2)
     model = (lambda key, x: jnp.float32(0.5), lambda w, x: w * x)
     values = {}
-    for size in (20, 7, 1):
+    for size in (16, 7):
         data = jl.batches({"x": sequences, "mask": mask}, size)
         for name, loss, kwargs in (("own", own, {}), ("named", named, {"weights": "mask"})):
             loop = jl.evaluator(model, loss, **kwargs)
@@ -295,9 +301,8 @@ def test_a_scalar_counts_for_its_examples_and_a_loss_may_have_another_length():
     found = jl.evaluator(model, scalar).run(jl.batches({"x": X}, 8), w)["loss"]
     np.testing.assert_allclose(found, X.sum(-1).mean(), rtol=1e-5)
     data = [
-        {"nodes": X[:8], "labels": np.zeros(2)},
-        {"nodes": X[8:12], "labels": np.zeros(1)},
-        {"nodes": X[12:20], "labels": np.zeros(2)},
+        {"nodes": X[:12], "labels": np.zeros(3)},
+        {"nodes": X[12:], "labels": np.zeros(1)},
     ]
     found = jl.evaluator(model, graphs).run(data, w)["loss"]
     np.testing.assert_allclose(found, X.sum(-1).mean(), rtol=1e-5)
@@ -364,6 +369,8 @@ def test_padding_must_be_known_to_an_objective():
 
     with pytest.raises(DataError, match="padded.*weights='mask'|must know which"):
         trainer(PAIR, loss).run(padded)
+    with pytest.raises(DataError, match="validation.*must know which"):
+        trainer(PAIR, loss).validate(padded).run(jl.batches({"x": X, "y": Y}, 8))
     with pytest.raises(DataError, match="must know which"):
         jl.evaluator(PAIR, loss).run(padded, jnp.zeros((6, 3)))
     weighted = trainer(PAIR, loss, weights="mask").validate(padded)
@@ -380,6 +387,16 @@ def test_padding_must_be_known_to_an_objective():
     np.testing.assert_allclose(a.history[1]["loss"], c.history[1]["loss"], rtol=1e-6)
     with pytest.raises(ArgumentError, match="got both"):
         trainer(PAIR, own, weights="mask").run(padded)
+
+
+def test_without_any_weight_nothing_moves_and_the_loss_has_no_value():
+    nothing = [(X[:8], Y[:8], np.zeros(8, np.float32))]
+    weights = {"weights": lambda batch: batch[2]}
+    own = jl.objective(lambda model, batch: classify(model, batch[:2]))
+    for loss, kwargs in ((XENT, {}), (own, weights)):
+        state = final(trainer(PAIR, loss, **kwargs).validate(nothing), nothing)
+        assert np.isnan(state.history[1]["loss"]) and np.isnan(state.history[1]["validation_loss"])
+        np.testing.assert_array_equal(state.step_state["model_state"], np.zeros((6, 3)))
 
 
 def test_a_triple_is_a_batch_like_any_other():
@@ -447,12 +464,12 @@ def test_a_missing_part_has_its_nearest_name():
 
 
 def test_weights_of_tokens_in_a_plain_loss():
-    tokens = RNG.integers(0, 3, (20, 5))
-    mask = RNG.random((20, 5)) < 0.6
+    tokens = RNG.integers(0, 3, (16, 5))
+    mask = RNG.random((16, 5)) < 0.6
     mask[3] = False
-    inputs = RNG.normal(size=(20, 5, 6)).astype(np.float32)
+    inputs = RNG.normal(size=(16, 5, 6)).astype(np.float32)
     inputs[3] = np.nan
-    for size in (20, 6):
+    for size in (16, 6):
         data = jl.batches((inputs, tokens, mask), size)
         loop = trainer(PAIR, XENT).metric("accuracy")
         state = final(loop, data, epochs=1)
@@ -492,6 +509,9 @@ def test_reports_are_what_the_step_used():
         assert "updates" not in first
         seen.clear()
     assert state.step_state["learning_rate_scale"] == 1
+    with pytest.raises(ArgumentError, match="report= names too"):
+        loss = jl.objective(lambda m, b: (XENT(m(b[0]), b[1]), {"updates": jnp.zeros(())}))
+        trainer(PAIR, loss, report=["updates"]).run(DATA)
     with pytest.raises(ArgumentError, match="inject_hyperparams"):
         trainer(PAIR, XENT, report=["learning_rate"]).run(DATA)
     with pytest.raises(UnknownNameError, match="gradient_norm"):
@@ -521,10 +541,10 @@ def test_averaged_parameters_are_validated_and_returned():
         trainer(PAIR, XENT, eval_params=lambda s: {"w": s["model_state"]}).run(DATA)
 
 
-@pytest.mark.parametrize("number", [2, 3, 20])
+@pytest.mark.parametrize("number", [3, pytest.param(2, marks=SLOW), pytest.param(16, marks=SLOW)])
 def test_micro_batches_are_the_large_batch(number):
-    weight = RNG.random(20).astype(np.float32) * (RNG.random(20) < 0.7)
-    data = jl.batches((X, Y, weight), 13)
+    weight = RNG.random(16).astype(np.float32) * (RNG.random(16) < 0.7)
+    data = jl.batches((X, Y, weight), 11)
     whole, split = (
         final(
             trainer(PAIR, XENT, report=["gradient_norm"], accumulate_gradients=parts)
@@ -536,7 +556,7 @@ def test_micro_batches_are_the_large_batch(number):
     )
     close(whole.step_state["model_state"], split.step_state["model_state"], rtol=1e-4)
     close(dict(whole.history[1]), dict(split.history[1]), rtol=1e-5)
-    assert split.outputs["y_pred"].shape == whole.outputs["y_pred"].shape == (7, 3)
+    assert split.outputs["y_pred"].shape == whole.outputs["y_pred"].shape == (5, 3)
     counts = final(trainer(MODELS["model"](), classify, accumulate_gradients=number), [(X, Y)])
     assert int(counts.step_state["model_state"][1]["calls"]) == 2 * number
     with pytest.raises(DataError, match="share their first axis"):
@@ -544,7 +564,7 @@ def test_micro_batches_are_the_large_batch(number):
         trainer(PAIR, loss, accumulate_gradients=2).run([{"x": X, "n": np.float32(1)}])
 
 
-@pytest.mark.parametrize("kind", ["linen", "haiku"])
+@pytest.mark.parametrize("kind", ["haiku", pytest.param("linen", marks=SLOW)])
 def test_a_resumed_run_draws_the_same_random_numbers(kind, tmp_path):
     loop = trainer(MODELS[kind](), classify, ema_decay=0.9, accumulate_gradients=2)
     straight = final(loop, epochs=3)
@@ -557,3 +577,15 @@ def test_a_resumed_run_draws_the_same_random_numbers(kind, tmp_path):
         if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
             a, b = jax.random.key_data(a), jax.random.key_data(b)
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_validation_leaves_out_what_only_the_training_reports():
+    loop = trainer(PAIR, XENT, report=("gradient_norm", "gradients"))
+    loop = loop.validate(DATA).metric("gradient_norm").derive("log", np.log, of="gradient_norm")
+    loop = loop.metric(jnp.max, "largest", "running_max", ["gradients"], per="batch")
+    state = final(loop.derive("perplexity", np.exp, of="loss").nan_guard("skip"))
+    assert {name for name in state.history[1] if name.startswith("validation_")} == {
+        "validation_loss",
+        "validation_perplexity",
+    }
+    assert state.history[1]["gradient_norm"] > 0 and "log" in state.history[1]

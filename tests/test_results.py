@@ -3,12 +3,14 @@
 import inspect
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxloop as jl
 from jaxloop._engine.options import RunArguments
-from tests.digest import hash_tree
+from tests.digest import digest, hash_tree
 
 
 def step(batch, total):
@@ -37,7 +39,7 @@ TRAINER = TRAINER.metric("accuracy")
 # --- the arguments -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["run", "final_state", "stream", "check"])
+@pytest.mark.parametrize("name", ["run", "final_state", "stream", "check", "replay"])
 def test_help_shows_the_arguments_and_their_defaults(name):
     parameters = inspect.signature(getattr(LOOP, name)).parameters
     shared = {n: p.default for n, p in parameters.items() if n in RunArguments.__annotations__}
@@ -50,8 +52,9 @@ def test_help_shows_the_arguments_and_their_defaults(name):
         "strict": False,
         "debug": False,
     }
-    others = ["data", "init_state", *([] if name == "final_state" else ["output_transform"])]
-    assert list(parameters) == [*others[:2], *shared, *others[2:]]
+    before = ["path", "step", "data"] if name == "replay" else ["data", "init_state"]
+    after = {"replay": ["init_state"], "final_state": []}.get(name, ["output_transform"])
+    assert list(parameters) == [*before, *shared, *after]
     assert all(type(p.annotation) is str for p in parameters.values())
 
 
@@ -100,6 +103,7 @@ def test_the_output_is_made_from_the_best_step_state(tmp_path):
     assert float(state.step_state) != best
     assert loop.output(state) == loop.run(DATA, 0.0, epochs=3) == best
     assert loop.output(jl.restore(tmp_path, like=state)) == best
+    assert loop.output(loop.restore(tmp_path, data=DATA, init_state=0.0)) == best
 
 
 def test_the_output_of_a_terminated_run():
@@ -131,3 +135,140 @@ def test_an_error_in_the_transform_has_the_state():
     with pytest.raises(ValueError, match="no") as caught:
         loop.output(state)
     assert caught.value.loop_state is state
+
+
+# --- restore -------------------------------------------------------------------------------------
+
+
+class Iterator:
+    """An iterator whose position can be saved."""
+
+    def __init__(self):
+        self.at = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.at += 1
+        return X[:8], Y[:8]
+
+    def get_state(self):
+        return {"at": self.at}
+
+    def set_state(self, state):
+        self.at = state["at"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder of checkpoints, and the final state of the run that wrote it."""
+    path = tmp_path_factory.mktemp("saved")
+    loop = TRAINER.validate(BATCHES).checkpoint(path, criteria="validation_loss", mode="min")
+    loop = loop.checkpoint(path)
+    return path, loop.final_state(BATCHES, epochs=3)
+
+
+@pytest.mark.parametrize("data", [BATCHES, [(X[:8], Y[:8])], lambda epoch: BATCHES], ids=str)
+def test_restore_takes_the_structure_from_the_loop(saved, data):
+    path, final = saved
+    state = TRAINER.restore(path, data=data)
+    assert digest(state) == digest(final)
+    assert jax.tree.structure(state.step_state) == jax.tree.structure(final.step_state)
+    assert hash_tree(TRAINER.output(state)) == hash_tree(TRAINER.output(final))
+    again = TRAINER.from_state(state).final_state(BATCHES, epochs=4)
+    assert again.epoch == 4
+
+
+def test_restore_the_best_and_a_step(saved):
+    path, _ = saved
+    best = TRAINER.restore(path, "best", data=BATCHES)
+    assert digest(best) == digest(jl.restore(path, "best", like=best))
+    assert TRAINER.restore(path, 5, data=BATCHES).step == 5
+    with pytest.raises(jl.errors.CheckpointError, match="no good checkpoint for 4"):
+        TRAINER.restore(path, 4, data=BATCHES)
+    with pytest.raises(jl.errors.ArgumentError, match="which must be 'latest', 'best' or a step"):
+        TRAINER.restore(path, "newest", data=BATCHES)
+
+
+def test_restore_compiles_and_runs_nothing(saved):
+    path, _ = saved
+    fresh = jl.trainer(Net(), "softmax_cross_entropy_with_integer_labels", "adam", log=0)
+    compiled = []
+
+    def count(name, *args, **kwargs):
+        if "backend_compile" in name:
+            compiled.append(kwargs.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        fresh.restore(path, data=BATCHES)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert not compiled
+
+
+def test_restore_consumes_no_batch(saved):
+    path, final = saved
+    data = Iterator()
+    assert digest(TRAINER.restore(path, data=data)) == digest(final)
+    assert data.at == 0
+    with pytest.raises(jl.errors.DataError, match="got a one-shot iterator, which would lose"):
+        TRAINER.restore(path, data=iter([(X[:8], Y[:8])]))
+    with pytest.raises(jl.errors.DataError, match="got empty data"):
+        TRAINER.restore(path, data=[])
+
+
+def test_restore_without_an_init_function(tmp_path):
+    loop = jl.loop(lambda batch, state: {"a": state["a"] + batch, "b": (state["b"][0],)})
+    first = {"a": 0.0, "b": (1.0,)}
+    final = loop.checkpoint(tmp_path).final_state(DATA, first)
+    state = loop.restore(tmp_path, init_state=first)
+    assert jax.tree.structure(state.step_state) == jax.tree.structure(final.step_state)
+    assert digest(state) == digest(final)
+    # Without a first state either, classes and tuples are not known.
+    assert loop.restore(tmp_path).step_state == {"a": 7.0, "b": [1.0]}
+
+
+def test_restore_with_an_init_function_that_reads_values(tmp_path):
+    def init(batch, scale):
+        return {"w": jnp.zeros(int(batch[0])) if batch[0] > 1 else 0, "scale": scale}
+
+    data = [np.array([3.0], np.float32)]
+    loop = jl.loop(lambda batch, state: {**state, "w": state["w"] + batch}, init)
+    final = loop.checkpoint(tmp_path).final_state(data, np.float32(2), jit=False)
+    assert digest(loop.restore(tmp_path, data=data, init_state=np.float32(2))) == digest(final)
+
+    traced = jl.loop(lambda b, s: s + b[0], lambda b, s: jnp.where(b[0] > 1, b[0], 0.0) * 1)
+    other = traced.checkpoint(tmp_path / "other").final_state(data)
+    assert digest(traced.restore(tmp_path / "other", data=data)) == digest(other)
+
+
+def test_restore_says_that_the_init_function_needs_data(saved):
+    path, _ = saved
+    with pytest.raises(jl.errors.DataError) as caught:
+        TRAINER.restore(path)
+    assert "if it needs one, pass data=" in "".join(caught.value.__notes__)
+
+
+def test_restore_of_another_model(saved):
+    path, _ = saved
+    other = jl.trainer(nn.Dense(2), "softmax_cross_entropy_with_integer_labels", "adam", log=0)
+    with pytest.raises(jl.errors.SerializationError, match="Dense_0"):
+        other.restore(path, data=BATCHES)
+
+
+# --- checkpoint(resume=True) ---------------------------------------------------------------------
+
+
+def test_checkpoint_and_resume_in_one_call(tmp_path):
+    def loop(path):
+        return TRAINER.checkpoint(path, resume=True)
+
+    whole = loop(tmp_path / "a").final_state(BATCHES, epochs=3)
+    loop(tmp_path / "b").run(BATCHES, epochs=2)
+    assert digest(loop(tmp_path / "b").final_state(BATCHES, epochs=3)) == digest(whole)
+    assert loop(tmp_path).resume_path == TRAINER.resume(tmp_path).resume_path
+    assert TRAINER.checkpoint(tmp_path).resume_path is None
+    with pytest.raises(jl.errors.ArgumentTypeError, match="resume must be True or False"):
+        TRAINER.checkpoint(tmp_path, resume="runs/a")

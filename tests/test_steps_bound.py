@@ -324,3 +324,12 @@ def test_a_checkpoint_says_the_bounds(tmp_path):
     LOOP.checkpoint(tmp_path).run(DATA, 0, steps=6, iterations=5)
     record = json.loads((tmp_path / "6" / "meta" / "metadata").read_text())
     assert (record["max_step"], record["max_epoch"], record["requested_iterations"]) == (6, None, 5)
+
+
+def test_a_run_whose_epochs_are_all_halted_at_their_start_does_not_hang():
+    loop = jl.loop(lambda batch, total: total + batch)
+    halting = loop.handle("epoch_started", lambda state: ("halt_epoch", state))
+    with pytest.raises(jl.errors.ArgumentError, match="within reach.*1,000 epochs"):
+        halting.run([1, 2], 0, steps=5)
+    once = loop.handle("epoch_started", lambda state: ("halt_epoch", state), jl.before(900))
+    assert once.run([1, 2], 0, steps=5).step == 5

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import uuid
 import warnings
 from collections.abc import Iterable
@@ -52,7 +53,10 @@ logger = logging.getLogger("jaxloop")
 
 
 def restore(
-    path: str | Path, which: Literal["latest", "best"] | int = "latest", *, like: PyTree = None
+    path: str | os.PathLike[str],
+    which: Literal["latest", "best"] | int = "latest",
+    *,
+    like: PyTree = None,
 ) -> State[Any]:
     """Returns a `State` from a folder of checkpoints.
 
@@ -60,9 +64,9 @@ def restore(
         path: The path that was passed to `Loop.checkpoint`.
         which: "latest", "best" (by the criteria of the loop that wrote it), or a step.
         like: A `State`, or a step state of arrays or of `jax.ShapeDtypeStruct`. It gives the
-            structure and the placement of the arrays. To make one without running a step, call
-            ``loop.run(data, epochs=0, output_transform=lambda state: state)``. Without ``like``,
-            named tuples and classes become lists and dicts, and all arrays are on one device.
+            structure and the placement of the arrays. `Loop.restore` takes the structure from the
+            loop. Without ``like``, named tuples and classes become lists and dicts, and all arrays
+            are on one device.
 
     Returns:
         A `State`. A damaged checkpoint is skipped with a warning.
@@ -94,7 +98,7 @@ def restore(
             f"restore: which must be 'latest', 'best' or a step, got {which!r}",
             fix="pass 'latest', 'best', or the number of a step",
         )
-    state = _newest_good(candidates, jax.tree.map(_array_like, step_state_of(like)))
+    state = newest_good(candidates, jax.tree.map(_array_like, step_state_of(like)))
     if state is None:
         if (folder / "meta").is_dir():
             raise CheckpointError(
@@ -127,7 +131,7 @@ def load_latest(path: str | Path, like: PyTree) -> State[Any] | None:
             "written when its run ended, so it is skipped",
             stacklevel=2,
         )
-    return _newest_good(entries(folder), like)
+    return newest_good(entries(folder), like)
 
 
 def load_of_run(path: str | Path, state: State[Any]) -> State[Any] | None:
@@ -145,7 +149,7 @@ def load_of_run(path: str | Path, state: State[Any]) -> State[Any] | None:
             continue
         # A handler may have changed the structure since an older one was saved.
         with contextlib.suppress(SerializationError):
-            found = _newest_good([entry], step_state_of(state))
+            found = newest_good([entry], step_state_of(state))
             if found is not None:
                 return found
     return None
@@ -180,7 +184,13 @@ def check_folder(path: str, fresh: bool) -> None:
         )
 
 
-def _newest_good(found: Iterable[Entry], like: PyTree) -> State[Any] | None:
+def newest_good(found: Iterable[Entry], like: PyTree) -> State[Any] | None:
+    """Returns the state of the first good checkpoint, or None. Warns of the damaged ones before it.
+
+    Args:
+        found: The checkpoints, in order of preference.
+        like: A step state that gives the structure, or None.
+    """
     for entry in found:
         problem = entry.problem
         if entry.record is not None:

@@ -233,6 +233,11 @@ class State(Snapshot, Generic[S]):
     """What the accumulators mean, by the names of the metrics. None if it is unknown."""
     reshaped: tuple[str, ...] = _field((), added_in=2, internal=True)
     """The paths of the step state's leaves that handlers added, removed or changed in shape."""
+    first_step: int = _field(0, added_in=3, internal=True)
+    """The step from which this run can be repeated, or 0.
+
+    The run started from a state there, got other bounds, or was rewound.
+    """
     requested_epochs: int | None = _field(None, added_in=2, internal=True)
     """The ``epochs=`` of the run, which `max_epoch` is if no handler changed it."""
     requested_iterations: int | None = _field(None, added_in=3, internal=True)

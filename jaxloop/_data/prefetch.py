@@ -26,6 +26,7 @@ import numpy as np
 from jaxloop._core.batch import Batch
 from jaxloop._core.bounds import limited
 from jaxloop._core.placement import Placement
+from jaxloop._core.types import PyTree
 from jaxloop._data.device_rows import Single
 from jaxloop._data.position import FROM_COUNTERS, NO_DATA, Position, Unread
 from jaxloop._data.readers import ArrayReader, Fill, IteratorReader, Late
@@ -215,6 +216,13 @@ class Prefetcher:
             fill.run()
         self._receive(fill)
 
+    def peek(self) -> PyTree:
+        """Returns the next batch without consuming it, after `has_more` has returned True."""
+        if self._superbatch is not None and self.num_ready:
+            return self._superbatch.peek()
+        sample = self.source.sample()
+        return None if sample is None else sample.value
+
     def take(self, limit: int) -> Window:
         """Returns up to ``limit`` of the batches that are ready, all of one signature."""
         superbatch = self._superbatch
@@ -248,7 +256,7 @@ class Prefetcher:
         self._pending = fill = Fill(reader, limit, self._pool, None)
         self.idle = False
         if self._thread is None:
-            self._start_thread()
+            self._thread = _start_thread(self._requests)
         self._requests.put(fill)
 
     def _within(self, most: int) -> int:
@@ -264,15 +272,6 @@ class Prefetcher:
         return number
 
     # --- the thread ----------------------------------------------------------------------------
-
-    def _start_thread(self) -> None:
-        # JAX keeps some settings per thread. This thread must use those of the loop's thread.
-        x64, device = (getattr(jax.config, name) for name in _SETTINGS)
-        arguments = (self._requests, x64, device)
-        self._thread = threading.Thread(
-            target=_work, args=arguments, name=_THREAD_NAME, daemon=True
-        )
-        self._thread.start()
 
     def _wait(self, fill: Fill, patience_s: float) -> None:
         timeout_s = patience_s
@@ -309,6 +308,16 @@ class Prefetcher:
             thread.join(_POLL_S)
             while thread.is_alive() and not (self._interrupts.flag.name and self._pending):
                 thread.join(_POLL_S)
+
+
+def _start_thread(requests: queue.SimpleQueue[Fill | None]) -> threading.Thread:
+    """Starts the thread that prepares superbatches."""
+    # JAX keeps some settings per thread. This thread must use those of the loop's thread.
+    x64, device = (getattr(jax.config, name) for name in _SETTINGS)
+    arguments = (requests, x64, device)
+    thread = threading.Thread(target=_work, args=arguments, name=_THREAD_NAME, daemon=True)
+    thread.start()
+    return thread
 
 
 def _work(

@@ -33,6 +33,9 @@ KEEPS_POSITION = (
     "iterable, or an iterator with get_state and set_state (such as Grain's)"
 )
 
+_SAMPLE = Bounds(1, 1, None)
+"""The bounds of a sample. Data of every kind may have them."""
+
 NO_BATCH = Batch(None, Signature(None, ()))
 """The batch of a step that needs no data."""
 
@@ -215,3 +218,29 @@ class DataSource:
         assert isinstance(self.reader, IteratorReader)
         self.reader.held.clear()
         self.reader.held.extend(batches)
+
+
+def sample_of(data: Any) -> Batch:
+    """Returns the first batch of data, without consuming it.
+
+    Raises:
+        DataError: The data are empty, or a one-shot iterator whose position cannot be set.
+        ArgumentTypeError: ``data`` is not iterable.
+    """
+    source = DataSource(data, _SAMPLE, Interrupts())
+    own = stateful(data) if source.one_shot else None
+    if source.one_shot and own is None:
+        raise DataError(
+            "data must be re-iterable, got a one-shot iterator, which would lose a batch",
+            fix="pass a list of one batch, such as data=[batch]",
+        )
+    before = None if own is None else own.get()
+    source.open(0, 0)
+    sample = source.sample()
+    if own is not None:
+        own.set(before)
+    if sample is None:
+        raise DataError(
+            "data must have at least one batch, got empty data", fix="pass at least one batch"
+        )
+    return sample

@@ -50,6 +50,12 @@ class Superbatch:
         self.kept: tuple[Batch, ...] = ()
         self.marker: Any = None
 
+    def peek(self) -> PyTree:
+        """Returns the next batch."""
+        if self.kept:
+            return self.kept[-self.num_left].value
+        return self.rows.row(self.next_row)
+
     def is_done(self) -> bool:
         """Returns whether all batches are consumed and the device has read them."""
         return not self.num_left and self.marker is not None and bool(self.marker.is_ready())

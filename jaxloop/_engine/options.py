@@ -63,8 +63,8 @@ def takes_run_arguments(fn: _Fn) -> _Fn:
         for name, default in _DEFAULTS.items()
     ]
     own = list(signature.parameters.values())
-    before = [one for one in own if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    after = [one for one in own if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    after = [one for one in own if one.kind is one.KEYWORD_ONLY and one.default is not one.empty]
+    before = [one for one in own if one.kind is not one.VAR_KEYWORD and one not in after]
     signature = signature.replace(parameters=[*before, *shared, *after])
     fn.__signature__ = signature  # type: ignore[attr-defined]  # `inspect` reads it
     return fn

@@ -63,6 +63,7 @@ class Recovery:
         if found is None:
             return False
         progress.handler_state = ReadOnlyDict(found.handler_state)
+        progress.first_step = progress.step  # no guard rewinds a replay
         saved = found.loan
         if found.epoch == progress.epoch and found.place in IN_EPOCH:
             structure = jax.tree.structure(parts.carry.values[1])

@@ -16,25 +16,24 @@ from typing import Any
 
 import jax
 
-from jaxloop._core.arrays import abstract, as_state, copy, put, state_signature
+from jaxloop._core.arrays import abstract, as_state, copy, state_signature
 from jaxloop._core.batch import Batch
 from jaxloop._core.bounds import Bounds, is_wider, is_within
 from jaxloop._core.events import IN_EPOCH, ROWS, Event, Place
 from jaxloop._core.lazy import Constant, LazyDict
 from jaxloop._core.placement import check_axes, check_processes
 from jaxloop._core.state import Snapshot, State, make
-from jaxloop._core.step_result import split_emission
 from jaxloop._core.types import PyTree
 from jaxloop._data.position import FROM_COUNTERS
 from jaxloop._data.source import KEEPS_POSITION
 from jaxloop._engine import fitting
 from jaxloop._engine.clock import now
+from jaxloop._engine.first_state import make_step_state
 from jaxloop._engine.parts import Parts
 from jaxloop._engine.watched import check_watched_metrics, known_better, warn_of_unknown
 from jaxloop._program.block import Program
-from jaxloop._spec import CheckpointTrigger, Handler, PreparedInit, RunStart
+from jaxloop._spec import CheckpointTrigger, Handler, RunStart
 from jaxloop.errors import DataError, SerializationError
-from jaxloop.metrics.binding import Metrics
 
 logger = logging.getLogger("jaxloop")
 
@@ -51,7 +50,8 @@ def begin(parts: Parts, init_state: Any) -> State | None:
     state, sample = spec.start, None
     if state is None:
         sample = _read_sample(parts)
-        step_state = _init(parts, sample, init_state)
+        jit = parts.options.jit is not None
+        step_state = make_step_state(spec, sample, init_state, jit=jit)
         if spec.resume_path is not None:
             # Imported here, because most loops never read a checkpoint.
             from jaxloop._checkpoint.reader import load_latest
@@ -76,7 +76,9 @@ def begin(parts: Parts, init_state: Any) -> State | None:
     parts.progress.statics = statics
     if spec.start is not None or parts.progress.run_id is None:
         # A run that starts from a state is a run of its own, which owns none of the checkpoints.
-        parts.progress.run_id = uuid.uuid4().hex
+        parts.progress.run_id, parts.progress.first_step = uuid.uuid4().hex, parts.progress.step
+    elif state is not None and _ends_other_epochs(parts, state):
+        parts.progress.first_step = state.step
     if state is not None:
         if sample is not None:
             _specialize(parts, sample)
@@ -126,22 +128,6 @@ def _read_sample(parts: Parts) -> Batch:
             "run: data must have at least one batch, got empty data", fix="pass at least one batch"
         )
     return sample
-
-
-def _init(parts: Parts, sample: Batch, init_state: Any) -> PyTree:
-    spec = parts.spec
-    if spec.init_fn is None:
-        return copy(as_state({} if init_state is None else init_state, "run(init_state=)"))
-    jit, init_fn = parts.options.jit is not None, spec.init_fn
-    if isinstance(init_fn, PreparedInit):
-        init = spec.programs.init(init_fn.fn, jit=jit)
-        prepared = init_fn.prepare(init_state)
-        state, evidence = init(put(sample.value), put(prepared))
-        init_fn.check(evidence)
-    else:
-        init = spec.programs.init(init_fn, jit=jit)
-        state, _ = split_emission(init(put(sample.value), put(init_state)))
-    return copy(as_state(state, "the result of init_fn"))
 
 
 # --- the state of an earlier run -----------------------------------------------------------------
@@ -212,6 +198,12 @@ def _total_epochs(parts: Parts, state: State) -> int | None:
     return state.max_epoch or bounds.epochs if _has_same_epochs(bounds, state) else bounds.epochs
 
 
+def _ends_other_epochs(parts: Parts, state: State) -> bool:
+    """Returns whether the run of ``state`` ended an epoch where this run would not, or may have."""
+    cut_short = state.place is Place.END and not is_within(state.step, state.max_step)
+    return cut_short or state.requested_iterations != parts.options.bounds.iterations
+
+
 def _attach(parts: Parts, state: State) -> Batch | None:
     """Continues right after the firing that ``state`` belongs to; returns a sample of the data."""
     progress, spec = parts.progress, parts.spec
@@ -267,6 +259,8 @@ def _specialize(parts: Parts, sample: Batch) -> None:
     program = parts.blocks.specialize(sample, parts.carry.step_state)
     if parts.spec.task is not None:
         parts.spec.task.check_data(parts.source.iterable, program.reported)
+    if program.metrics.derived:
+        program.fresh_values()  # raises if a function does not take the values
     # Again, because the names of a metric of several outputs depend on the outputs.
     check_watched_metrics(parts.spec, parts.blocks.metric_names)
 
@@ -365,7 +359,7 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
         parts.spec,
         make(Snapshot, parts.progress.to_snapshot()),
         abstract(parts.carry.step_state),
-        {} if program is None else _values_of(program.metrics),
+        {} if program is None else _values_of(program),
         parts.source.iterable,
         None if sample is None else sample.value,
         known_better(spec, names),
@@ -384,7 +378,10 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
     warn_of_unknown(openable, start)
 
 
-def _values_of(metrics: Metrics) -> dict[str, PyTree]:
+def _values_of(program: Program) -> dict[str, PyTree]:
     """Returns the shapes and dtypes of the metrics' values."""
+    metrics = program.metrics
     values: dict[str, PyTree] = jax.eval_shape(lambda: metrics.compute(metrics.init()))
+    for name, _ in metrics.derived:
+        values[name] = abstract(program.fresh_values()[name])
     return values

@@ -12,16 +12,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from jaxloop._core.bounds import is_within
 from jaxloop._core.events import ROWS, Event, Place
 from jaxloop._core.interrupts import ENDED_BY_SIGNAL
 from jaxloop._core.state import State
 from jaxloop._engine.clock import now
 from jaxloop._engine.firing import Firing
 from jaxloop._engine.parts import Parts
-from jaxloop.errors import DataError
+from jaxloop.errors import ArgumentError, DataError
 
 logger = logging.getLogger("jaxloop")
+
+_MOST_EMPTY = 1000
+"""After so many epochs in a row without an iteration, a run that only steps bound raises."""
 
 
 def walk(parts: Parts, firing: Firing, *, give: bool) -> Iterator[State]:
@@ -76,6 +78,7 @@ def _rows(parts: Parts, firing: Firing, give: bool) -> Iterator[State]:
     interrupts, savers = parts.interrupts, parts.savers
     rows, fire, silent = ROWS, firing.fire, firing.silent
     fetch, step, started = Place.FETCH, Place.STEP, Place.ITERATION_STARTED
+    last_step, num_empty = progress.step, 0
     fire(rows[Place.STARTED], then=progress.place)
     while (place := progress.place) is not Place.END:
         if place is fetch:
@@ -109,6 +112,18 @@ def _rows(parts: Parts, firing: Firing, give: bool) -> Iterator[State]:
                     parts.carry.reclaim()
                 progress.leave(row)
                 prefetcher.close_epoch()
+                num_empty = num_empty + 1 if progress.step == last_step else 0
+                last_step = progress.step
+                if progress.max_epoch is None and num_empty >= _MOST_EMPTY:
+                    raise _never_ends(progress.max_step)
+
+
+def _never_ends(steps: int | None) -> ArgumentError:
+    return ArgumentError(
+        f"run: steps={steps} must be within reach, got {_MOST_EMPTY:,} epochs in a row that "
+        "a handler halted before their first iteration",
+        fix="pass epochs= too, or let the handler return 'halt_loop'",
+    )
 
 
 def _open_epoch(parts: Parts) -> None:
@@ -127,8 +142,8 @@ def _open_epoch(parts: Parts) -> None:
 
 def _has_iteration(parts: Parts) -> bool:
     """Returns whether this epoch has another iteration."""
-    progress = parts.progress
-    if not is_within(progress.iteration, parts.prefetcher.limit):
+    progress, limit = parts.progress, parts.prefetcher.limit
+    if limit is not None and progress.iteration >= limit:
         return False
     if parts.prefetcher.num_ready:
         return True

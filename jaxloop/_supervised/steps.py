@@ -102,7 +102,9 @@ def make_training(
     return SupervisedSteps(
         SupervisedInit(init_fn, adapter.load, plain),
         step_fn,
-        SupervisedTask(adapter, criterion, loss, eval_params, type(model).__name__),
+        SupervisedTask(
+            adapter, criterion, loss, eval_params, type(model).__name__, training.report
+        ),
     )
 
 

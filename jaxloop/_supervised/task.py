@@ -39,6 +39,7 @@ class SupervisedTask:
         eval_params: Which parameters are evaluated and returned, or None for those that the
             optimizer updates.
         kind: The type of the user's model, for an error message.
+        training_only: The names that only the step of the training reports.
     """
 
     adapter: ModelAdapter
@@ -46,6 +47,7 @@ class SupervisedTask:
     loss: Any = None
     eval_params: EvalParamsFn | None = None
     kind: str = "a model"
+    training_only: tuple[str, ...] = ()
 
     def statics(self) -> Mapping[str, str]:
         """Returns what the model is made of besides its arrays; see `State.statics`."""

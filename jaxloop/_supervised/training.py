@@ -28,6 +28,7 @@ from jaxloop._supervised.loss_scale import LossScale
 from jaxloop._supervised.micro_batches import accumulated
 from jaxloop._supervised.models import ModelAdapter, merge_state
 from jaxloop._supervised.reports import Update, reported
+from jaxloop.errors import ArgumentError
 from jaxloop.metrics import SKIPPED
 
 EvalParamsFn: TypeAlias = Callable[[dict[str, PyTree]], PyTree]
@@ -128,6 +129,12 @@ class Training:
         }
         if self.ema_decay is not None:
             new["ema_params"] = self._averaged(step_state["ema_params"], new_params)
+        taken = sorted(judged.outputs.keys() & set(self.report))
+        if taken:
+            raise ArgumentError(
+                f"the objective must not report {taken[0]!r}, which report= names too",
+                fix="give the value another name, or leave it out of report=",
+            )
         outputs = {**judged.outputs, **reported(self.report, update)}
         if self.skips_overflow:
             finite = jnp.isfinite(judged.loss) & loss_scales.all_finite(grads)

@@ -204,7 +204,8 @@ def derive(loop: SpecT, name: str, fn: Callable[..., PyTree], of: str | Sequence
         name: Its key in ``state.metrics``.
         fn: Returns the value, a number or a pytree of numbers and arrays. It gets the values of
             ``of`` as NumPy values, in that order. Before the first update, these are NaN, or 0 for
-            integers. A function of NumPy is faster than one of JAX, which runs on the device.
+            integers. `run` calls it with these once before the first step, to find mistakes. A
+            function of NumPy is faster than one of JAX, which runs on the device.
         of: The name of a metric of the loop, or a tuple of names. A metric of several outputs has a
             value for each, such as ``accuracy/head``.
 

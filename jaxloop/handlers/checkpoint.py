@@ -23,7 +23,8 @@ from jaxloop._core.filters import FilterLike, as_filter
 from jaxloop._core.state import State
 from jaxloop._core.types import Mode
 from jaxloop._spec import CheckpointTrigger, DecideFn, LoopSpec, RunStart, SpecT, Store
-from jaxloop.errors import ArgumentError, CheckpointError
+from jaxloop.errors import ArgumentError, ArgumentTypeError, CheckpointError
+from jaxloop.handlers.attach import resume as resume_from
 from jaxloop.handlers.monitor import is_better, read_scalar, resolved
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def checkpoint(
     on_exception: bool = False,
     file_pattern: Callable[[State[Any]], str] | None = None,
     name: str | None = None,
+    resume: bool = False,
 ) -> SpecT:
     """Saves the whole `State` with Orbax at the end of the firing, and at the end of the run.
 
@@ -71,6 +73,7 @@ def checkpoint(
             still the best. Then, or if another run wrote that one, the name gets a number.
         name: Its name in messages and, with ``criteria``, the key of its memory in
             ``state.handler_state``. The default is derived from the criteria.
+        resume: Whether the loop also resumes from ``path``, as with `resume`.
 
     Returns:
         A new loop with the checkpoint.
@@ -83,6 +86,11 @@ def checkpoint(
         DataError: Raised by `run` if the data are a one-shot iterator without its own state.
     """
     check_mode("checkpoint", mode)
+    if not isinstance(resume, bool):
+        raise ArgumentTypeError(
+            f"checkpoint: resume must be True or False, got {resume!r}",
+            fix="pass resume=True to resume from path=, or call loop.resume(other_path)",
+        )
     if name is None:
         name = "checkpoint" if criteria is None else f"checkpoint_{criteria}"
     folder = FolderStore(
@@ -97,6 +105,7 @@ def checkpoint(
     if criteria is not None:
         _check_is_unique(loop, folder)
     criterion = _Criterion(name, str(os.fspath(path)), criteria, mode)
+    loop = resume_from(loop, path) if resume else loop
     return loop.attach(
         CheckpointTrigger(
             as_events(event),

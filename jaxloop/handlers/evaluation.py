@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 
@@ -25,7 +25,7 @@ from jaxloop._spec import LoopSpec, Task
 from jaxloop.errors import ArgumentError, ArgumentTypeError, UnknownNameError, first_line
 from jaxloop.metrics import SKIPPED
 from jaxloop.metrics.declare import EachScalar, MetricLike, MetricSpec, declare
-from jaxloop.metrics.names import better_by_name
+from jaxloop.metrics.names import better_by_name, not_reading
 
 EvalStepFn: TypeAlias = Callable[[PyTree, Any], Mapping[str, PyTree] | Emission[Any]]
 """``(batch, step_state)`` -> what the metrics of an evaluation read, by name."""
@@ -40,6 +40,9 @@ class StepTask:
     """
 
     eval_step: EvalStepFn
+
+    training_only: ClassVar[tuple[str, ...]] = ()
+    """See `Task`."""
 
     @property
     def loss(self) -> None:
@@ -128,7 +131,7 @@ class Evaluation:
         """Returns the metrics to evaluate in a run of ``loop``."""
         if self._metrics is not None:
             return self._metrics
-        return tuple(one for one in loop.metrics if one.name != SKIPPED)
+        return not_reading(loop.metrics, {SKIPPED, *self._task.training_only})
 
     def added(self, loop: LoopSpec) -> Mapping[str, Better | None] | None:
         """Returns the metrics that it evaluates, and which of their values are better.
@@ -151,10 +154,17 @@ class Evaluation:
             self._loops[declared] = LoopSpec(self._step_fn, metrics=declared)
         return self._loops[declared]
 
-    def trace(self, loop: LoopSpec, batch: Batch, step_state: PyTree) -> None:
+    def trace(self, loop: LoopSpec, data: Any, batch: Batch, step_state: PyTree) -> None:
         """Traces the evaluation, which raises its errors. The first evaluation uses the trace.
 
+        Args:
+            loop: The loop that trains.
+            data: The data of the evaluation.
+            batch: Its first batch.
+            step_state: The step state of the evaluation, or its shapes.
+
         Raises:
+            DataError: The data have padding that the step does not weight.
             UnknownNameError: A metric needs a value that the step does not report.
             ArgumentError: There is no metric.
             ShapeError: The shapes do not fit.
@@ -168,6 +178,7 @@ class Evaluation:
             if not isinstance(self._task, StepTask):
                 raise
             raise self._reports_too_little(error, batch, step_state) from error
+        self._task.check_data(data, program.reported)
         if not program.metrics.names:
             raise no_metrics(f"none of {', '.join(program.reported) or 'nothing'} is a scalar")
         self._names[evaluating.metrics] = program.metrics.names

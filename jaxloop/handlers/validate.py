@@ -51,9 +51,10 @@ def validate(
 ) -> SpecT:
     """Evaluates metrics on ``data`` during the training, and adds them to ``state.metrics``.
 
-    By default, these are all metrics of the loop, also those that you attach after this call. The
-    values exist from then on to the end of the epoch. Before the first step, `run` reads one batch
-    of ``data`` and checks the evaluation on it. If the first epoch is validated, the validation
+    By default, these are all metrics of the loop, also those that you attach after this call. Only
+    metrics of what an evaluation does not report, such as "gradient_norm", are left out. The values
+    exist from then on to the end of the epoch. Before the first step, `run` reads one batch of
+    ``data`` and checks the evaluation on it. If the first epoch is validated, the validation
     continues from this batch. Otherwise the batch is read again later.
 
     Args:
@@ -266,9 +267,8 @@ class _Validation:
                     "data must have at least one batch, got empty data",
                     fix="pass at least one batch",
                 )
-            self.evaluation.trace(
-                start.loop, as_batch(batch, "the first batch of the data"), step_state
-            )
+            first = as_batch(batch, "the first batch of the data")
+            self.evaluation.trace(start.loop, data, first, step_state)
         return data if keeps else None
 
     @property

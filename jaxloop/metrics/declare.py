@@ -82,7 +82,13 @@ class Derived:
 
 @dataclass(frozen=True)
 class EachScalar:
-    """The metrics of all scalars that the step reports. Their names are known once it is traced."""
+    """The metrics of all scalars that the step reports. Their names are known once it is traced.
+
+    Attributes:
+        per_example: Whether values with one number per example have a metric too.
+    """
+
+    per_example: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ Invariant: a built-in metric takes precedence if the step reports or carries its
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import jax.numpy as jnp
 
@@ -17,6 +17,7 @@ from jaxloop import errors
 from jaxloop._core.types import Better, PyTree
 from jaxloop.metrics.declare import (
     BatchMean,
+    Derived,
     EachScalar,
     MetricSpec,
     named_metric,
@@ -55,6 +56,35 @@ def resolved(spec: MetricSpec, inputs: Inputs) -> MetricSpec:
     return spec
 
 
+def not_reading(specs: Iterable[MetricSpec], outputs: Collection[str]) -> tuple[MetricSpec, ...]:
+    """Returns the metrics that read none of some outputs, not even through derived metrics.
+
+    What a function in place of field names reads is not known, so its metric stays.
+
+    Example:
+        >>> from jaxloop.metrics.declare import declare
+        >>> specs = [declare("gradient_norm"), declare("accuracy")]
+        >>> [spec.name for spec in not_reading(specs, ["gradient_norm"])]
+        ['accuracy']
+    """
+    kept = [one for one in specs if not _reads(one, outputs)]
+    while True:
+        names = {one.name for one in specs} - {one.name for one in kept}
+        left = [
+            one
+            for one in kept
+            if not (isinstance(one.metric, Derived) and names.intersection(one.metric.of))
+        ]
+        if len(left) == len(kept):
+            return tuple(kept)
+        kept = left
+
+
+def _reads(spec: MetricSpec, outputs: Collection[str]) -> bool:
+    fields = () if callable(spec.fields) else spec.fields
+    return spec.metric in outputs or any(field in outputs for field in fields)
+
+
 def names_of_value(value: str) -> list[str]:
     """Returns the names that the metric of a value may have, beginning with the longest.
 
@@ -72,7 +102,7 @@ def better_of(spec: MetricSpec) -> Better | None:
     """Returns which values of a metric are better, or None if that is unknown.
 
     It is known for built-in metrics, losses, and metrics with `Metric.better`. A value that a step
-    reports under the name of a built-in metric is taken for that metric.
+    reports under the name of a built-in metric, or as "loss", is taken for what its name says.
 
     Example:
         >>> from jaxloop.metrics.declare import declare
@@ -86,7 +116,7 @@ def better_of(spec: MetricSpec) -> Better | None:
         return "min"  # the loss of the training
     if isinstance(metric, str):
         if metric not in names():
-            return None
+            return "min" if metric == "loss" else None  # the usual name of a reported loss
         metric = named_metric(metric, spec.accumulate)
     better: object = getattr(metric, "better", None)
     return better if better == "min" or better == "max" else None

@@ -131,6 +131,12 @@ def observe_batch_mean(spec: MetricSpec) -> Observe:
             )
         count = inputs.reported.get("num_examples")
         if count is not None and inputs.weight is None:
+            if jnp.shape(count) != ():
+                raise errors.ShapeError(
+                    f"{spec.title}: the output num_examples must be a scalar, got shape "
+                    f"{jnp.shape(count)}",
+                    fix="report the number of examples in the batch, or use another name",
+                )
             # A batch of one example, whose weight is the number.
             inputs = inputs.weighted(jnp.reshape(count, (1,)))
         num_examples = inputs.num_examples(inputs.reported.get("y_true"))

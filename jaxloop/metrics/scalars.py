@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection
+from collections.abc import Set
 from typing import Any, Final
 
 import jax
@@ -21,12 +21,18 @@ from jaxloop import errors
 from jaxloop._core.types import PyTree
 from jaxloop.metrics.declare import BatchMean, EachScalar, MetricSpec
 from jaxloop.metrics.inputs import Inputs
+from jaxloop.metrics.names import resolved
 
 EACH_SCALAR: Final = MetricSpec("each scalar", EachScalar(), "running_average")
 """The declaration of the metrics of all scalars."""
 
+EACH_VALUE: Final = MetricSpec("each value", EachScalar(per_example=True), "running_average")
+"""The declaration of the metrics of all scalars, and of all values with one number per example."""
 
-def of_each_scalar(spec: MetricSpec, inputs: Inputs, taken: Collection[str]) -> list[MetricSpec]:
+_NOT_VALUES = frozenset({"y_true", "y_pred"})
+
+
+def of_each_scalar(spec: MetricSpec, inputs: Inputs, taken: Set[str]) -> list[MetricSpec]:
     """Returns one metric for each real number that the step reports as a scalar, by its path.
 
     Args:
@@ -34,9 +40,16 @@ def of_each_scalar(spec: MetricSpec, inputs: Inputs, taken: Collection[str]) -> 
         inputs: What the step reports, or its shapes.
         taken: The names of other metrics, and of outputs that have another meaning.
     """
+    assert isinstance(spec.metric, EachScalar)
     specs = []
     # Value by value, because JAX sorts the keys of a dict, and not all keys compare.
     for output, value in inputs.reported.items():
+        if (
+            spec.metric.per_example
+            and output not in taken | _NOT_VALUES
+            and _is_vector(value, inputs)
+        ):
+            specs.append(resolved(MetricSpec(output, output), inputs))
         for path, leaf in jax.tree_util.tree_leaves_with_path(value):
             name = "/".join([str(output), *(_keystr((key,)) for key in path)])
             if name not in taken and _is_real_scalar(leaf):
@@ -47,9 +60,19 @@ def of_each_scalar(spec: MetricSpec, inputs: Inputs, taken: Collection[str]) -> 
     return specs
 
 
-def _is_real_scalar(leaf: Any) -> bool:
-    if jnp.shape(leaf) != ():
+def _is_vector(value: Any, inputs: Inputs) -> bool:
+    """Returns whether a value has one real number per example, or per element with a weight."""
+    if not hasattr(value, "shape") or not value.shape or not _is_real(value):
         return False
+    weight = inputs.reported.get("sample_weight")
+    return len(value.shape) == 1 if weight is None else value.shape == jnp.shape(weight)
+
+
+def _is_real_scalar(leaf: Any) -> bool:
+    return jnp.shape(leaf) == () and _is_real(leaf)
+
+
+def _is_real(leaf: Any) -> bool:
     dtype = jnp.result_type(leaf)
     return dtype == jnp.bool_ or any(
         jax.dtypes.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.floating)

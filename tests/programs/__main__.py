@@ -325,7 +325,7 @@ def resumed_trainer(kind: str, folder: Path) -> Result:
 @program("plain", "compressed")
 def as_bytes(case: str, folder: Path) -> Result:
     """A halted run as bytes, and on from there."""
-    loop, data = mlp_loop().early_stop("loss"), mlp_data(False)
+    loop, data = mlp_loop().early_stop("loss", mode="min"), mlp_data(False)
     halt = loop.handle("iteration_completed", lambda s: ("halt_loop", s), jl.only(11))
     state = halt.run(data, epochs=3)
     saved = jl.serialize_state(state, compress=case == "compressed")

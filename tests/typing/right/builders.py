@@ -27,6 +27,7 @@ chained = (
     .metric(jl.metrics.top_k_categorical_accuracy(k=3), "top", "running_average")
     .log(message, event="epoch_completed")
     .early_stop("mean", mode="max", patience=2, restore_best=True)
+    .early_stop("accuracy", mode="auto")
     .early_stop("mse", mode=lambda new, best: bool(new < best), event=jl.Event.EPOCH_COMPLETED)
     .reduce_lr_on_plateau("mean", factor=0.5, filter=jl.every(2), cooldown=1)
     .checkpoint("checkpoints", criteria="mean", mode="min", keep=None, keep_best=2)

@@ -47,6 +47,12 @@ final = counting.final_state([1.0], jnp.zeros(()), steps=10, fuse=2)
 assert_type(final, jl.State[jax.Array])
 assert_type(counting.output(final), int)
 assert_type(final.max_step, int | None)
+assert_type(counting.restore("runs", "best", data=[1.0]), jl.State[jax.Array])
+assert_type(counting.output(counting.restore("runs", 5, init_state=0.0)), int)
+assert_type(counting.checkpoint("runs", resume=True).run([1.0], jnp.zeros(())), int)
+replayed, batch = counting.replay("runs", 1234, data=[1.0], init_state=jnp.zeros(()), fuse=1)
+assert_type(replayed, jl.State[jax.Array])
+print(step(batch, replayed.step_state))
 
 
 def train_step(w: jax.Array, batch: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

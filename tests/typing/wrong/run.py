@@ -36,3 +36,6 @@ loop.run([1.0], ZERO, steps="3")  # error: call-overload, reportArgumentType
 loop.final_state([1.0], ZERO, output_transform=len)  # error: call-arg, reportCallIssue
 loop.final_state([1.0], ZERO, epoch=3)  # error: call-arg, reportCallIssue
 loop.output(3)  # error: arg-type, reportArgumentType
+loop.replay("runs", 5)  # error: call-arg, reportCallIssue
+loop.replay("runs", "5", data=[1.0])  # error: arg-type, reportArgumentType
+loop.restore("runs", "newest")  # error: arg-type, reportArgumentType
