@@ -231,9 +231,11 @@ def test_a_resumed_run_is_exact(kind, tmp_path):
     resumed = loop(tmp_path / "broken").run(DATA, make(), epochs=EPOCHS)
     assert digest(resumed) == digest(whole)
     assert resumed.history == whole.history
-    # A restored state is shown in the user's form too.
-    restored = jl.restore(tmp_path / "whole", like=whole)
-    shown = jl.from_train_step(step).output(restored).step_state
+    # A restored state is shown in the user's form too, given only the loop and a state.
+    plain = jl.from_train_step(step)
+    restored = plain.restore(tmp_path / "whole", data=DATA, init_state=make())
+    shown = plain.output(restored).step_state
+    assert type(shown) is type(whole.step_state)
     assert_close(arrays(shown), arrays(whole.step_state))
 
 
