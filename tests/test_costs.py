@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import jaxloop as jl
-from jaxloop._engine import carry, start
+from jaxloop._engine import carry, first_state
 from jaxloop._engine.blocks import Blocks
 from jaxloop._engine.options import RunOptions
 from jaxloop._engine.parts import Parts
@@ -249,8 +249,8 @@ def test_an_epoch_leaves_its_history_and_no_more():
 def test_what_a_handler_keeps_is_copied_and_nothing_else_is():
     copies = []
     with pytest.MonkeyPatch.context() as patch:
-        original = start.copy
-        for module, name in ((carry, "copy"), (carry, "copy_later"), (start, "copy")):
+        original = carry.copy
+        for module, name in ((carry, "copy"), (carry, "copy_later"), (first_state, "copy")):
             patch.setattr(module, name, lambda tree: copies.append(1) or original(tree))
         MEAN.handle("iteration_completed", lambda s: None).run(DATA, 0.0)
         untouched = len(copies)

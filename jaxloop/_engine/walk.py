@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from jaxloop._core.bounds import is_within
 from jaxloop._core.events import ROWS, Event, Place
 from jaxloop._core.interrupts import ENDED_BY_SIGNAL
 from jaxloop._core.state import State
@@ -127,8 +126,8 @@ def _open_epoch(parts: Parts) -> None:
 
 def _has_iteration(parts: Parts) -> bool:
     """Returns whether this epoch has another iteration."""
-    progress = parts.progress
-    if not is_within(progress.iteration, parts.prefetcher.limit):
+    progress, limit = parts.progress, parts.prefetcher.limit
+    if limit is not None and progress.iteration >= limit:
         return False
     if parts.prefetcher.num_ready:
         return True
