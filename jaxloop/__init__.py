@@ -18,6 +18,7 @@ from jaxloop._installation import check_no_foreign_files
 
 if TYPE_CHECKING:
     from jaxloop import datasets, errors, handlers, losses, metrics, optimizers
+    from jaxloop._adopted.factory import from_train_step
     from jaxloop._checkpoint.bytes import deserialize_state, serialize_state
     from jaxloop._checkpoint.reader import restore
     from jaxloop._core.events import Event, Status
@@ -59,6 +60,7 @@ __all__ = [
     "evaluator",
     "every",
     "every_seconds",
+    "from_train_step",
     "handlers",
     "loop",
     "losses",
@@ -77,6 +79,7 @@ __all__ = [
 # Where each name lives. A module is imported when one of its names is first used, so that
 # `import jaxloop` costs nothing, and Optax and Orbax are imported only if you use them.
 _HOMES = {
+    "_adopted.factory": ("from_train_step",),
     "_checkpoint.bytes": ("deserialize_state", "serialize_state"),
     "_checkpoint.reader": ("restore",),
     "_core.events": ("Event", "Status"),

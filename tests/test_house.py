@@ -27,7 +27,7 @@ FLOORS = [
     ["_engine"],
     ["handlers"],
     ["_loop"],
-    ["_factories"],
+    ["_factories", "_adopted"],
     ["__init__"],
     ["__main__"],
 ]

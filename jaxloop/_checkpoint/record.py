@@ -34,7 +34,8 @@ from jaxloop._checkpoint.schema import (
 from jaxloop._checkpoint.unpacking import MALFORMED, Unpacker
 from jaxloop._core.events import Event, Place
 from jaxloop._core.lazy import EpochRecords, LazyDict, ReadOnlyDict
-from jaxloop._core.state import NO_COUNTS, EpochTime, EventCounts, Loan, State, saved_fields
+from jaxloop._core.loan import Loan
+from jaxloop._core.state import NO_COUNTS, EpochTime, EventCounts, State, saved_fields
 from jaxloop._core.types import PyTree
 from jaxloop._data.position import FROM_COUNTERS, Position
 from jaxloop.errors import DamagedError, SerializationError

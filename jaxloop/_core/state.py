@@ -15,11 +15,12 @@ see the fields as writable, and the check happens at run time.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, Literal
 
 from jaxloop._core.events import ITERATION_EVENTS, Event, Place, RunStatus
 from jaxloop._core.lazy import EpochRecords, LazyDict, ReadOnlyDict
+from jaxloop._core.loan import Loan, ShownLoan
 from jaxloop._core.types import PyTree, S
 from jaxloop.errors import ArgumentTypeError, unknown_name
 
@@ -55,22 +56,6 @@ class EventCounts:
 
 
 NO_COUNTS: Counts = {event: (0, 0) for event in Event}
-
-
-class Loan:
-    """The carried arrays of a run, lent to a `State`.
-
-    The engine donates the arrays of a loan only if they were never read and no code holds the loan.
-    Otherwise it copies them first. `read` records whether they were read. The engine checks for
-    holders by whether this object is still alive.
-    """
-
-    __slots__ = ("__weakref__", "accumulators", "read", "step_state")
-
-    def __init__(self, step_state: PyTree, accumulators: PyTree) -> None:
-        self.step_state = step_state
-        self.accumulators = accumulators
-        self.read = False
 
 
 OnChange = Literal["adopt", "refuse", "ignore"]
@@ -262,7 +247,7 @@ class State(Snapshot, Generic[S]):
     def step_state(self) -> S:
         """The pytree of arrays that the step carries. It stays valid for as long as you keep it."""
         self.loan.read = True
-        step_state: S = self.loan.step_state
+        step_state: S = self.loan.shown
         return step_state
 
     def replace(self, **changes: Any) -> State[S]:
@@ -307,6 +292,16 @@ def make(cls: type[Any], fields: dict[str, Any]) -> Any:
     made = object.__new__(cls)
     made.__dict__.update(fields)
     return made
+
+
+def shown_as(state: State[Any], show: Callable[[PyTree], Any]) -> State[Any]:
+    """Returns a state whose ``step_state`` is ``show`` of the carried one.
+
+    Runs and checkpoints continue from the carried one.
+    """
+    loan = ShownLoan(state.loan, show(state.loan.step_state))
+    shown: State[Any] = make(State, {**state.__dict__, "loan": loan})
+    return shown
 
 
 def _known_metrics(metrics: object) -> LazyDict:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import weakref
 
 from jaxloop._core.arrays import copy, copy_later
-from jaxloop._core.state import Loan
+from jaxloop._core.loan import Loan
 from jaxloop._core.types import PyTree
 
 Values = tuple[PyTree, PyTree]

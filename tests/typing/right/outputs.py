@@ -53,3 +53,15 @@ assert_type(counting.checkpoint("runs", resume=True).run([1.0], jnp.zeros(())), 
 replayed, batch = counting.replay("runs", 1234, data=[1.0], init_state=jnp.zeros(()), fuse=1)
 assert_type(replayed, jl.State[jax.Array])
 print(step(batch, replayed.step_state))
+
+
+def train_step(w: jax.Array, batch: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    return w + 1, {"loss": jnp.sum(batch)}
+
+
+def eval_step(w: jax.Array, batch: jax.Array) -> dict[str, jax.Array]:
+    return {"loss": jnp.sum(batch)}
+
+
+adopted = jl.from_train_step(train_step, eval_step=eval_step, key=0).validate([1.0])
+assert_type(adopted.run([1.0], jnp.zeros(()), epochs=2), jl.State[Any])

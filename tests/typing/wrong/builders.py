@@ -33,3 +33,4 @@ loop.from_state(3)  # error: arg-type, reportArgumentType
 loop.resume(3)  # error: arg-type, reportArgumentType
 jl.trainer((step, step), "huber", "adam", log="often")  # error: arg-type, reportArgumentType
 jl.batches(jnp.ones(8), "4")  # error: arg-type, reportArgumentType
+jl.from_train_step(3)  # error: arg-type, reportArgumentType
