@@ -160,8 +160,11 @@ def nnx_eval(model, optimizer, metrics, batch):
     return {"loss": jnp.mean((model(x) - y) ** 2)}
 
 
+jitted_nnx_step = nnx.jit(nnx_step)
+
+
 def nnx_by_hand(state, batch):
-    return state, nnx.jit(nnx_step)(*state, batch)
+    return state, jitted_nnx_step(*state, batch)
 
 
 KINDS = {
