@@ -67,7 +67,7 @@ def eval_step(state, batch):
 def train(data, held_out, *, epochs):
     # --- the loop
     loop = jl.from_train_step(train_step, eval_step=eval_step).validate(held_out)
-    return loop.final_state(data, create_train_state(), epochs=epochs)
+    return loop.run(data, create_train_state(), epochs=epochs)
     # --- end
 
 

@@ -232,7 +232,7 @@ def test_restore_without_an_init_function(tmp_path):
 
 def test_restore_with_an_init_function_that_reads_values(tmp_path):
     def init(batch, scale):
-        return {"w": jnp.zeros(int(batch[0])) if batch[0] > 1 else 0, "scale": scale}
+        return {"w": jnp.zeros(int(jnp.max(batch))), "scale": scale}
 
     data = [np.array([3.0], np.float32)]
     loop = jl.loop(lambda batch, state: {**state, "w": state["w"] + batch}, init)

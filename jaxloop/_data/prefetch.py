@@ -261,8 +261,10 @@ class Prefetcher:
 
     def _within(self, most: int) -> int:
         """Returns ``most``, limited by the size of a superbatch and by what the epoch needs."""
-        left = None if self.limit is None else self.limit - self._num_consumed - self.num_ready
-        return limited(min(most, self._pool.num_rows), left)
+        most = min(most, self._pool.num_rows)
+        if self.limit is None:
+            return most
+        return min(most, self.limit - self._num_consumed - self.num_ready)
 
     def number(self, value: int) -> Any:
         """Returns an int32 scalar on the device. Each value is transferred once."""

@@ -85,25 +85,63 @@ class Training:
 
     def step(self, batch: PyTree, step_state: PyTree) -> Emission:
         """Returns the next step state, and what the step reports."""
-        step_key = jax.random.fold_in(step_state["key"], step_state["num_steps"])
+        key = jax.random.fold_in(step_state["key"], step_state["num_steps"])
         params, rest = self.adapter.split(step_state["model_state"])
         scale_state = step_state["loss_scale_state"]
         gradient = accumulated(self._forward(scale_state), self.num_micro_batches)
-        (_, (judged, new_rest)), grads = gradient(params, rest, batch, step_key)
+        (_, (judged, new_rest)), grads = gradient(params, rest, batch, key)
         grads, new_scale_state = self.loss_scale.unscale(grads, scale_state)
 
-        def value_fn(params: PyTree) -> jax.Array:
-            loss: jax.Array = gradient(params, rest, batch, step_key)[0][1][0].loss
-            return loss
+        def again(params: PyTree) -> tuple[jax.Array, PyTree]:
+            (_, (judged, _)), grads = gradient(params, rest, batch, key)
+            return judged.loss, self.loss_scale.unscale(grads, scale_state)[0]
 
+        update, needs_more_gradients = self._update(judged.loss, grads, params, step_state, again)
+        new = {
+            **step_state,  # what a handler added is carried too
+            "model_state": self.adapter.join(update.params, new_rest),
+            "optimizer_state": update.optimizer_state,
+            "num_steps": step_state["num_steps"] + 1,
+        }
+        if self.ema_decay is not None:
+            new["ema_params"] = self._averaged(step_state["ema_params"], update.params)
+        outputs = {**judged.outputs, **self._reported(judged, update)}
+        if self.skips_overflow:
+            finite = jnp.isfinite(judged.loss) & loss_scales.all_finite(grads)
+            if needs_more_gradients:
+                finite &= loss_scales.all_finite(update.updates)
+            new = _select(finite, new, step_state)
+            # The metrics do not count the examples of a step that did not happen.
+            outputs[SKIPPED] = (~finite).astype(jnp.int32)
+        return emit({**new, "loss_scale_state": new_scale_state}, **outputs)
+
+    def _update(
+        self,
+        loss: jax.Array,
+        grads: PyTree,
+        params: PyTree,
+        step_state: PyTree,
+        again: Callable[[PyTree], tuple[jax.Array, PyTree]],
+    ) -> tuple[Update, bool]:
+        """Returns the update, and whether the optimizer asked for more gradients.
+
+        Args:
+            loss: The loss.
+            grads: Its gradients.
+            params: The parameters.
+            step_state: The step state.
+            again: Returns the loss and the gradients at other parameters.
+        """
         num_extra_gradients = 0
+
+        def value_fn(params: PyTree) -> jax.Array:
+            return again(params)[0]
 
         def grad_fn(params: PyTree, adversarial_step: int = 0) -> PyTree:
             nonlocal num_extra_gradients
             del adversarial_step  # every gradient of a step is that of its batch
             num_extra_gradients += 1
-            again = gradient(params, rest, batch, step_key)[1]
-            return self.loss_scale.unscale(again, scale_state)[0]
+            return again(params)[1]
 
         # Optax mixes Python floats with int32 counters, even if the user forbids promotion.
         with jax.numpy_dtype_promotion("standard"):
@@ -111,7 +149,7 @@ class Training:
                 grads,
                 step_state["optimizer_state"],
                 params,
-                value=judged.loss,
+                value=loss,
                 grad=grads,
                 value_fn=value_fn,
                 grad_fn=grad_fn,
@@ -121,29 +159,16 @@ class Training:
         updates = jax.tree.map(lambda u: u * scale.astype(u.dtype), updates)
         new_params = optax.apply_updates(params, updates)
         update = Update(grads, updates, new_params, optimizer_state, scale)
-        new = {
-            **step_state,  # what a handler added is carried too
-            "model_state": self.adapter.join(new_params, new_rest),
-            "optimizer_state": optimizer_state,
-            "num_steps": step_state["num_steps"] + 1,
-        }
-        if self.ema_decay is not None:
-            new["ema_params"] = self._averaged(step_state["ema_params"], new_params)
+        return update, num_extra_gradients > 0
+
+    def _reported(self, judged: Judged, update: Update) -> dict[str, PyTree]:
         taken = sorted(judged.outputs.keys() & set(self.report))
         if taken:
             raise ArgumentError(
                 f"the objective must not report {taken[0]!r}, which report= names too",
                 fix="give the value another name, or leave it out of report=",
             )
-        outputs = {**judged.outputs, **reported(self.report, update)}
-        if self.skips_overflow:
-            finite = jnp.isfinite(judged.loss) & loss_scales.all_finite(grads)
-            if num_extra_gradients:
-                finite &= loss_scales.all_finite(updates)
-            new = _select(finite, new, step_state)
-            # The metrics do not count the examples of a step that did not happen.
-            outputs[SKIPPED] = (~finite).astype(jnp.int32)
-        return emit({**new, "loss_scale_state": new_scale_state}, **outputs)
+        return reported(self.report, update)
 
     def _forward(self, scale_state: PyTree) -> Callable[..., Any]:
         def forward(
