@@ -317,6 +317,8 @@ class LoopSpec(Generic[S, OutputT]):
             first step state to `run`.
         output_transform: Makes the output of a run from the final state. If None, the output is
             the state itself.
+        show: Makes what ``step_state`` of a returned state is from what is carried. If None, it is
+            what is carried. Handlers see that in any case.
         attachments: The attachments, in order.
         metrics: The declared metrics.
         start: The state to start from, or None.
@@ -329,6 +331,7 @@ class LoopSpec(Generic[S, OutputT]):
     step_fn: BatchFn
     init_fn: BatchFn | None = None
     output_transform: Callable[[State[S]], OutputT] | None = None
+    show: Callable[[PyTree], Any] | None = None
     attachments: tuple[Attachment, ...] = ()
     metrics: tuple[MetricSpec, ...] = ()
     start: State[S] | None = None

@@ -231,12 +231,12 @@ def test_a_resumed_run_is_exact(kind, tmp_path):
     resumed = loop(tmp_path / "broken").run(DATA, make(), epochs=EPOCHS)
     assert digest(resumed) == digest(whole)
     assert resumed.history == whole.history
-    # A restored state is shown in the user's form too, given only the loop and a state.
+    # A restored state has the user's form too, given only the loop and a state.
     plain = jl.from_train_step(step)
     restored = plain.restore(tmp_path / "whole", data=DATA, init_state=make())
-    shown = plain.output(restored).step_state
-    assert type(shown) is type(whole.step_state)
-    assert_close(arrays(shown), arrays(whole.step_state))
+    for state in (restored, plain.output(restored)):
+        assert type(state.step_state) is type(whole.step_state)
+        assert_close(arrays(state.step_state), arrays(whole.step_state))
 
 
 def test_modules_without_their_graph_cannot_be_shown(tmp_path):
@@ -369,6 +369,27 @@ def test_handlers_see_what_is_carried():
     final = loop.run(DATA, make_small())
     assert_close(seen[0].step_state.nnx_variables[0]["bias"][...], final.step_state[0].bias[...])
     assert_close(arrays(loop.output(seen[0]).step_state), arrays(final.step_state))
+
+
+def test_returned_states_have_the_form_that_was_passed():
+    loop = jl.from_train_step(in_place, key=None)
+    *_, last = kept = list(loop.stream(DATA, make_small(), epochs=3))
+    final = loop.final_state(DATA, make_small(), epochs=3)
+    assert_close(arrays(last.step_state), arrays(final.step_state))
+    # A state stays valid while the loop goes on.
+    first = loop.run(DATA, make_small(), output_transform=lambda state: state.step_state)
+    assert_close(arrays(kept[0].step_state), arrays(first))
+
+
+def test_the_best_state_is_returned():
+    def step(w, batch, key):
+        return w + 1, {"distance": jnp.abs(w - 7)}
+
+    loop = jl.from_train_step(step, key=0).early_stop(
+        "distance", mode="min", patience=2, restore_best=True
+    )
+    state = loop.run([0, 0, 0], 0, epochs=9)
+    assert state.status == "halted" and state.step_state == 9 and state.step == 15
 
 
 def test_shared_variables_stay_shared():

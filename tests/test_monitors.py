@@ -359,6 +359,13 @@ def test_restore_best_may_be_added_or_removed_by_a_changed_script(tmp_path):
     assert set(state.handler_state["stop"]) == {"best", "count", "cooldown"}
 
 
+@pytest.mark.parametrize("accumulate", ["running_sum", "running_average"])
+def test_a_monitor_may_watch_exact_integers(accumulate):
+    loop = jl.loop(lambda batch, total: jl.emit(total, n=batch))
+    loop = loop.metric("n", accumulate=accumulate).early_stop("n", mode="max", patience=2)
+    assert loop.run([jnp.int32(1), jnp.int32(2)], 0, epochs=9).epoch == 3
+
+
 # --- validation is checked before the first step ---
 
 WIDE = (np.ones((4, 3), np.float32), Y[:4])

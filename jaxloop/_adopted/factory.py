@@ -16,8 +16,7 @@ from jaxloop._adopted.carried import Carried
 from jaxloop._adopted.step import AdoptedEvalStep, AdoptedStep
 from jaxloop._adopted.transforms import unwrapped
 from jaxloop._core.checks import check_callable
-from jaxloop._core.state import State, shown_as
-from jaxloop._core.types import PyTree
+from jaxloop._core.state import State
 from jaxloop._loop import Loop
 from jaxloop.handlers.evaluation import StepTask
 from jaxloop.metrics.scalars import EACH_SCALAR
@@ -50,9 +49,11 @@ def from_train_step(
             batch), a new one each time. A resumed run continues with the keys that come next.
 
     Returns:
-        A loop whose `run` returns the final `State`. In handlers, ``state.step_state`` is what is
-        carried: the pytree itself, or the variables of the NNX modules; with ``key=``, a dict with
-        this as ``state``. ``loop.output(state)`` converts it, also in a restored state.
+        A loop whose `run` returns the final `State`. In the states that `Loop.run`,
+        `Loop.final_state`, `Loop.stream` and `Loop.restore` return, ``step_state`` has the form of
+        the state that you passed. In handlers, and from `Loop.replay`, it is what is carried: the
+        pytree itself, or the variables of the NNX modules; with ``key=``, a dict with this as
+        ``state``. ``loop.output(state)`` returns any state in the form that you passed.
 
     Raises:
         ArgumentTypeError: A step is not a function, ``key`` is neither a key nor a seed, or the
@@ -79,8 +80,4 @@ def from_train_step(
     if eval_step is not None:
         check_callable("from_train_step", "eval_step", eval_step)
         task = StepTask(AdoptedEvalStep(unwrapped("eval_step", eval_step), carried))
-
-    def output(state: State[PyTree]) -> State[PyTree]:
-        return shown_as(state, carried.show)
-
-    return Loop(step, carried, output, metrics=(EACH_SCALAR,), task=task)
+    return Loop(step, carried, show=carried.show, metrics=(EACH_SCALAR,), task=task)

@@ -42,7 +42,6 @@ class ShownLoan(Loan):
     def __init__(self, loan: Loan, shown: Any) -> None:
         super().__init__(loan.step_state, loan.accumulators)
         self._shown = shown
-        self.read = True
 
     @property
     def shown(self) -> Any:

@@ -299,6 +299,7 @@ def shown_as(state: State[Any], show: Callable[[PyTree], Any]) -> State[Any]:
 
     Runs and checkpoints continue from the carried one.
     """
+    state.loan.read = True  # the other form may refer to the arrays
     loan = ShownLoan(state.loan, show(state.loan.step_state))
     shown: State[Any] = make(State, {**state.__dict__, "loan": loan})
     return shown

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
-from jaxloop._core.state import State
+from jaxloop._core.state import State, shown_as
 from jaxloop._core.types import DataLike, OutputT, S
 from jaxloop._engine.first_state import abstract_step_state
 from jaxloop._engine.recovery import keep_state
@@ -64,7 +64,7 @@ def make_output(
         transform: Makes the output in place of the loop's own transform.
     """
     transform = transform or loop.output_transform
-    state = _best(loop, state)
+    state = shown(loop, _best(loop, state))
     if transform is None:
         return state
     try:
@@ -72,6 +72,11 @@ def make_output(
     except BaseException as error:
         keep_state(error, state)
         raise
+
+
+def shown(loop: LoopSpec[Any, Any], state: State[Any]) -> State[Any]:
+    """Returns a state as the caller of a run sees it; see `LoopSpec.show`."""
+    return state if loop.show is None else shown_as(state, loop.show)
 
 
 def _best(loop: LoopSpec[Any, Any], state: State[Any]) -> State[Any]:
@@ -137,4 +142,4 @@ def restore(
     from jaxloop._checkpoint import reader
 
     like = abstract_step_state(loop, data, init_state)
-    return reader.restore(path, which, like=like)
+    return shown(loop, reader.restore(path, which, like=like))

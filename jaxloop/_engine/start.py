@@ -34,6 +34,7 @@ from jaxloop._engine.watched import check_watched_metrics, known_better, warn_of
 from jaxloop._program.block import Program
 from jaxloop._spec import CheckpointTrigger, Handler, RunStart
 from jaxloop.errors import DataError, SerializationError
+from jaxloop.metrics.exact_int import is_exact
 
 logger = logging.getLogger("jaxloop")
 
@@ -381,7 +382,11 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
 def _values_of(program: Program) -> dict[str, PyTree]:
     """Returns the shapes and dtypes of the metrics' values."""
     metrics = program.metrics
-    values: dict[str, PyTree] = jax.eval_shape(lambda: metrics.compute(metrics.init()))
+    computed = jax.eval_shape(lambda: metrics.compute(metrics.init()))
+    # Exact numbers are one leaf, as on the host.
+    values: dict[str, PyTree] = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), computed, is_leaf=is_exact
+    )
     for name, _ in metrics.derived:
         values[name] = abstract(program.fresh_values()[name])
     return values

@@ -131,6 +131,16 @@ class ExactRatio(_HostValue):
     numerator: ExactInt
     denominator: ExactInt
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array."""
+        return self.numerator.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of its NumPy array."""
+        return np.dtype(np.float64)
+
     def to_numpy(self) -> HostArray:
         """Returns float64."""
         above, below = self.numerator.small(), self.denominator.small()
