@@ -323,6 +323,8 @@ class LoopSpec(Generic[S, OutputT]):
         resume_path: The folder to resume from, or None.
         best_from: The name of the handler whose memory holds the best step state, for the output.
         task: The way to evaluate the model of a supervised loop, or None.
+        show: Makes the step state that `final_state` and `stream` give from the carried one. If
+            None, they give that one.
         programs: The programs compiled for this step and these metrics.
     """
 
@@ -335,6 +337,7 @@ class LoopSpec(Generic[S, OutputT]):
     resume_path: str | None = None
     best_from: str | None = None
     task: Task | None = None
+    show: Callable[[PyTree], Any] | None = None
     programs: ProgramCache = dataclasses.field(default_factory=ProgramCache, compare=False)
 
     def attach(self: SpecT, attachment: Attachment) -> SpecT:

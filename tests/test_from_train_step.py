@@ -369,6 +369,16 @@ def test_handlers_see_what_is_carried():
     assert_close(arrays(loop.output(seen[0]).step_state), arrays(final.step_state))
 
 
+def test_every_result_shows_new_modules():
+    loop = jl.from_train_step(in_place)
+    expected = loop.run(DATA, make_small(), epochs=2)
+    final = loop.final_state(DATA, make_small(), epochs=2)
+    streamed = list(loop.stream(DATA, make_small(), epochs=2))
+    for state in (final, streamed[-1], loop.output(final)):
+        assert_close(arrays(state.step_state), arrays(expected.step_state))
+    assert_close(arrays(streamed[0].step_state), arrays(loop.run(DATA, make_small()).step_state))
+
+
 def test_shared_variables_stay_shared():
     class Tied(nnx.Module):
         def __init__(self, rngs):

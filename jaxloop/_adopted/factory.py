@@ -50,9 +50,10 @@ def from_train_step(
             batch), a new one each time. A resumed run continues with the keys that come next.
 
     Returns:
-        A loop whose `run` returns the final `State`. In handlers, ``state.step_state`` is what is
-        carried: the pytree itself, or the variables of the NNX modules; with ``key=``, a dict with
-        this as ``state``. ``loop.output(state)`` converts it, also in a restored state.
+        A loop whose `run` and `final_state` return the final `State`. In handlers,
+        ``state.step_state`` is what is carried: the pytree itself, or the variables of the NNX
+        modules; with ``key=``, a dict with this as ``state``. ``loop.output(state)`` converts it,
+        also in a restored state.
 
     Raises:
         ArgumentTypeError: A step is not a function, ``key`` is neither a key nor a seed, or the
@@ -83,4 +84,4 @@ def from_train_step(
     def output(state: State[PyTree]) -> State[PyTree]:
         return shown_as(state, carried.show)
 
-    return Loop(step, carried, output, metrics=(EACH_SCALAR,), task=task)
+    return Loop(step, carried, output, metrics=(EACH_SCALAR,), task=task, show=carried.show)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
-from jaxloop._core.state import State
+from jaxloop._core.state import State, shown_as
 from jaxloop._core.types import DataLike, OutputT, S
 from jaxloop._engine.first_state import abstract_step_state
 from jaxloop._engine.recovery import keep_state
@@ -51,6 +51,14 @@ def output(loop: LoopSpec[S, OutputT], state: State[S]) -> OutputT:
         )
     made: OutputT = make_output(loop, state, None)
     return made
+
+
+def shown(loop: LoopSpec[S, Any], state: State[S]) -> State[S]:
+    """Returns a state whose ``step_state`` has the form in which the loop shows it."""
+    if loop.show is None:
+        return state
+    state.loan.read = True  # the shown form may share the arrays
+    return shown_as(state, loop.show)
 
 
 def make_output(

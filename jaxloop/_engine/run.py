@@ -10,6 +10,7 @@ Each makes one run from its parts, and uses it once.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, overload
@@ -22,7 +23,7 @@ from jaxloop._engine.firing import Firing
 from jaxloop._engine.options import RunArguments, RunOptions, takes_run_arguments
 from jaxloop._engine.parts import Parts
 from jaxloop._engine.recovery import Recovery, keep_state
-from jaxloop._engine.results import make_output
+from jaxloop._engine.results import make_output, shown
 from jaxloop._engine.start import begin
 from jaxloop._engine.walk import flush, walk
 from jaxloop._spec import LoopSpec
@@ -134,7 +135,7 @@ def final_state(
         >>> state.epoch, loop.output(state)
         (2, 6)
     """
-    return Run(loop, data, init_state, RunOptions.of(arguments)).finish()
+    return shown(loop, Run(loop, data, init_state, RunOptions.of(arguments)).finish())
 
 
 @overload
@@ -188,7 +189,7 @@ def stream(
     """
     _check_transform(output_transform)
     states = Run(loop, data, init_state, RunOptions.of(arguments)).states(give=True)
-    return states if output_transform is None else map(output_transform, states)
+    return map(output_transform or functools.partial(shown, loop), states)
 
 
 @takes_run_arguments
