@@ -589,3 +589,22 @@ def test_a_validation_leaves_out_what_only_the_training_reports():
         "validation_perplexity",
     }
     assert state.history[1]["gradient_norm"] > 0 and "log" in state.history[1]
+
+
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy_with_integer_labels", classify])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_debug_nans_finds_the_operation(loss, compiled):
+    def shrink(updates, state, params=None):
+        return jax.tree.map(lambda g: g * jnp.sqrt(jnp.sum(0 * g) - 1), updates), state
+
+    bad = optax.GradientTransformation(lambda params: (), shrink)
+    for optimizer in (optax.sgd(0.1), bad):
+        loop = jl.trainer(PAIR, loss, optimizer, log=0)
+        state = loop.final_state([(X, Y)], epochs=0)
+        batch, step_state = jax.tree.map(jnp.asarray, (X, Y)), state.step_state
+        with jax.debug_nans(True), jax.disable_jit(not compiled):
+            if optimizer is bad:
+                with pytest.raises(FloatingPointError, match="sqrt"):
+                    jax.jit(loop.step_fn)(batch, step_state)
+            else:
+                jax.jit(loop.step_fn)(batch, step_state)

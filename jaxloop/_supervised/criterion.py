@@ -34,7 +34,7 @@ class Judged(NamedTuple):
     """The result of a criterion for one batch.
 
     Attributes:
-        loss: The weighted mean over the examples, a scalar. NaN if there is no loss.
+        loss: The weighted mean over the examples, a scalar. 0 if there is no loss.
         amount: The sum of the weights, or the number of examples, a float32 scalar. With it, the
             means of several batches add up to the mean over all of them.
         outputs: The values that the step reports.
@@ -100,7 +100,7 @@ class PlainLoss:
         if parts.weight is not None:
             outputs["sample_weight"] = parts.weight
         num_examples = length_of(parts.targets) or length_of((parts.args, parts.kwargs)) or 1
-        loss = jnp.float32(jnp.nan)
+        loss = jnp.zeros(())
         if self.loss is not None:
             with _explaining():
                 loss = losses.average(

@@ -56,9 +56,11 @@ def evaluation_steps(
         return eval_state(merge_state(initialized, prepared, complete=not holds)), None
 
     def step_fn(batch: PyTree, step_state: PyTree) -> Emission:
-        key = jax.random.fold_in(jax.random.key(0), step_state["num_steps"])
+        number = step_state.get("num_steps", jnp.uint32(0))  # a bare model state has none
+        key = jax.random.fold_in(jax.random.key(0), number)
         judged = _judged(adapter, criterion, batch, step_state["model_state"], key)
-        return emit({**step_state, "num_steps": step_state["num_steps"] + 1}, **judged.outputs)
+        new = {**step_state, "num_steps": number + 1} if "num_steps" in step_state else step_state
+        return emit(new, **judged.outputs)
 
     return SupervisedInit(init_fn, adapter.load), step_fn
 

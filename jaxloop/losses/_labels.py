@@ -74,4 +74,6 @@ def nan_unless(valid: jax.Array, values: jax.Array) -> jax.Array:
     The product, unlike `jnp.where`, makes the gradient NaN too, so that a label out of range cannot
     train anything unnoticed.
     """
-    return values * jnp.where(valid, 1, jnp.nan).astype(values.dtype)
+    # Without a NaN that is always there, which `jax.debug_nans` would report.
+    one = valid.astype(values.dtype)
+    return values * (one / one)
