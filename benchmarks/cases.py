@@ -174,14 +174,10 @@ def jaxloop_objective(work):
     first = work.init()["params"]
 
     def train():
-        state = loop.run(work.batches, first, epochs=work.epochs, output_transform=_itself)
+        state = loop.final_state(work.batches, first, epochs=work.epochs)
         return float(state.history[work.epochs - 1]["loss"])
 
     return train
-
-
-def _itself(state):
-    return state
 
 
 def jaxloop_five_metrics(work):

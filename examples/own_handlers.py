@@ -90,9 +90,7 @@ def main() -> None:
         )
         # `validate` adds "validation_accuracy", so it is attached first.
         loop = save_records(loop, "validation_accuracy", path, at_most=3)
-        state = loop.run(
-            jl.batches(train, 32, shuffle=True), epochs=8, output_transform=lambda state: state
-        )
+        state = loop.final_state(jl.batches(train, 32, shuffle=True), epochs=8)
         memory = state.handler_state["save_records"]
         print(f"{memory['saved']} records, the best of them {memory['best']:.1%}")
         assert memory["saved"] == 3 and jl.restore(path).step > 0
