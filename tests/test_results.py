@@ -169,7 +169,11 @@ def saved(tmp_path_factory):
     return path, loop.final_state(BATCHES, epochs=3)
 
 
-@pytest.mark.parametrize("data", [BATCHES, [(X[:8], Y[:8])], lambda epoch: BATCHES], ids=str)
+@pytest.mark.parametrize(
+    "data",
+    [BATCHES, [(X[:8], Y[:8])], lambda epoch: BATCHES],
+    ids=["batches", "list", "function"],
+)
 def test_restore_takes_the_structure_from_the_loop(saved, data):
     path, final = saved
     state = TRAINER.restore(path, data=data)
