@@ -69,7 +69,9 @@ SPECS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["bool", "int32", "float32"])
+@pytest.mark.parametrize(
+    "kind", ["bool", *(pytest.param(one, marks=pytest.mark.slow) for one in ("int32", "float32"))]
+)
 def test_a_metric_of_elements_is_that_of_as_many_examples(kind):
     """The last batch is smaller. The results are equal to the last bit."""
     batches = [batch(5, kind), batch(2, kind, seed=1)]

@@ -214,7 +214,10 @@ def eval_of(eval_step, state, batch):
     return float(result["loss"] if isinstance(result, dict) else result)
 
 
-@pytest.mark.parametrize("kind", ["TrainState", "pytree", "NNX"])
+@pytest.mark.parametrize(
+    "kind",
+    ["NNX", *(pytest.param(one, marks=pytest.mark.slow) for one in ("TrainState", "pytree"))],
+)
 def test_a_resumed_run_is_exact(kind, tmp_path):
     make, step, eval_step, _ = KINDS[kind]
 

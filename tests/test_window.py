@@ -79,7 +79,15 @@ def loop_of(how):
     return loop.replace(metrics=(*loop.metrics, declare_batch_mean("loss", "loss")))
 
 
-@pytest.mark.parametrize("n, kind", [(1, "none"), (3, "bool"), (3, "float32"), (20, "int32")])
+@pytest.mark.parametrize(
+    "n, kind",
+    [
+        (1, "none"),
+        (3, "float32"),
+        pytest.param(3, "bool", marks=pytest.mark.slow),
+        pytest.param(20, "int32", marks=pytest.mark.slow),
+    ],
+)
 def test_each_kind_of_metric_is_exact_after_each_iteration(n, kind):
     data = batches(kind)
     loop = loop_of(jl.window(n))
@@ -142,7 +150,7 @@ def test_a_class_a_metric_and_a_tree():
         )
 
 
-@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("x64", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_laws(x64):
     """Merging keeps the last of both, is associative, and has a neutral element."""
     with jax.enable_x64(x64):
