@@ -58,7 +58,8 @@ def train_step(
 
     Args:
         model: A Flax Linen, Flax NNX or Equinox module, a transformed Haiku function, a `Model`, a
-            pair ``(init, apply)``, or a tuple, list or dict of models. A Linen module or a Haiku
+            pair ``(init, apply)``, or a tuple, list or dict of models. NNX modules that share a
+            variable must be parts of one module, such as an `nnx.Dict`. A Linen module or a Haiku
             function learns from a flag whether it trains: ``train``, ``training``,
             ``deterministic``, ``use_running_average`` or, for Haiku, ``is_training``.
         loss: A name, a function of ``(y_true, y_pred)``, a loss of Optax (also inside

@@ -422,6 +422,26 @@ def test_a_folder_without_checkpoints(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_run_that_ended_before_its_first_checkpoint(tmp_path):
+    data = [1.0, 2.0, float("nan"), 4.0]
+    loop = jl.loop(lambda batch, total: total + batch).nan_guard(filter="always")
+    saving = loop.checkpoint(tmp_path / "a")
+    assert saving.run(data, 0.0, epochs=2).status == "halted"
+    assert not list((tmp_path / "a").iterdir())
+    state, batch = saving.replay(tmp_path / "a", 3, data=data, init_state=0.0)
+    assert (state.step, float(state.step_state)) == (2, 3.0) and np.isnan(batch)
+    with pytest.raises(jl.errors.ArgumentError, match="got 9; the steps .* are 1 to 4"):
+        saving.replay(tmp_path / "a", 9, data=data, init_state=0.0)
+    # The same, for a run that continued from a state.
+    state = jl.loop(lambda batch, total: total + batch).run(data[:2], 0.0)
+    saving = loop.from_state(state).checkpoint(tmp_path / "b")
+    saving.run(data, epochs=2)
+    state, batch = saving.replay(tmp_path / "b", 5, data=data, epochs=2)
+    assert (state.step, float(state.step_state)) == (4, 6.0) and np.isnan(batch)
+    with pytest.raises(jl.errors.ArgumentError, match="step must be one of the run"):
+        saving.replay(tmp_path / "b", 2, data=data)
+
+
 def test_a_damaged_checkpoint_is_skipped(tmp_path):
     loop = LOOP.checkpoint(tmp_path, keep=None)
     loop.run(SMALL, epochs=3)

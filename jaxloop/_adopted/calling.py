@@ -1,4 +1,4 @@
-"""The call of a user's step as it is written, and notes on the errors that compiling it causes.
+"""The call of a user's step as it is written, and notes on the errors that tracing it causes.
 
     result = call("train_step", train_step, (model, optimizer), batch)
 
@@ -88,9 +88,9 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except _ON_THE_HOST as error:
         error.add_note(
-            f"jaxloop: {name} is compiled, so it cannot use values on the host, as float(loss), "
-            "`if loss > 1` and np.asarray(loss) do\n  fix: return the value as a metric and read "
-            "it in a handler, as state.metrics[name] or state.outputs[name]; or pass jit=False"
+            f"jaxloop: {name} is traced, also with jit=False, so it cannot use values on the host, "
+            "as float(loss), `if loss > 1` and np.asarray(loss) do\n  fix: return the value as a "
+            "metric and read it in a handler, as state.metrics[name] or state.outputs[name]"
         )
         raise
     except Exception as error:

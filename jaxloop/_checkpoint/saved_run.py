@@ -32,7 +32,8 @@ class SavedRun:
     Attributes:
         folder: The folder.
         checkpoints: Those that it can be repeated from, the newest first.
-        newest: The record of its newest checkpoint.
+        newest: The record of its newest checkpoint. If it has saved none yet, the step that it
+            started from.
     """
 
     folder: Path
@@ -56,10 +57,10 @@ class SavedRun:
 
     @property
     def bounds(self) -> Bounds:
-        """The bounds that the run was given last."""
+        """The bounds that the run was given last, as far as they are known."""
         epochs, steps = self.newest.get("requested_epochs"), self.newest.get("max_step")
         if epochs is None and steps is None:
-            epochs = self.newest["max_epoch"]  # an early version of jaxloop wrote it
+            epochs = self.newest.get("max_epoch")  # an early version of jaxloop wrote it
         return Bounds(epochs, self.newest.get("requested_iterations"), steps)
 
     def load_before(self, step: int, like: PyTree) -> State[Any] | None:
@@ -76,18 +77,22 @@ class SavedRun:
         return newest_good(sorted(earlier, key=lambda one: -one.step), like)
 
 
-def saved_run(path: str | os.PathLike[str], step: int) -> SavedRun:
+def saved_run(path: str | os.PathLike[str], step: int, start: int) -> SavedRun:
     """Returns the run that wrote the newest good checkpoint in a folder.
 
     Args:
-        path: The folder.
+        path: The folder. If it is empty, the run ended before its first checkpoint.
         step: The step that is needed. If parts of the run had other bounds, it selects the part.
+        start: The step of the state that a run of the loop starts from.
 
     Raises:
-        CheckpointError: The folder has no good checkpoint, or it cannot be read.
+        CheckpointError: The folder does not exist, has only bad checkpoints, or cannot be read.
     """
     folder = Path(check_path("replay", path)).absolute()
-    good = [one for one in entries(folder) if one.record is not None]
+    found = entries(folder)
+    if not found and folder.exists():
+        return SavedRun(folder, (), {"step": start, "first_step": start, "status": "running"})
+    good = [one for one in found if one.record is not None]
     if not good:
         raise CheckpointError(
             f"replay: path must be a folder with checkpoints of the run, got {folder}, which has "

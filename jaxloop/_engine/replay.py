@@ -50,7 +50,8 @@ def replay(
     ``jax_debug_nans``.
 
     The run is the one that wrote the newest checkpoint in the folder. If it was killed, or if
-    `nan_guard` halted it, it also ran steps after that checkpoint, which can be replayed too. If
+    `nan_guard` halted it, it also ran steps after that checkpoint, which can be replayed too. The
+    folder of a run that ended before its first checkpoint is empty. If
     ``nan_guard("rewind")`` rewound the run, replaying a step after that needs a checkpoint that was
     saved in between.
 
@@ -62,7 +63,7 @@ def replay(
         data: The data that were passed to `run`.
         init_state: The ``init_state`` that was passed to `run`.
         **arguments: The other arguments that were passed to `run`. If you pass none of ``epochs``,
-            ``iterations`` and ``steps``, those of the run are used.
+            ``iterations`` and ``steps``, those that the newest checkpoint knows are used.
 
     Returns:
         ``(state, batch)``: the `State` after the handlers of ``iteration_started``, and the batch
@@ -70,7 +71,7 @@ def replay(
 
     Raises:
         ArgumentError: The run has no such step. The error says which it has.
-        CheckpointError: The folder has no checkpoint, or it cannot be read.
+        CheckpointError: The folder does not exist, or it cannot be read.
         SerializationError: The checkpoint belongs to another model or optimizer.
         KeyboardInterrupt: Ctrl-C arrived.
 
@@ -87,7 +88,7 @@ def replay(
     from jaxloop._checkpoint.saved_run import saved_run
 
     check_count("step", step, at_least=1, where="replay")
-    run = saved_run(path, step)
+    run = saved_run(path, step, 0 if loop.start is None else loop.start.step)
     first = run.first_step + 1
     if step < first or (run.last_step is not None and step > run.last_step):
         raise _no_such_step(step, first, run.newest_step, run.last_step is not None, run.folder)

@@ -80,7 +80,8 @@ def run(
         iterations: The maximum number of iterations in an epoch.
         steps: The total number of steps, including those before a resume. An epoch in which they
             are reached is completed there. An endless iterator is one epoch.
-        jit: False runs op by op. A dict passes options to `jax.jit`.
+        jit: False runs op by op, after a trace of the step that checks its shapes. A dict passes
+            options to `jax.jit`.
         fuse: The maximum number of iterations in a compiled block. 1 never fuses, and "auto"
             decides from the step and the platform.
         strict: Whether a recompilation during the run is an error.

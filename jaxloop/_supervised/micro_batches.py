@@ -47,11 +47,8 @@ def accumulated(forward: ForwardFn, num_micro_batches: int) -> GradientFn:
             part_key = jax.random.fold_in(key, index)
             (_, (judged, rest)), grads = gradient(params, rest, part, part_key)
             means, counts, arrays = _by_kind(judged.outputs, length_of(part))
-            amount = judged.amount
-            totals = jax.tree.map(
-                lambda x: _wide(x) * amount.astype(_wide(x).dtype), (grads, means)
-            )
-            return rest, (amount, *totals, counts), arrays
+            totals = jax.tree.map(lambda x: _times(x, judged.amount), (grads, means))
+            return rest, (judged.amount, *totals, counts), arrays
 
         def add(carry: Any, part: PyTree) -> tuple[Any, PyTree]:
             rest, sums, index = carry
@@ -101,9 +98,10 @@ def _common_length(batch: PyTree) -> int:
     return length
 
 
-def _wide(array: jax.Array) -> jax.Array:
-    """Returns an array in float32 or wider, in which sums over micro-batches are precise."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+def _times(mean: jax.Array, amount: jax.Array) -> jax.Array:
+    """Returns the total in float32 or wider. That of no examples is 0, even if the mean is NaN."""
+    wide = mean.astype(jnp.promote_types(mean.dtype, jnp.float32))
+    return jnp.where(amount == 0, 0, wide * amount.astype(wide.dtype))
 
 
 def _by_kind(

@@ -79,7 +79,7 @@ def objective(
             ``y_true`` and ``y_pred`` for metrics such as "accuracy".
         key: Whether ``fn`` takes ``key=``, a key of `jax.random`. It is a new one at each step,
             and in an evaluation the same one for the same batch.
-        train: Whether ``fn`` takes ``train=``, a bool.
+        train: Whether ``fn`` takes ``train=``, which is True in training and False in evaluation.
 
     Returns:
         An `Objective`, or a decorator if you pass no function.

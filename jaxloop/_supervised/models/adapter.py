@@ -80,6 +80,8 @@ class ModelAdapter:
             and may be a part of it or None.
         statics: ``() -> {path: description}`` of what the model is made of besides its arrays.
         holds_state: Whether the model itself holds its state, as a module with parameters does.
+        held: The paths of the variables that the model refers to, by `id`, besides those of random
+            numbers. Several modules may refer to the same one.
         explain: Returns a sentence on what jaxloop needs, for an error of `init` or a prediction,
             or None.
         keeping_structure: What to do if a forward pass changes the structure of the rest.
@@ -93,6 +95,7 @@ class ModelAdapter:
     load: Callable[[Any], PyTree] = _unchanged
     statics: Callable[[], dict[str, str]] = dict
     holds_state: bool = False
+    held: Mapping[int, str] = dataclasses.field(default_factory=dict)
     explain: Callable[[Exception], str | None] = _no_explanation
     keeping_structure: str = "return a state with the structure of the one that apply gets"
 

@@ -15,6 +15,7 @@ import jax
 
 from jaxloop._core.types import PyTree
 from jaxloop._supervised.models.adapter import BoundModel, ModelAdapter, UseFn
+from jaxloop.errors import ModelError
 
 
 def parts_of(model: Any) -> list[Any]:
@@ -25,7 +26,21 @@ def parts_of(model: Any) -> list[Any]:
 
 
 def adapt(model: Any, parts: Sequence[ModelAdapter]) -> ModelAdapter:
-    """Adapts a container of models, given the adapter of each."""
+    """Adapts a container of models, given the adapter of each.
+
+    Raises:
+        ModelError: Two of the models share a variable, of which each would train its own copy.
+    """
+    held: dict[int, str] = {}
+    for part in parts:
+        shared = [path for key, path in part.held.items() if key in held]
+        if shared:
+            raise ModelError(
+                f"the models of a container must not share variables, got {shared[0]!r} in two of "
+                "them, and each would train its own copy",
+                fix="put them into one module, such as nnx.Dict(a=..., b=...)",
+            )
+        held.update(part.held)
     container = _Container(model, parts)
     return ModelAdapter(
         container.init,
@@ -35,6 +50,7 @@ def adapt(model: Any, parts: Sequence[ModelAdapter]) -> ModelAdapter:
         container.export,
         container.load,
         holds_state=all(part.holds_state for part in parts),
+        held=held,
         statics=container.statics,
     )
 

@@ -77,6 +77,7 @@ def adapt(module: nnx.Module) -> ModelAdapter:
         export=lambda state: nnx.merge(graph, state, copy=True),
         load=load,
         holds_state=True,
+        held=_held(module),
         explain=_explain,
         keeping_structure="make every variable of the module in __init__; a module in a loop "
         "cannot sow",
@@ -105,6 +106,15 @@ class _BoundModule:
     def rest(self) -> PyTree:
         _warn_of_changes(self._before, _statics(self.view))
         return nnx.state(self.view, nnx.Not(nnx.Param)) if self._rest is None else self._rest
+
+
+def _held(module: nnx.Module) -> dict[int, str]:
+    # Modules may share random streams, of which each then draws its own numbers.
+    return {
+        id(node): ".".join(map(str, path))
+        for path, node in nnx.iter_graph(module)
+        if isinstance(node, nnx.Variable) and not isinstance(node, nnx.RngState)
+    }
 
 
 _OF_FLAX = frozenset({"hijax", "ref", "eager_sharding", "mesh", "tag"})
