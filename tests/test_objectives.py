@@ -608,3 +608,25 @@ def test_debug_nans_finds_the_operation(loss, compiled):
                     jax.jit(loop.step_fn)(batch, step_state)
             else:
                 jax.jit(loop.step_fn)(batch, step_state)
+
+
+def test_the_loss_of_the_trainer_may_have_more_metrics_also_with_weights():
+    weight = RNG.random(16).astype(np.float32)
+    data = jl.batches((X, Y, weight), 8)
+    loop = trainer(PAIR, XENT).metric("loss", "last", "last").metric("loss", "two", jl.window(2))
+    state = final(loop.validate(data, metrics={"own": "loss"}), data, epochs=1)
+    values = state.history[0]
+    np.testing.assert_allclose(values["two"], values["loss"], rtol=1e-6)
+    np.testing.assert_allclose(values["last"], state.outputs["loss"], rtol=1e-6)
+    expected = np.average(XENT(X @ state.step_state["model_state"], Y), weights=weight)
+    np.testing.assert_allclose(values["validation_own"], expected, rtol=1e-5)
+
+
+def test_errors_name_what_is_missing():
+    with pytest.raises(UnknownNameError) as caught:
+        trainer(PAIR, XENT).metric("gradient_norm").run(DATA)
+    assert "report=('gradient_norm',)" in str(caught.value)
+    loss = jl.objective(lambda model, batch: XENT(model(batch["image"]), batch["lable"]))
+    with pytest.raises(KeyError) as missing:
+        trainer(PAIR, loss).run(jl.batches({"image": X, "label": Y}, 8))
+    assert any("did you mean 'label'" in note for note in missing.value.__notes__)

@@ -79,7 +79,8 @@ def run(
             ``steps``, to as many as these take.
         iterations: The maximum number of iterations in an epoch.
         steps: The total number of steps, including those before a resume. An epoch in which they
-            are reached is completed there. An endless iterator is one epoch.
+            are reached is completed there, and a run that is continued begins the next epoch. An
+            endless iterator is one epoch.
         jit: False runs op by op, after a trace of the step that checks its shapes. A dict passes
             options to `jax.jit`.
         fuse: The maximum number of iterations in a compiled block. 1 never fuses, and "auto"

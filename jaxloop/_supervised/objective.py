@@ -24,7 +24,7 @@ from jaxloop._supervised.absent import finite_where_absent
 from jaxloop._supervised.criterion import Judged, amount_of, length_of
 from jaxloop._supervised.fields import BatchFields, read
 from jaxloop._supervised.models import BoundModel
-from jaxloop.errors import ArgumentError, ArgumentTypeError, ShapeError
+from jaxloop.errors import ArgumentError, ArgumentTypeError, ShapeError, unknown_name
 from jaxloop.losses import Objective
 from jaxloop.metrics import SKIPPED
 
@@ -96,7 +96,11 @@ class ObjectiveCriterion:
         asked: dict[str, Any] = {"key": key} if self.loss.key else {}
         if self.loss.train:
             asked["train"] = train
-        return self.loss.fn(bound.view, batch, **asked)
+        try:
+            return self.loss.fn(bound.view, batch, **asked)
+        except KeyError as error:
+            _explain_missing(error, batch)
+            raise
 
     def _result(self, result: Any) -> tuple[jax.Array, dict[str, PyTree]]:
         """Returns the loss and the reported values.
@@ -162,3 +166,11 @@ class ObjectiveCriterion:
             "(batch, 1) and (batch,) do; for one value per element, report a sample_weight of its "
             "shape",
         )
+
+
+def _explain_missing(error: KeyError, batch: PyTree) -> None:
+    """Adds to an error about a name that a batch does not have the names that it has."""
+    name = error.args[0] if error.args else None
+    if isinstance(batch, Mapping) and isinstance(name, str) and name not in batch:
+        known = [one for one in batch if isinstance(one, str)]
+        error.add_note(f"jaxloop: {unknown_name('part of the batch', name, known)}")

@@ -32,6 +32,7 @@ from jaxloop.metrics.declare import (
     Per,
     WhereLike,
     declare,
+    of_training_loss,
 )
 from jaxloop.metrics.derived import declare_derived
 
@@ -187,9 +188,10 @@ def metric(
         >>> float(values["x"]), round(float(values["squares"]), 2)
         (2.0, 4.67)
     """
-    return _with_metric(
-        loop, declare(metric, name, accumulate, transform_or_fields, per=per, where=where)
-    )
+    declared = declare(metric, name, accumulate, transform_or_fields, per=per, where=where)
+    if loop.task is not None and loop.task.loss is not None:
+        declared = of_training_loss(declared)
+    return _with_metric(loop, declared)
 
 
 def derive(loop: SpecT, name: str, fn: Callable[..., PyTree], of: str | Sequence[str]) -> SpecT:

@@ -24,7 +24,13 @@ from jaxloop._core.types import BatchFn, Better, PyTree
 from jaxloop._spec import LoopSpec, Task
 from jaxloop.errors import ArgumentError, ArgumentTypeError, UnknownNameError, first_line
 from jaxloop.metrics import SKIPPED
-from jaxloop.metrics.declare import EachScalar, MetricLike, MetricSpec, declare
+from jaxloop.metrics.declare import (
+    EachScalar,
+    MetricLike,
+    MetricSpec,
+    declare,
+    of_training_loss,
+)
 from jaxloop.metrics.names import better_by_name, not_reading
 
 EvalStepFn: TypeAlias = Callable[[PyTree, Any], Mapping[str, PyTree] | Emission[Any]]
@@ -117,6 +123,8 @@ class Evaluation:
     """
 
     def __init__(self, task: Task, model: Any, metrics: tuple[MetricSpec, ...] | None) -> None:
+        if metrics is not None and task.loss is not None:
+            metrics = tuple(map(of_training_loss, metrics))
         self._task, self._metrics = task, metrics
         _, self._step_fn = task.eval_steps(model)
         self._loops: dict[tuple[MetricSpec, ...], LoopSpec] = {}

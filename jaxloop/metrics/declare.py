@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from jaxloop import errors, losses
@@ -263,6 +263,21 @@ def declare_batch_mean(name: str, field: str) -> MetricSpec:
         The declared metric. A batch of weight 0 adds nothing, even if its mean is NaN.
     """
     return MetricSpec(name, BatchMean(), "running_average", (field,))
+
+
+def of_training_loss(spec: MetricSpec) -> MetricSpec:
+    """Returns a metric of the name "loss" as one of the trainer's loss, the mean of its batch.
+
+    Example:
+        >>> of_training_loss(declare("loss", "smooth", "last")).metric
+        BatchMean()
+    """
+    if spec.metric != "loss" or spec.per is not None or spec.where is not None:
+        return spec
+    batch_mean = declare_batch_mean(spec.name, "loss")
+    return (
+        batch_mean if spec.accumulate is None else replace(batch_mean, accumulate=spec.accumulate)
+    )
 
 
 def _checked_name(metric: MetricLike, name: object) -> str:

@@ -49,6 +49,11 @@ def resolved(spec: MetricSpec, inputs: Inputs) -> MetricSpec:
         if per is None and name in OF_A_STEP and jnp.shape(inputs.named[name]) == ():
             per = "batch"
         return dataclasses.replace(spec, metric=_reported, fields=(name,), per=per)
+    if name in OF_A_STEP:
+        raise errors.UnknownNameError(
+            f"metric {name!r} must be a value that the step reports, got a step that does not",
+            fix=f"report it: jl.trainer(..., report=({name!r},))",
+        )
     if not is_built_in:
         raise errors.unknown_name("metric", name, [*names(), *map(str, inputs.named)])
     if spec.per is not None:
