@@ -7,7 +7,7 @@ demo: $(VENV)/.demo  # trains on handwritten digits and plots the learning curve
 	$(VENV)/bin/python -m jaxloop
 
 test: $(VENV)/.test  # runs the tests, in two processes
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 dev: $(VENV)/.dev  # installs everything that contributors need
 

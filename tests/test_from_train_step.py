@@ -181,7 +181,9 @@ def arrays(state):
     return jax.tree.map(jnp.asarray, state)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param("TrainState", marks=pytest.mark.slow), "pytree", "NNX"]
+)
 def test_the_numbers_are_those_of_the_loop_by_hand(kind):
     make, step, eval_step, hand = KINDS[kind]
     expected, losses = by_hand(hand, make())

@@ -425,6 +425,7 @@ def test_parts_by_name_are_the_pair():
         assert set(values) == {"loss", "accuracy"}
 
 
+@pytest.mark.slow
 def test_several_inputs_by_position_and_by_name():
     class Two(nn.Module):
         @nn.compact
@@ -564,7 +565,8 @@ def test_micro_batches_are_the_large_batch(number):
         trainer(PAIR, loss, accumulate_gradients=2).run([{"x": X, "n": np.float32(1)}])
 
 
-@pytest.mark.parametrize("kind", ["haiku", pytest.param("linen", marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["haiku", "linen"])
 def test_a_resumed_run_draws_the_same_random_numbers(kind, tmp_path):
     loop = trainer(MODELS[kind](), classify, ema_decay=0.9, accumulate_gradients=2)
     straight = final(loop, epochs=3)
@@ -592,7 +594,7 @@ def test_a_validation_leaves_out_what_only_the_training_reports():
 
 
 @pytest.mark.parametrize("loss", ["softmax_cross_entropy_with_integer_labels", classify])
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("compiled", [True, pytest.param(False, marks=SLOW)])
 def test_debug_nans_finds_the_operation(loss, compiled):
     def shrink(updates, state, params=None):
         return jax.tree.map(lambda g: g * jnp.sqrt(jnp.sum(0 * g) - 1), updates), state

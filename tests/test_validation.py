@@ -193,6 +193,7 @@ def test_a_loop_without_metrics_is_an_error_before_the_first_step():
     assert "validation_huber" in state.history[0]
 
 
+@pytest.mark.slow
 def test_a_validated_run_resumes_exactly(tmp_path):
     def make(path):
         loop = PLAIN.validate(HELD_OUT, eval_step=eval_step).metric("mean_squared_error")

@@ -112,6 +112,7 @@ def test_each_kind_of_metric_is_exact_after_each_iteration(n, kind):
             assert got[name] == pytest.approx(value, nan_ok=True, **close), (i, name)
 
 
+@pytest.mark.slow
 def test_a_long_window_is_the_running_average():
     data = batches("float32")
     longest = loop_of(jl.window(len(data))).run(data).history[0]
@@ -180,6 +181,7 @@ def test_laws(x64):
         assert values["x"][0] == pytest.approx(per_example(data[-4:], "x"))
 
 
+@pytest.mark.slow
 def test_a_resumed_epoch_has_the_same_bits():
     data = batches("float32")
     loop = loop_of(jl.window(3))
@@ -191,6 +193,7 @@ def test_a_resumed_epoch_has_the_same_bits():
         assert repr(got) == repr(expected[i + 1 :])
 
 
+@pytest.mark.slow
 def test_before_the_first_update_it_is_nan():
     found = []
     loop = loop_of(jl.window(3)).handle("epoch_started", lambda s: found.append(dict(s.metrics)))
