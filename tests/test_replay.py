@@ -16,6 +16,7 @@ RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(56, 3)).astype(np.float32), RNG.integers(0, 2, 56).astype(np.int32)
 DATA = jl.batches((X, Y), 8, shuffle=True)
 NUM = 7
+SLOW = pytest.mark.slow
 
 
 class Net(nn.Module):
@@ -88,8 +89,11 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "step, fuse",
-    [(n, "auto") for n in (1, 3, 6, 7, 8, 11, 14, 15, 25, 28)]
-    + [(n, fuse) for n in (5, 10, 19) for fuse in (1, 4)],
+    [(1, "auto"), (7, "auto"), (10, 4), (25, "auto")]
+    + [pytest.param(n, "auto", marks=SLOW) for n in (3, 6, 8, 11, 14, 15, 28)]
+    + [
+        pytest.param(n, fuse, marks=SLOW) for n, fuse in ((5, 1), (5, 4), (10, 1), (19, 1), (19, 4))
+    ],
 )
 def test_the_state_and_the_batch_have_the_bits_of_the_run(run, step, fuse, capsys):
     path, before, after = run
@@ -246,7 +250,7 @@ def test_a_run_that_started_from_a_state(tmp_path):
         LOOP.replay(tmp_path, 6, data=SMALL)
 
 
-@pytest.mark.parametrize("fuse", [1, "auto"])
+@pytest.mark.parametrize("fuse", [pytest.param(1, marks=SLOW), "auto"])
 @pytest.mark.parametrize("event", ["iteration_started", "epoch_started", "epoch_completed"])
 def test_checkpoints_of_every_event(event, fuse, tmp_path):
     loop = LOOP.checkpoint(tmp_path, event=event, keep=None)
@@ -353,7 +357,7 @@ class Stateful:
         self.at = state["at"]
 
 
-@pytest.mark.parametrize("fuse", [1, 3, "auto"])
+@pytest.mark.parametrize("fuse", [pytest.param(1, marks=SLOW), pytest.param(3, marks=SLOW), "auto"])
 def test_data_of_other_kinds(tmp_path, fuse):
     loop = LOOP.checkpoint(tmp_path / "a", event="iteration_completed", filter=jl.every(7))
     loop.run(Stateful(), steps=40, fuse=fuse)
