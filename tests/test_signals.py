@@ -19,6 +19,7 @@ import optax
 import pytest
 
 import jaxloop as jl
+from jaxloop._checkpoint import reader
 from tests.digest import digest
 
 X = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
@@ -544,6 +545,7 @@ FORKING = """
 import os, signal, sys
 import numpy as np
 import jaxloop as jl
+from jaxloop._checkpoint import reader
 
 def step(batch, total):
     return total + batch.sum()
@@ -615,6 +617,7 @@ import signal, sys, time
 import jax
 import numpy as np
 import jaxloop as jl
+from jaxloop._checkpoint import reader
 from jax.experimental import multihost_utils
 
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 1, 0)
@@ -725,6 +728,7 @@ import itertools
 import sys
 import numpy as np
 import jaxloop as jl
+from jaxloop._checkpoint import reader
 
 def step(batch, total):
     return jl.emit(total + batch.sum(), x=batch)
@@ -795,3 +799,20 @@ def test_a_notebooks_interrupt_ends_the_run(tmp_path):
     texts = ["".join(o.get("text", "") for o in c.outputs) for c in notebook.cells]
     assert "interrupted SIGINT" in texts[0] and texts[1] == "True\n"
     assert jl.restore(tmp_path).status == "interrupted"
+
+
+def test_a_signal_while_a_checkpoint_is_read_is_no_damage(tmp_path, monkeypatch):
+    def interrupted(*_):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        except BaseException as error:  # as Orbax does
+            raise Exception("Encountered error while reading") from error
+
+    loop = jl.loop(lambda batch, total: total + batch).checkpoint(tmp_path, resume=True)
+    expected = loop.run([1, 2], 0, epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(reader, "restore_trees", interrupted)
+        with pytest.raises(jl.Terminated):
+            loop.run([1, 2], 0, epochs=2)
+    assert int(loop.run([1, 2], 0, epochs=2).step_state) == 2 * int(expected.step_state)

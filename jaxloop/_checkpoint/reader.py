@@ -202,6 +202,9 @@ def newest_good(found: Iterable[Entry], like: PyTree) -> State[Any] | None:
             except (SerializationError, CheckpointError, MemoryError, jax.errors.JaxRuntimeError):
                 raise  # not damage, so other checkpoints would fail in the same way
             except Exception as error:  # Orbax raises a bare Exception for damage
+                ending = _ending(error)
+                if ending is not None:
+                    raise ending from error
                 problem = first_line(error)
             if not entry.folder.exists():
                 continue  # the run that writes here has just deleted it
@@ -210,6 +213,13 @@ def newest_good(found: Iterable[Entry], like: PyTree) -> State[Any] | None:
             stacklevel=2,
         )
     return None
+
+
+def _ending(error: BaseException | None) -> BaseException | None:
+    """Returns what ends the run, such as a signal, if Orbax raised ``error`` in its place."""
+    while isinstance(error, Exception):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _load(entry: Entry, like: PyTree) -> State[Any]:
