@@ -87,6 +87,7 @@ def test_a_metric_of_elements_is_that_of_as_many_examples(kind):
     assert got == expected
 
 
+@pytest.mark.slow
 def test_where_may_have_more_axes_than_the_weights_or_fewer():
     values = batch(4, "float32")
     y_true, weight = values["y_true"], values["sample_weight"]
@@ -164,6 +165,7 @@ def test_the_mean_of_a_batch_counts_for_the_reported_number_of_examples(x64):
         assert weights == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_zero_total_weight_is_no_value():
     empty = {**batch(4, "float32"), "sample_weight": np.zeros((4, TIME), np.float32)}
     full = batch(4, "float32", seed=1)

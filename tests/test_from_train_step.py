@@ -439,12 +439,14 @@ def noisy(w, batch, key):
     return w + jax.random.normal(key), {"noise": jax.random.normal(key)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [jax.random.key(3), jax.random.PRNGKey(3)])
 def test_a_key_may_have_any_form(key):
     state, other = (jl.from_train_step(noisy, key=one).run(DATA, 0.0) for one in (key, 3))
     assert state.step_state == other.step_state
 
 
+@pytest.mark.slow
 def test_each_step_gets_its_own_key(tmp_path):
     key, base = 3, jax.random.key(3)
     expected = [jax.random.normal(jax.random.fold_in(base, i)) for i in range(10)]

@@ -142,6 +142,7 @@ def test_an_equinox_module_is_itself():
     assert state.history[8]["validation_loss"] < state.history[0]["validation_loss"]
 
 
+@pytest.mark.slow
 def test_a_linen_module_has_its_methods_its_parameters_and_what_it_sows():
     @jl.objective(train=True)
     def loss(model, batch, *, train):
@@ -216,6 +217,7 @@ def test_gradients_of_the_model_inside_an_objective():
     assert state.history[29]["loss"] < 0.5 * state.history[0]["loss"]
 
 
+@pytest.mark.slow
 def test_a_container_arrives_as_that_container():
     @jl.objective
     def loss(models, batch):

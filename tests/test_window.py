@@ -127,6 +127,7 @@ def test_what_leaves_the_window_leaves_no_trace():
         assert loop.run(data).history[0]["x"] == np.float32(1.5e-3)
 
 
+@pytest.mark.slow
 def test_a_class_a_metric_and_a_tree():
     data = batches("bool")
     how = jl.window(2)
