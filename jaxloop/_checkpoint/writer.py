@@ -1,7 +1,8 @@
 """Writes states to a folder of checkpoints while a loop continues.
 
     writer = Writer("runs/a")
-    rule = writer.add(Rule("checkpoint", keep=3))
+    rule = Rule("checkpoint", keep=3)
+    writer.add(rule)
     writer.save("120", state, rule, value=None)
     writer.begin()                              # written in the background
     writer.close()

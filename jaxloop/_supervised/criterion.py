@@ -28,6 +28,7 @@ from jaxloop._supervised.init import Evidence, evidence_of
 from jaxloop._supervised.models import BoundModel
 from jaxloop.errors import JaxloopError
 from jaxloop.losses import Loss
+from jaxloop.metrics.weights import leading_axis
 
 
 class Judged(NamedTuple):
@@ -99,7 +100,7 @@ class PlainLoss:
         outputs: dict[str, PyTree] = {"y_true": parts.targets, "y_pred": prediction}
         if parts.weight is not None:
             outputs["sample_weight"] = parts.weight
-        num_examples = length_of(parts.targets) or length_of((parts.args, parts.kwargs)) or 1
+        num_examples = leading_axis(parts.targets) or leading_axis((parts.args, parts.kwargs)) or 1
         loss = jnp.zeros(())
         if self.loss is not None:
             with _explaining():
@@ -122,12 +123,6 @@ def _explaining() -> Iterator[None]:
                 "(model, batch) with @jl.objective"
             )
         raise
-
-
-def length_of(tree: PyTree) -> int | None:
-    """Returns the length of the first axis of the first array that has one."""
-    shapes = (jnp.shape(leaf) for leaf in jax.tree.leaves(tree))
-    return next((shape[0] for shape in shapes if shape), None)
 
 
 def amount_of(weight: Any, num_examples: int) -> jax.Array:

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxloop._core.types import PyTree
-from jaxloop._supervised.criterion import Judged, length_of
+from jaxloop._supervised.criterion import Judged
 from jaxloop.errors import DataError, ShapeError
+from jaxloop.metrics.weights import leading_axis
 
 ForwardFn: TypeAlias = Callable[..., tuple[jax.Array, tuple[Judged, PyTree]]]
 """``(params, rest, batch, key) -> (scaled loss, (judged, rest))``."""
@@ -46,7 +47,7 @@ def accumulated(forward: ForwardFn, num_micro_batches: int) -> GradientFn:
         def of_part(rest: PyTree, part: PyTree, index: Any) -> tuple[PyTree, PyTree, PyTree]:
             part_key = jax.random.fold_in(key, index)
             (_, (judged, rest)), grads = gradient(params, rest, part, part_key)
-            means, counts, arrays = _by_kind(judged.outputs, length_of(part))
+            means, counts, arrays = _by_kind(judged.outputs, leading_axis(part))
             totals = jax.tree.map(lambda x: _times(x, judged.amount), (grads, means))
             return rest, (judged.amount, *totals, counts), arrays
 

@@ -21,12 +21,13 @@ from jax.typing import ArrayLike
 from jaxloop import losses
 from jaxloop._core.types import PyTree
 from jaxloop._supervised.absent import finite_where_absent
-from jaxloop._supervised.criterion import Judged, amount_of, length_of
+from jaxloop._supervised.criterion import Judged, amount_of
 from jaxloop._supervised.fields import BatchFields, read
 from jaxloop._supervised.models import BoundModel
 from jaxloop.errors import ArgumentError, ArgumentTypeError, ShapeError, unknown_name
 from jaxloop.losses import Objective
 from jaxloop.metrics import SKIPPED
+from jaxloop.metrics.weights import leading_axis
 
 _RESERVED = frozenset({"loss", "num_examples", SKIPPED})
 """Names that the step itself reports."""
@@ -84,7 +85,7 @@ class ObjectiveCriterion:
             mean = losses.reduce(loss, flat, flat.size)
         else:
             mean = losses.reduce(loss, None, loss.shape[0] if loss.ndim else 1)
-            if num_examples != length_of(batch):
+            if num_examples != leading_axis(batch):
                 outputs["num_examples"] = jnp.int32(num_examples)
         return Judged(mean, amount_of(weight, num_examples), {**outputs, "loss": mean})
 
