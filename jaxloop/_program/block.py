@@ -25,12 +25,12 @@ from jaxloop._core.arrays import abstract, key_impl, put
 from jaxloop._core.types import PyTree
 from jaxloop._data.device_rows import Rows, Single, Stacked
 from jaxloop._program.step import Step
-from jaxloop.metrics.binding import Metrics
+from jaxloop.metrics.collection import Metrics
 from jaxloop.metrics.exact_int import host_rows, is_exact
 from jaxloop.metrics.meaning import Meanings
 
 Carry: TypeAlias = tuple[PyTree, PyTree]
-"""A step state, and the accumulators packed into one vector per dtype."""
+"""A step state, and the accumulators packed into one vector."""
 
 BlockOutput: TypeAlias = tuple[Carry, dict[str, PyTree], PyTree, Any]
 """The result of a block: the new carry, the outputs of the last step, a ring of the accumulators
@@ -67,7 +67,6 @@ class Program:
         if self.options is not None:
             self._call = jax.jit(block, **{"donate_argnums": (0,), **self.options})
             self._init = jax.jit(self._fresh_metrics)
-        self._accumulators = jax.eval_shape(self.metrics.init)
         self._compute = jax.jit(self._compute_rows)
         self._fresh: dict[str, PyTree] | None = None
         self._finish: Callable[[dict[str, PyTree]], dict[str, PyTree]] | None = None
@@ -78,7 +77,7 @@ class Program:
         return out
 
     def init_metrics(self) -> list[jax.Array]:
-        """Returns fresh accumulators, packed into one vector per dtype."""
+        """Returns fresh accumulators, packed into one vector."""
         return self._init()
 
     def fresh_values(self) -> dict[str, PyTree]:
@@ -121,14 +120,12 @@ class Program:
     # --- what is compiled ----------------------------------------------------------------------
 
     def _fresh_metrics(self) -> list[jax.Array]:
-        return _packed(self.metrics.init())
+        return self.metrics.packing.pack(self.metrics.init())
 
     def _advance(self, carry: Any, batch: PyTree) -> tuple[PyTree, PyTree, dict[str, PyTree]]:
         state, packed = carry
         new, outputs = self.step(batch, state)
-        accumulators = _unpacked(packed, self._accumulators)
-        accumulators = self.metrics.update(accumulators, outputs, new, batch)
-        return new, _packed(accumulators), outputs
+        return new, self.metrics.add(packed, outputs, new, batch), outputs
 
     def _single(self, carry: Any, rows: Rows, start: Any, bound: Any) -> BlockOutput:
         state, packed, outputs = self._advance(carry, rows.row(start))
@@ -162,7 +159,7 @@ class Program:
 
         def row(i: Any) -> dict[str, PyTree]:
             at = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), ring)
-            return self.metrics.compute(_unpacked(at, self._accumulators))
+            return self.metrics.compute(self.metrics.packing.unpack(at))
 
         shapes = jax.eval_shape(row, jax.ShapeDtypeStruct((), jnp.int32))
         values = jax.tree.map(lambda v: jnp.zeros((rows, *v.shape), v.dtype), shapes)
@@ -174,31 +171,6 @@ class Program:
 
         computed: dict[str, PyTree] = lax.fori_loop(start, stop, body, values)
         return computed
-
-
-def _packed(accumulators: PyTree) -> list[jax.Array]:
-    """Packs accumulators into one vector per dtype, as XLA updates few arrays faster than many."""
-    leaves = jax.tree.leaves(accumulators)
-    return [jnp.concatenate([jnp.ravel(leaves[i]) for i in group]) for group in _by_dtype(leaves)]
-
-
-def _unpacked(vectors: list[jax.Array], like: PyTree) -> PyTree:
-    """Undoes `_packed`, with the structure and shapes of ``like``."""
-    leaves, tree = jax.tree.flatten(like)
-    for vector, group in zip(vectors, _by_dtype(leaves), strict=True):
-        start = 0
-        for i in group:
-            size = int(np.prod(leaves[i].shape))
-            leaves[i] = vector[start : start + size].reshape(leaves[i].shape)
-            start += size
-    return jax.tree.unflatten(tree, leaves)
-
-
-def _by_dtype(leaves: list[Any]) -> list[list[int]]:
-    groups: dict[Any, list[int]] = {}
-    for index, leaf in enumerate(leaves):
-        groups.setdefault(leaf.dtype, []).append(index)
-    return list(groups.values())
 
 
 def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:

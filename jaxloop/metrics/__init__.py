@@ -11,7 +11,6 @@ passes to `Loop.metric` into a ``MetricSpec``, and ``bind`` turns the specs of a
 
 from __future__ import annotations
 
-from jaxloop.metrics.binding import SKIPPED as SKIPPED
 from jaxloop.metrics.classification import (
     accuracy,
     false_negatives,
@@ -24,6 +23,7 @@ from jaxloop.metrics.classification import (
     true_negatives,
     true_positives,
 )
+from jaxloop.metrics.collection import SKIPPED as SKIPPED
 from jaxloop.metrics.loss_metrics import of_loss
 from jaxloop.metrics.metric import Metric, mean
 from jaxloop.metrics.regression import mean_absolute_error, mean_squared_error

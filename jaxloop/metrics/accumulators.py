@@ -39,12 +39,7 @@ def cast_like(name: str, new: PyTree, old: PyTree) -> PyTree:
     Raises:
         ShapeError: The structure or a shape changed, or an integer became a float.
     """
-    if structures_differ(jax.tree.structure(new), jax.tree.structure(old)):
-        raise errors.ShapeError(
-            f"metric {name!r}: the accumulator must keep its structure "
-            f"{jax.tree.structure(old)}, got {jax.tree.structure(new)}",
-            fix="return from update and merge the structure that init returns",
-        )
+    check_structure(name, jax.tree.structure(new), jax.tree.structure(old))
 
     def cast(new_leaf: ArrayLike, old_leaf: jax.Array) -> jax.Array:
         array, dtype = jnp.asarray(new_leaf), old_leaf.dtype
@@ -60,6 +55,19 @@ def cast_like(name: str, new: PyTree, old: PyTree) -> PyTree:
         return lax.convert_element_type(array, dtype)
 
     return jax.tree.map(cast, new, old)
+
+
+def check_structure(name: str, new: object, old: object) -> None:
+    """Raises if the structure of a metric's accumulator changed.
+
+    Raises:
+        ShapeError: It did.
+    """
+    if structures_differ(new, old):
+        raise errors.ShapeError(
+            f"metric {name!r}: the accumulator must keep its structure {old}, got {new}",
+            fix="return from update and merge the structure that init returns",
+        )
 
 
 def structures_differ(a: object, b: object) -> bool:

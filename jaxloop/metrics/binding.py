@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 import jax
@@ -22,8 +21,13 @@ import jax.numpy as jnp
 from jaxloop import errors
 from jaxloop._core.types import PyTree
 from jaxloop.metrics import clu_protocol
-from jaxloop.metrics.accumulators import cast_like, strongly_typed, structures_differ
+from jaxloop.metrics.accumulators import (
+    cast_like,
+    strongly_typed,
+    structures_differ,
+)
 from jaxloop.metrics.clu_protocol import CluMetric
+from jaxloop.metrics.collection import SKIPPED, Metrics, Slot
 from jaxloop.metrics.declare import (
     DEFAULT_FIELDS,
     TAKES_PAIRS,
@@ -33,7 +37,7 @@ from jaxloop.metrics.declare import (
     MetricSpec,
     named_metric,
 )
-from jaxloop.metrics.derived import in_order, with_derived
+from jaxloop.metrics.derived import in_order
 from jaxloop.metrics.exact_int import is_exact
 from jaxloop.metrics.inputs import Inputs
 from jaxloop.metrics.metric import Metric, updated
@@ -48,98 +52,13 @@ from jaxloop.metrics.observations import (
 )
 from jaxloop.metrics.reductions import reduction_of
 from jaxloop.metrics.scalars import of_each_scalar
-from jaxloop.metrics.weights import batch_weights, is_float_weight
-
-SKIPPED = "skipped_steps"
-"""The name of the output, 0 or 1, of a step that may leave its state unchanged, and of the metric
-that counts it."""
+from jaxloop.metrics.sums import checked_nodes, merge_sums, summed
+from jaxloop.metrics.weights import BatchWeights, batch_weights, is_float_weight
 
 _NOT_METRICS = frozenset({"sample_weight", "num_examples", SKIPPED})
 """The outputs that say how to accumulate the others."""
 
-Accumulators = dict[str, PyTree]
-"""One accumulator for each metric, by name."""
-
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """One metric that is bound to its inputs."""
-
-    name: str
-    init: Callable[[], PyTree]
-    update: Callable[[PyTree, Inputs], PyTree]
-    merge: Callable[[PyTree, PyTree], PyTree]
-    compute: Callable[[PyTree], PyTree]
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Metrics that are bound to the names and shapes of one loop; see `bind`.
-
-    Attributes:
-        slots: The accumulated metrics, in the order in which they were declared.
-        derived: The derived metrics, each after those that it reads.
-    """
-
-    slots: tuple[_Slot, ...]
-    derived: tuple[tuple[str, Derived], ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the values, the derived ones last."""
-        return tuple(slot.name for slot in self.slots) + tuple(name for name, _ in self.derived)
-
-    def init(self) -> Accumulators:
-        """Returns empty accumulators."""
-        return {slot.name: strongly_typed(slot.init()) for slot in self.slots}
-
-    def update(
-        self, accs: Mapping[str, PyTree], outputs: PyTree, step_state: PyTree, batch: PyTree
-    ) -> Accumulators:
-        """Adds a batch of any size to the accumulators.
-
-        If the step reports `SKIPPED` as 1, only the metric of that name changes.
-
-        Args:
-            accs: The accumulators.
-            outputs: The outputs that the step reports.
-            step_state: The step state.
-            batch: The batch. Only its number of examples is read.
-
-        Raises:
-            ShapeError: A metric returned another structure, shape or dtype than in `bind`.
-        """
-        inputs = Inputs.of(outputs, step_state, batch)
-        new = {
-            slot.name: cast_like(slot.name, slot.update(accs[slot.name], inputs), accs[slot.name])
-            for slot in self.slots
-        }
-        skipped = inputs.reported.get(SKIPPED)
-        if skipped is None:
-            return new
-        chosen = jax.tree.map(lambda a, b: jnp.where(skipped, a, b), dict(accs), new)
-        return {name: new[name] if name == SKIPPED else chosen[name] for name in new}
-
-    def merge(self, a: Mapping[str, PyTree], b: Mapping[str, PyTree]) -> Accumulators:
-        """Combines two sets of accumulators, where ``b`` is the later one."""
-        return {
-            slot.name: cast_like(slot.name, slot.merge(a[slot.name], b[slot.name]), a[slot.name])
-            for slot in self.slots
-        }
-
-    def compute(self, accs: Mapping[str, PyTree]) -> dict[str, PyTree]:
-        """Returns the value of each accumulated metric by name.
-
-        Exact integers and their quotients are an `ExactInt` and an `ExactRatio`. `host_rows`
-        converts them.
-        """
-        return {slot.name: slot.compute(accs[slot.name]) for slot in self.slots}
-
-    def with_derived(self, values: dict[str, PyTree]) -> dict[str, PyTree]:
-        """Returns values on the host together with those of the derived metrics."""
-        return with_derived(self.derived, values) if self.derived else values
 
 
 def bind(
@@ -231,15 +150,18 @@ def _of_each_output(spec: MetricSpec, inputs: Inputs) -> list[MetricSpec]:
     ]
 
 
-def _bind_one(spec: MetricSpec, inputs: Inputs) -> _Slot:
+def _bind_one(spec: MetricSpec, inputs: Inputs) -> Slot:
     if spec.where is not None:
         weight = _eval_shape(lambda inputs: inputs.masked(spec).sample_weight, inputs)
         reported = {**inputs.reported, "sample_weight": weight}
         slot = _bind_one(
             dataclasses.replace(spec, where=None), dataclasses.replace(inputs, reported=reported)
         )
+        delta = slot.delta
         return dataclasses.replace(
-            slot, update=lambda acc, inputs: slot.update(acc, inputs.masked(spec))
+            slot,
+            update=lambda acc, inputs: slot.update(acc, inputs.masked(spec)),
+            delta=None if delta is None else lambda inputs: delta(inputs.masked(spec)),
         )
     metric = spec.metric
     assert not isinstance(metric, Derived | EachScalar)
@@ -277,14 +199,22 @@ def _check_weights(spec: MetricSpec, inputs: Inputs) -> None:
     inputs.check_weights(spec.title, args, all_args=isinstance(spec.metric, str))
 
 
-def _bind_metric(spec: MetricSpec, metric: Metric) -> _Slot:
+def _bind_metric(spec: MetricSpec, metric: Metric) -> Slot:
     def update(acc: PyTree, inputs: Inputs) -> PyTree:
         return updated(metric, acc, inputs.arguments(spec), inputs.weight, spec.title)
 
-    return _Slot(spec.name, metric.init, update, metric.merge, metric.compute)
+    slot = Slot(spec.name, metric.init, update, metric.merge, metric.compute)
+    adds = metric.delta
+    if adds is None:
+        return slot
+
+    def delta(inputs: Inputs) -> PyTree:
+        return adds(*inputs.arguments(spec), weight=inputs.weight)
+
+    return dataclasses.replace(slot, delta=delta)
 
 
-def _bind_clu(spec: MetricSpec, cls: type[CluMetric], keywords: dict[str, PyTree]) -> _Slot:
+def _bind_clu(spec: MetricSpec, cls: type[CluMetric], keywords: dict[str, PyTree]) -> Slot:
     shapes = jax.eval_shape(functools.partial(clu_protocol.from_output, cls), keywords)
     metric = clu_protocol.clu_metric(cls, shapes, spec.name)
 
@@ -293,10 +223,10 @@ def _bind_clu(spec: MetricSpec, cls: type[CluMetric], keywords: dict[str, PyTree
         weights = batch_weights(inputs.weight, num_examples, spec.title)
         return metric.update(acc, keywords, weight=weights.present)
 
-    return _Slot(spec.name, metric.init, update, metric.merge, metric.compute)
+    return Slot(spec.name, metric.init, update, metric.merge, metric.compute)
 
 
-def _bind_observations(spec: MetricSpec, observe: Observe, inputs: Inputs) -> _Slot:
+def _bind_observations(spec: MetricSpec, observe: Observe, inputs: Inputs) -> Slot:
     """Binds a metric that observes each batch, and reduces the observations leaf by leaf."""
     reduction = reduction_of(spec.accumulate or "running_average")
     per_example: tuple[bool, ...] = ()
@@ -317,7 +247,7 @@ def _bind_observations(spec: MetricSpec, observe: Observe, inputs: Inputs) -> _S
             for shape, kind in zip(shapes, kinds, strict=True)
         ]
 
-    def update(acc: list[PyTree], inputs: Inputs) -> list[PyTree]:
+    def observed(inputs: Inputs) -> tuple[list[PyTree], BatchWeights]:
         value, found, weights = observe(inputs)
         leaves, found_structure = jax.tree.flatten(value, is_leaf=is_exact)
         if structures_differ(found_structure, structure):
@@ -333,6 +263,10 @@ def _bind_observations(spec: MetricSpec, observe: Observe, inputs: Inputs) -> _S
                 "both",
                 fix="pass per='example' or per='batch'",
             )
+        return leaves, weights
+
+    def update(acc: list[PyTree], inputs: Inputs) -> list[PyTree]:
+        leaves, weights = observed(inputs)
         return [
             reduction.update(old, leaf, kind, weights)
             for old, leaf, kind in zip(acc, leaves, kinds, strict=True)
@@ -344,7 +278,18 @@ def _bind_observations(spec: MetricSpec, observe: Observe, inputs: Inputs) -> _S
     def compute(acc: list[PyTree]) -> PyTree:
         return jax.tree.unflatten(structure, [reduction.compute(leaf) for leaf in acc])
 
-    return _Slot(spec.name, init, update, merge, compute)
+    if reduction.delta is None:
+        return Slot(spec.name, init, update, merge, compute)
+    adds, accs = reduction.delta, jax.eval_shape(init)
+
+    def delta(inputs: Inputs) -> list[PyTree]:
+        leaves, weights = observed(inputs)
+        return [
+            adds(acc, leaf, kind, weights)
+            for acc, leaf, kind in zip(accs, leaves, kinds, strict=True)
+        ]
+
+    return Slot(spec.name, init, update, merge, compute, delta)
 
 
 def _eval_shape(fn: Callable[[Inputs], _T], inputs: Inputs) -> _T:
@@ -363,7 +308,13 @@ def _eval_shape(fn: Callable[[Inputs], _T], inputs: Inputs) -> _T:
     return jax.eval_shape(of_values, list(inputs.reported.values()), list(inputs.named.values()))
 
 
-def _once(slot: _Slot, inputs: Inputs) -> PyTree:
+def _once(slot: Slot, inputs: Inputs) -> PyTree:
     """Updates an empty accumulator once, and computes the value."""
     acc = strongly_typed(slot.init())
-    return slot.compute(cast_like(slot.name, slot.update(acc, inputs), acc))
+    if slot.delta is None:
+        new = slot.update(acc, inputs)
+    else:
+        added = slot.delta(inputs)
+        checked_nodes(slot.name, added, acc)
+        new = merge_sums(acc, summed(added, acc))
+    return slot.compute(cast_like(slot.name, new, acc))

@@ -18,18 +18,16 @@ from jax.typing import ArrayLike
 
 from jaxloop import errors
 from jaxloop._core.types import Better, PyTree
-from jaxloop.metrics.exact_int import ExactInt, add_ints, count_limbs, is_x64, sum_ints, zero_int
+from jaxloop.metrics.exact_int import ExactInt, count_limbs, is_x64, zero_int
 from jaxloop.metrics.exact_sum import (
     Pair,
-    add_pairs,
     divide_pairs,
     float_dtype,
-    merge_pairs,
-    sum_examples,
     sum_weights,
     zero_pair,
 )
-from jaxloop.metrics.metric import Metric, mean
+from jaxloop.metrics.metric import Metric, mean, of_sums
+from jaxloop.metrics.sums import Examples
 from jaxloop.metrics.weights import check_weight, is_float_weight
 
 # The cell of the confusion matrix for each name: (label, prediction).
@@ -251,9 +249,7 @@ def _count(name: str, threshold: float) -> Metric:
     weights are float, `bind` uses `Metric.weighted`.
     """
 
-    def update(
-        acc: ExactInt, y_true: PyTree, y_pred: PyTree, *, weight: ArrayLike | None = None
-    ) -> ExactInt:
+    def delta(y_true: PyTree, y_pred: PyTree, *, weight: ArrayLike | None = None) -> Examples:
         cell = _cell(name, name, y_true, y_pred, threshold)
         checked = check_weight(weight, cell.shape[0], name)
         if checked is not None and is_float_weight(checked):
@@ -262,51 +258,44 @@ def _count(name: str, threshold: float) -> Metric:
                 f"{checked.dtype}",
                 fix=f"use {name}().weighted, or pass a bool or integer mask",
             )
-        return add_ints(acc, sum_ints(cell, checked, len(acc.limbs)))
+        return Examples(cell, checked)
 
-    def update_weighted(
-        acc: Pair, y_true: PyTree, y_pred: PyTree, *, weight: ArrayLike | None = None
-    ) -> Pair:
+    def delta_weighted(
+        y_true: PyTree, y_pred: PyTree, *, weight: ArrayLike | None = None
+    ) -> Examples:
         cell = _cell(name, name, y_true, y_pred, threshold)
-        checked = check_weight(weight, cell.shape[0], name)
-        return add_pairs(acc, sum_examples(cell, checked))
+        return Examples(cell, check_weight(weight, cell.shape[0], name))
 
     def init() -> ExactInt:
         return zero_int(num_limbs=count_limbs())
 
-    weighted = Metric(zero_pair, update_weighted, add_pairs, lambda acc: acc.hi, name)
+    weighted = of_sums(zero_pair, delta_weighted, lambda acc: acc.hi, name)
     better: Better = "max" if name.startswith("true_") else "min"
-    return Metric(init, update, add_ints, lambda acc: acc, name, weighted, better)
+    return of_sums(init, delta, lambda acc: acc, name, weighted=weighted, better=better)
 
 
 def _ratio(name: str, numerator: str, rest: str, threshold: float) -> Metric:
     def init() -> dict[str, Pair]:
         return {name: zero_pair() for name in ("part", "whole", "seen")}
 
-    def update(
-        acc: dict[str, Pair],
-        y_true: PyTree,
-        y_pred: PyTree,
-        *,
-        weight: ArrayLike | None = None,
-    ) -> dict[str, Pair]:
+    def delta(
+        y_true: PyTree, y_pred: PyTree, *, weight: ArrayLike | None = None
+    ) -> dict[str, PyTree]:
         part = _cell(name, numerator, y_true, y_pred, threshold)
         whole = part | _cell(name, rest, y_true, y_pred, threshold)
         checked = check_weight(weight, part.shape[0], name)
-        new = {
-            "part": sum_examples(part, checked),
-            "whole": sum_examples(whole, checked),
+        return {
+            "part": Examples(part, checked),
+            "whole": Examples(whole, checked),
             "seen": sum_weights(checked, part.shape[0]),
         }
-        merged: dict[str, Pair] = merge_pairs(acc, new)
-        return merged
 
     def compute(acc: dict[str, Pair]) -> jax.Array:
         value = divide_pairs(acc["part"], acc["whole"], 0.0)
         # With data, 0 / 0 is 0, as in scikit-learn. Without data, the value is NaN.
         return jnp.where(acc["seen"].hi == 0, jnp.nan, value)
 
-    return Metric(init, update, merge_pairs, compute, name, better="max")
+    return of_sums(init, delta, compute, name, better="max")
 
 
 def _cell(name: str, cell: str, y_true: PyTree, y_pred: PyTree, threshold: float) -> jax.Array:

@@ -321,7 +321,8 @@ def _sum_limbs(values: ExactInt) -> ExactInt:
     """Returns the sum over the first axis."""
     num, *rest = values.shape
     if num <= _MOST_ADDENDS:
-        return _carried([jnp.sum(half, axis=0, dtype=jnp.uint32) for half in _halves(values)])
+        # In one reduction, because each is a kernel of its own.
+        return _carried(list(jnp.sum(jnp.stack(_halves(values)), axis=1, dtype=jnp.uint32)))
 
     def pieces(limb: jax.Array) -> jax.Array:
         padded = jnp.pad(limb, [(0, -num % _MOST_ADDENDS)] + [(0, 0)] * len(rest))

@@ -25,15 +25,13 @@ from jaxloop._core.types import Better, PyTree
 from jaxloop.metrics.exact_int import is_integer, sum_ints, sum_limbs
 from jaxloop.metrics.exact_sum import (
     Pair,
-    add_pairs,
     divide_pairs,
     float_dtype,
-    merge_pairs,
     pair_of_exact,
-    sum_examples,
     sum_weights,
     zero_pair,
 )
+from jaxloop.metrics.sums import Examples, merge_sums, summed
 from jaxloop.metrics.weights import check_weight, leading_axis, scalar_with_weights
 
 
@@ -53,6 +51,9 @@ class Metric:
             example, is an exact integer without weights and a float with them.
         better: Which values are better, "min" (the smaller ones) or "max". Monitors and checkpoint
             criteria with ``mode="auto"`` read it. None means that this is unknown.
+        delta: ``(*values, weight=None) -> acc``, what a batch adds, for a metric whose accumulator
+            is a sum. A loop then adds the sums of all its metrics at once. The built-in metrics
+            have it; see `jaxloop.metrics.sums`. ``update`` must do the same.
 
     Example:
         >>> import jax.numpy as jnp
@@ -73,6 +74,24 @@ class Metric:
     name: str = ""
     weighted: Metric | None = None
     better: Better | None = None
+    delta: Callable[..., PyTree] | None = None
+
+
+def of_sums(
+    init: Callable[[], PyTree],
+    delta: Callable[..., PyTree],
+    compute: Callable[[PyTree], PyTree],
+    name: str,
+    *,
+    weighted: Metric | None = None,
+    better: Better | None = None,
+) -> Metric:
+    """Makes a metric whose accumulator is a sum, from what a batch adds to it; see `Metric`."""
+
+    def update(acc: PyTree, *values: PyTree, weight: ArrayLike | None = None) -> PyTree:
+        return merge_sums(acc, summed(delta(*values, weight=weight), acc))
+
+    return Metric(init, update, merge_sums, compute, name, weighted, better, delta)
 
 
 def updated(
@@ -132,9 +151,7 @@ def mean(
     def init() -> dict[str, Pair]:
         return {"sum": zero_pair(), "weight": zero_pair()}
 
-    def update(
-        acc: dict[str, Pair], *values: PyTree, weight: ArrayLike | None = None
-    ) -> dict[str, Pair]:
+    def delta(*values: PyTree, weight: ArrayLike | None = None) -> dict[str, PyTree]:
         result = jnp.asarray(values_fn(*values))
         if result.ndim == 0:
             num = leading_axis(values) or 1
@@ -147,14 +164,14 @@ def mean(
         if result.ndim > 1:
             result = _trailing_mean(result)
         return {
-            "sum": add_pairs(acc["sum"], sum_examples(result, checked)),
-            "weight": add_pairs(acc["weight"], sum_weights(checked, result.shape[0])),
+            "sum": Examples(result, checked),
+            "weight": sum_weights(checked, result.shape[0]),
         }
 
     def compute(acc: dict[str, Pair]) -> jax.Array:
         return divide_pairs(acc["sum"], acc["weight"], jnp.nan)
 
-    return Metric(init, update, merge_pairs, compute, name, better=better)
+    return of_sums(init, delta, compute, name, better=better)
 
 
 def _trailing_mean(values: jax.Array) -> jax.Array:

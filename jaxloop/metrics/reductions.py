@@ -28,7 +28,6 @@ from jaxloop.metrics import windows
 from jaxloop.metrics.exact_int import (
     ExactInt,
     ExactRatio,
-    add_ints,
     exact_int,
     extreme_int,
     is_integer,
@@ -41,12 +40,12 @@ from jaxloop.metrics.exact_int import (
 )
 from jaxloop.metrics.exact_sum import (
     Pair,
-    add_pairs,
     divide_pairs,
     float_dtype,
     sum_examples,
     zero_pair,
 )
+from jaxloop.metrics.sums import Examples, merge_sums, summed
 from jaxloop.metrics.weights import BatchWeights
 from jaxloop.metrics.windows import Window
 
@@ -78,12 +77,28 @@ class Reduction:
         update: ``(acc, observation, per_example, weights) -> acc``.
         merge: ``(acc, later_acc) -> acc``.
         compute: ``acc -> value``.
+        delta: What a batch adds to an accumulator that is a sum, or None. The arguments are those
+            of ``update``, which may be shapes in place of ``acc``; see `jaxloop.metrics.sums`.
     """
 
     init: _Init
     update: Callable[[PyTree, Observed, bool, BatchWeights], PyTree]
     merge: Callable[[PyTree, PyTree], PyTree]
     compute: Callable[[PyTree], PyTree]
+    delta: Callable[[PyTree, Observed, bool, BatchWeights], PyTree] | None = None
+
+
+def _of_sums(
+    init: _Init,
+    delta: Callable[[PyTree, Observed, bool, BatchWeights], PyTree],
+    compute: Callable[[PyTree], PyTree],
+) -> Reduction:
+    """Returns a reduction whose accumulator is a sum."""
+
+    def update(acc: PyTree, value: Observed, per_example: bool, weights: BatchWeights) -> PyTree:
+        return merge_sums(acc, summed(delta(acc, value, per_example, weights), acc))
+
+    return Reduction(init, update, merge_sums, compute, delta)
 
 
 def reduction_of(accumulate: str | Window | AccumulateFn) -> Reduction:
@@ -123,13 +138,6 @@ def _wide_dtype(dtype: DTypeLike) -> jnp.dtype:
     return jnp.dtype(jnp.float32) if half else jnp.dtype(dtype)
 
 
-def _add(a: Pair | ExactInt, b: Pair | ExactInt) -> Pair | ExactInt:
-    if isinstance(a, Pair) and isinstance(b, Pair):
-        return add_pairs(a, b)
-    assert isinstance(a, ExactInt) and isinstance(b, ExactInt)
-    return add_ints(a, b)
-
-
 def _zero(rest: tuple[int, ...], *, exact: bool) -> Pair | ExactInt:
     return zero_int(rest, num_limbs=sum_limbs()) if exact else zero_pair(rest)
 
@@ -151,33 +159,22 @@ def _average_init(shape: Shape, per_example: bool, float_weights: bool) -> PyTre
     return {"sum": _zero(_rest(shape, per_example), exact=exact), "weight": _zero((), exact=exact)}
 
 
-def _weighted(exact: bool, value: Observed, per_example: bool, weights: BatchWeights) -> PyTree:
-    """Returns the accumulator of one batch."""
-    if exact:
+def _of_batch(acc: PyTree, value: Observed, per_example: bool, weights: BatchWeights) -> PyTree:
+    """Returns what one batch adds to ``acc``."""
+    if isinstance(acc["sum"], ExactInt):
         weight = weights.weight
         ones = jnp.ones(weights.num_examples, jnp.bool_) if weight is None else weight
         total = sum_ints(ones, None, sum_limbs())
         if per_example:
             assert not isinstance(value, ExactInt)
-            return {"sum": sum_ints(value, weight, sum_limbs()), "weight": total}
+            return {"sum": Examples(value, weight), "weight": total}
         number = exact_int(value, sum_limbs())
         factor = jax.tree.map(lambda x: jnp.broadcast_to(x, number.shape), total)
         return {"sum": multiply_ints(number, factor), "weight": total}
     assert not isinstance(value, ExactInt)
     if per_example:
-        return {"sum": sum_examples(value, weights.weight), "weight": weights.total}
+        return {"sum": Examples(value, weights.weight), "weight": weights.total}
     return {"sum": sum_examples(value[None], weights.total.hi[None]), "weight": weights.total}
-
-
-def _average_update(
-    acc: PyTree, value: Observed, per_example: bool, weights: BatchWeights
-) -> PyTree:
-    new = _weighted(isinstance(acc["sum"], ExactInt), value, per_example, weights)
-    return _average_merge(acc, new)
-
-
-def _average_merge(a: PyTree, b: PyTree) -> PyTree:
-    return {name: _add(a[name], b[name]) for name in ("sum", "weight")}
 
 
 def _average_compute(acc: PyTree) -> PyTree:
@@ -186,7 +183,7 @@ def _average_compute(acc: PyTree) -> PyTree:
     return divide_pairs(acc["sum"], acc["weight"], jnp.nan)
 
 
-_AVERAGE = Reduction(_average_init, _average_update, _average_merge, _average_compute)
+_AVERAGE = _of_sums(_average_init, _of_batch, _average_compute)
 
 
 def _average_of(window: Window) -> Reduction:
@@ -196,11 +193,11 @@ def _average_of(window: Window) -> Reduction:
         return windows.empty_entries(window.n, _average_init(shape, per_example, float_weights))
 
     def update(acc: PyTree, value: Observed, per_example: bool, weights: BatchWeights) -> PyTree:
-        exact = isinstance(acc["last"]["sum"], ExactInt)
-        return windows.push(acc, _weighted(exact, value, per_example, weights))
+        entries = acc["last"]
+        return windows.push(acc, summed(_of_batch(entries, value, per_example, weights), entries))
 
     def compute(acc: PyTree) -> PyTree:
-        return _average_compute(windows.total(acc, _average_merge))
+        return _average_compute(windows.total(acc, merge_sums))
 
     return Reduction(init, update, windows.merge_entries, compute)
 
@@ -214,24 +211,17 @@ def _sum_init(shape: Shape, per_example: bool, float_weights: bool) -> PyTree:
     return {"sum": total, "seen": jnp.zeros((), jnp.bool_)}
 
 
-def _sum_update(acc: PyTree, value: Observed, per_example: bool, weights: BatchWeights) -> PyTree:
-    # A batch's one value is added unweighted, because it is already a value for all examples.
-    weight = weights.weight if per_example else None
-    if not per_example:
-        value = _where(weights.present, value, jax.tree.map(jnp.zeros_like, value))
-    if isinstance(acc["sum"], ExactInt):
-        if isinstance(value, ExactInt) or not per_example:
-            new: Pair | ExactInt = exact_int(value, sum_limbs())
-        else:
-            new = sum_ints(value, weight, sum_limbs())
-    else:
+def _sum_delta(acc: PyTree, value: Observed, per_example: bool, weights: BatchWeights) -> PyTree:
+    seen = weights.present
+    if per_example:
         assert not isinstance(value, ExactInt)
-        new = sum_examples(value if per_example else value[None], weight)
-    return {"sum": _add(acc["sum"], new), "seen": acc["seen"] | weights.present}
-
-
-def _sum_merge(a: PyTree, b: PyTree) -> PyTree:
-    return {"sum": _add(a["sum"], b["sum"]), "seen": a["seen"] | b["seen"]}
+        return {"sum": Examples(value, weights.weight), "seen": seen}
+    # A batch's one value is added unweighted, because it is already a value for all examples.
+    value = _where(seen, value, jax.tree.map(jnp.zeros_like, value))
+    if isinstance(acc["sum"], ExactInt):
+        return {"sum": exact_int(value, sum_limbs()), "seen": seen}
+    assert not isinstance(value, ExactInt)
+    return {"sum": sum_examples(value[None], None), "seen": seen}
 
 
 def _sum_compute(acc: PyTree) -> PyTree:
@@ -239,7 +229,7 @@ def _sum_compute(acc: PyTree) -> PyTree:
     return _or_nan(acc["seen"], total.hi if isinstance(total, Pair) else total)
 
 
-_SUM = Reduction(_sum_init, _sum_update, _sum_merge, _sum_compute)
+_SUM = _of_sums(_sum_init, _sum_delta, _sum_compute)
 
 
 # --- minimum and maximum -------------------------------------------------------------------------
@@ -308,7 +298,8 @@ def _last_init(shape: Shape, per_example: bool, float_weights: bool) -> PyTree:
 def _last_update(acc: PyTree, value: Observed, per_example: bool, weights: BatchWeights) -> PyTree:
     old, new = acc["value"], value
     if per_example:
-        new = _weighted(isinstance(old, dict), value, per_example, weights)
+        entry = old if isinstance(old, dict) else {"sum": zero_pair(), "weight": zero_pair()}
+        new = summed(_of_batch(entry, value, per_example, weights), entry)
         new = new if isinstance(old, dict) else divide_pairs(new["sum"], new["weight"], jnp.nan)
     elif not isinstance(value, ExactInt):
         new = value.astype(old.dtype)
