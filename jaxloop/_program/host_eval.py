@@ -81,13 +81,14 @@ def on_host_rows(fn: Callable[..., PyTree], *row: PyTree) -> Callable[..., PyTre
 
 
 _CALLS = {
+    "checkpoint": "jaxpr",
     "closed_call": "call_jaxpr",
     "core_call": "call_jaxpr",
-    "checkpoint": "jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
     "jit": "jaxpr",
     "pjit": "jaxpr",
+    "remat2": "jaxpr",
 }
 """The primitives that call a jaxpr, each with the parameter that holds it."""
 

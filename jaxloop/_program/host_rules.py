@@ -133,6 +133,11 @@ def _shift_right_logical(x: HostArray, y: HostArray) -> HostArray:
     return np.right_shift(x.view(bits), y.view(bits)).view(x.dtype)
 
 
+def _shift_right_arithmetic(x: HostArray, y: HostArray) -> HostArray:
+    bits = np.dtype(f"i{x.dtype.itemsize}")  # also of unsigned numbers
+    return np.right_shift(x.view(bits), y.view(bits)).view(x.dtype)
+
+
 def _select(which: HostArray, if_false: HostArray, if_true: HostArray) -> HostArray:
     return np.where(which, if_true, if_false)
 
@@ -213,17 +218,22 @@ def _slice_rule(equation: JaxprEqn) -> Fn:
     return lambda x: x[index]
 
 
-def _concatenate_rule(equation: JaxprEqn) -> Fn:
-    axis = equation.params["dimension"] + 1
+def _join(function: Callable[..., HostArray], parameter: str) -> Rule:
+    """Makes the rule of a function that joins arrays along an axis."""
 
-    def concatenate(*parts: HostArray) -> HostArray:
-        lengths = set(map(len, parts))
-        if len(lengths) > 1:  # constants have one row
-            (rows,) = lengths - {1}
-            parts = tuple(of_rows(part, rows) if len(part) == 1 else part for part in parts)
-        return np.concatenate(parts, axis)
+    def rule(equation: JaxprEqn) -> Fn:
+        axis = equation.params[parameter] + 1
 
-    return concatenate
+        def join(*parts: HostArray) -> HostArray:
+            lengths = set(map(len, parts))
+            if len(lengths) > 1:  # constants have one row
+                (rows,) = lengths - {1}
+                parts = tuple(of_rows(part, rows) if len(part) == 1 else part for part in parts)
+            return function(parts, axis)
+
+        return join
+
+    return rule
 
 
 def _transpose_rule(equation: JaxprEqn) -> Fn:
@@ -319,13 +329,14 @@ VIEWS = frozenset(
         "rev",
         "slice",
         "squeeze",
+        "stop_gradient",
         "transpose",
     }
 )
 """The primitives whose result may share memory with their input."""
 
 RULES: dict[str, Rule] = {
-    "abs": _elementwise("iuf", np.abs),
+    "abs": _elementwise("if", np.abs),
     "add": _elementwise("iuf", np.add),
     "and": _elementwise("biu", np.bitwise_and),
     "argmax": _index_rule(np.argmax),
@@ -338,7 +349,7 @@ RULES: dict[str, Rule] = {
         lambda low, x, high: np.minimum(np.maximum(low, x), high),
         ("f", lambda low, x, high: _minimum(_maximum(low, x), high)),
     ),
-    "concatenate": _concatenate_rule,
+    "concatenate": _join(np.concatenate, "dimension"),
     "convert_element_type": _convert_rule,
     "copy": lambda equation: lambda x: x,
     "copy_p": lambda equation: lambda x: x,
@@ -372,13 +383,15 @@ RULES: dict[str, Rule] = {
     "round": _round_rule,
     "select_n": _select_rule,
     "shift_left": _elementwise("iu", np.left_shift),
-    "shift_right_arithmetic": _elementwise("i", np.right_shift, ("u", np.right_shift)),
+    "shift_right_arithmetic": _elementwise("iu", _shift_right_arithmetic),
     "shift_right_logical": _elementwise("iu", _shift_right_logical),
     "sign": _elementwise("iu", np.sign, ("f", _sign)),
     "slice": _slice_rule,
     "sqrt": _elementwise("f", np.sqrt),
     "square": _elementwise("iuf", np.square),
     "squeeze": _squeeze_rule,
+    "stack": _join(np.stack, "axis"),
+    "stop_gradient": lambda equation: lambda x: x,
     "sub": _elementwise("iuf", np.subtract),
     "transpose": _transpose_rule,
     "xor": _elementwise("biu", np.bitwise_xor),
