@@ -16,9 +16,6 @@ import collections
 import warnings
 from typing import Any
 
-import jax
-
-from jaxloop._core.arrays import state_signature
 from jaxloop._core.batch import Batch, Signature, signature_change
 from jaxloop._core.events import IN_EPOCH, Event
 from jaxloop._core.lazy import LazyDict
@@ -124,8 +121,8 @@ class Blocks:
     def reset_metrics(self) -> None:
         """Resets the metrics for a new epoch."""
         if self.program is not None:
-            self._carry.set_accumulators(self.program.init_metrics())
-            self._progress.lazy_metrics = LazyDict(self.program.fresh_values)
+            self._carry.set_accumulators(self.program.values.init())
+            self._progress.lazy_metrics = LazyDict(self.program.values.fresh_values)
             self._progress.added = {}
 
     # --- one block -----------------------------------------------------------------------------
@@ -156,7 +153,7 @@ class Blocks:
         dispatched = now()
         window.superbatch.marker = marker
         queue = observers.take() if observers.queue else []
-        rows = MetricRows(program, ring, prefetcher.number)
+        rows = MetricRows(program.values, ring, carry.values[1], prefetcher.number)
         metrics = MetricRow(rows, count - 1, progress.added)
         block = _InFlight(marker, count, dispatched)
         ahead = 0
@@ -272,17 +269,17 @@ class Blocks:
             raise RecompilationError(what, fix=fix)
         self._warn_once("structure", f"{what}\n  fix: {fix}")
         if self.sample is not None:
-            self._refit_metrics(self.specialize(self.sample, step_state), what)
+            before = self.program
+            self._refit_metrics(before, self.specialize(self.sample, step_state), what)
 
-    def _refit_metrics(self, program: Program, what: str) -> None:
+    def _refit_metrics(self, before: Program | None, program: Program, what: str) -> None:
         """Makes new accumulators if a change of the step state changed their shapes.
 
         Raises:
             StructureError: The epoch has already accumulated values of the old shapes.
         """
         progress = self._progress
-        fresh = jax.eval_shape(program.init_metrics)
-        if state_signature(fresh) == state_signature(self._carry.values[1]):
+        if before is not None and before.metrics.shapes == program.metrics.shapes:
             return
         begun = progress.iteration > 0 or progress.event is Event.ITERATION_COMPLETED
         if progress.place in IN_EPOCH and begun:
@@ -290,7 +287,7 @@ class Blocks:
                 f"{what}; a metric of this epoch accumulates values of the old shapes",
                 fix="change it between two epochs, or keep the shapes that metrics read",
             )
-        self._carry.set_accumulators(program.init_metrics())
+        self._carry.set_accumulators(program.values.init())
 
     def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:

@@ -29,14 +29,15 @@ from jaxloop._engine.clock import now
 from jaxloop._engine.parts import Parts
 from jaxloop._engine.recovery import Recovery
 from jaxloop._engine.watched import Watched
-from jaxloop._program.metric_rows import MetricRow
+from jaxloop._program.metric_rows import MetricRow, PendingRows
 from jaxloop._spec import Acting, CheckpointTrigger, Guard
 from jaxloop.errors import HaltError, HandlerReturnError
 
 logger = logging.getLogger("jaxloop")
 
-_EPOCHS_UNSETTLED = 2
-"""The number of epochs whose metrics may still be on the device."""
+_EPOCHS_UNSETTLED, _EPOCHS_PENDING = 2, 64
+"""The number of epochs whose metrics the device may still have to compute, and the number of those
+whose metrics the host has not computed yet."""
 
 
 class Firing:
@@ -63,6 +64,7 @@ class Firing:
             if not self._debug and not self._by_event[event] and event not in parts.observers.events
         )
         self._unsettled: list[LazyDict] = []
+        self._pending = PendingRows()
         self._watched = Watched(parts.spec)
 
     def fire(self, row: Row, *, then: Place | None = None, handlers: bool = True) -> None:
@@ -106,10 +108,15 @@ class Firing:
     def _keep_metrics(self) -> None:
         """Adds the epoch's metrics to the history, without waiting for them."""
         progress = self._parts.progress
-        if isinstance(progress.lazy_metrics, MetricRow):
-            progress.lazy_metrics.settle()
-        progress.lazy_history = progress.lazy_history.added(progress.epoch, progress.lazy_metrics)
-        self._unsettled.append(progress.lazy_metrics)
+        metrics = progress.lazy_metrics
+        progress.lazy_history = progress.lazy_history.added(progress.epoch, metrics)
+        if isinstance(metrics, MetricRow):
+            if self._pending.add(metrics):
+                if len(self._pending) > _EPOCHS_PENDING:
+                    self._pending.compute(but=_EPOCHS_UNSETTLED)
+                return
+            metrics.settle()
+        self._unsettled.append(metrics)
         if len(self._unsettled) > _EPOCHS_UNSETTLED:
             self._unsettled.pop(0).get()
 

@@ -65,9 +65,11 @@ class Recovery:
         progress.handler_state = ReadOnlyDict(found.handler_state)
         progress.first_step = progress.step  # no guard rewinds a replay
         saved = found.loan
-        if found.epoch == progress.epoch and found.place in IN_EPOCH:
-            structure = jax.tree.structure(parts.carry.values[1])
-            accumulators = jax.tree.unflatten(structure, jax.tree.leaves(saved.accumulators))
+        program = parts.blocks.program
+        accumulators = None
+        if program is not None and found.epoch == progress.epoch and found.place in IN_EPOCH:
+            accumulators = program.metrics.packing.restored(jax.tree.leaves(saved.accumulators))
+        if accumulators is not None:
             parts.carry.set(copy(saved.step_state), copy(accumulators))
             progress.set_metrics(found.lazy_metrics, parts.blocks.metric_names)
         else:

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from jaxloop._core.arrays import abstract, as_state, copy, state_signature
+from jaxloop._core.arrays import abstract, as_state, copy
 from jaxloop._core.batch import Batch
 from jaxloop._core.bounds import Bounds, is_wider, is_within
 from jaxloop._core.events import IN_EPOCH, ROWS, Event, Place
@@ -261,7 +261,7 @@ def _specialize(parts: Parts, sample: Batch) -> None:
     if parts.spec.task is not None:
         parts.spec.task.check_data(parts.source.iterable, program.reported)
     if program.metrics.derived:
-        program.fresh_values()  # raises if a function does not take the values
+        program.values.fresh_values()  # raises if a function does not take the values
     # Again, because the names of a metric of several outputs depend on the outputs.
     check_watched_metrics(parts.spec, parts.blocks.metric_names)
 
@@ -308,7 +308,7 @@ def _renew_metrics(parts: Parts, program: Program, before: Mapping[str, Any]) ->
     values = progress.lazy_metrics.get()
     added = {name: value for name, value in values.items() if name not in before}
     parts.blocks.reset_metrics()
-    known = {**program.fresh_values(), **added}
+    known = {**program.values.fresh_values(), **added}
     progress.set_metrics(LazyDict(lambda: known), parts.blocks.metric_names)
 
 
@@ -319,16 +319,15 @@ def _continue_metrics(parts: Parts, program: Program) -> None:
         SerializationError: The accumulators have other shapes.
     """
     # A checkpoint stores only the leaves. The metrics give the structure.
-    fresh = jax.eval_shape(program.init_metrics)
-    leaves = jax.tree.leaves(parts.carry.values[1])
-    if state_signature(jax.tree.leaves(fresh)) != state_signature(leaves):
+    accumulators = program.metrics.packing.restored(jax.tree.leaves(parts.carry.values[1]))
+    if accumulators is None:
         raise SerializationError(
             "the state to resume from is in the middle of an epoch, and its accumulators do not "
             "match the metrics of this loop",
             fix="attach the same metrics or, if an earlier version of jaxloop wrote the state, "
             "finish the epoch with that version",
         )
-    parts.carry.set_accumulators(jax.tree.unflatten(jax.tree.structure(fresh), leaves))
+    parts.carry.set_accumulators(accumulators)
     parts.progress.set_metrics(parts.progress.lazy_metrics, parts.blocks.metric_names)
 
 
@@ -388,5 +387,5 @@ def _values_of(program: Program) -> dict[str, PyTree]:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), computed, is_leaf=is_exact
     )
     for name, _ in metrics.derived:
-        values[name] = abstract(program.fresh_values()[name])
+        values[name] = abstract(program.values.fresh_values()[name])
     return values

@@ -1,9 +1,9 @@
 """The executable: a step and its metrics as one compiled block with a traced bound.
 
     program = Program(step, metrics, capacity=64, num_rows=64, options={})
-    carry = (state, program.init_metrics())
+    carry = (state, program.values.init())
     carry, outputs, ring, marker = program.run(carry, rows, start, bound)
-    values = program.values(ring, 0, 10)                      # metrics after ten iterations
+    fetch = program.values.start(ring, 9, 10, number)         # metrics after ten iterations
 
 The compiled program depends only on the step, the metrics, the shapes and ``fuse``. Handlers,
 observers, logging and block lengths never affect it. XLA contracts multiplications and additions by
@@ -18,15 +18,14 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from jaxloop._core.arrays import abstract, key_impl, put
+from jaxloop._core.arrays import abstract, key_impl
 from jaxloop._core.types import PyTree
 from jaxloop._data.device_rows import Rows, Single, Stacked
+from jaxloop._program.metric_values import MetricValues
 from jaxloop._program.step import Step
 from jaxloop.metrics.collection import Metrics
-from jaxloop.metrics.exact_int import host_rows, is_exact
 from jaxloop.metrics.meaning import Meanings
 
 Carry: TypeAlias = tuple[PyTree, PyTree]
@@ -49,6 +48,7 @@ class Program:
         num_rows: The maximum number of batches in a superbatch.
         options: The options for `jax.jit`. If None, everything runs op by op.
         reported: The names that the step reports.
+        values: Computes the values of the metrics.
         meanings: What the accumulators mean. A state keeps it, and the program does not use it.
     """
 
@@ -63,49 +63,14 @@ class Program:
     def __post_init__(self) -> None:
         block = self._single if self.capacity == 1 else self._block
         self._call: Callable[..., Any] = block
-        self._init: Callable[[], list[jax.Array]] = self._fresh_metrics
         if self.options is not None:
             self._call = jax.jit(block, **{"donate_argnums": (0,), **self.options})
-            self._init = jax.jit(self._fresh_metrics)
-        self._compute = jax.jit(self._compute_rows)
-        self._fresh: dict[str, PyTree] | None = None
-        self._finish: Callable[[dict[str, PyTree]], dict[str, PyTree]] | None = None
+        self.values = MetricValues(self.metrics, jit=self.options is not None)
 
     def run(self, carry: Carry, rows: Rows, start: Any, bound: Any) -> BlockOutput:
         """Runs the step over rows ``start`` to ``start + bound``. The carry is donated."""
         out: BlockOutput = self._call(carry, rows, start, bound)
         return out
-
-    def init_metrics(self) -> list[jax.Array]:
-        """Returns fresh accumulators, packed into one vector."""
-        return self._init()
-
-    def fresh_values(self) -> dict[str, PyTree]:
-        """Returns the metrics before the first update, as NumPy values."""
-        if self._fresh is None:
-            ring = jax.tree.map(lambda a: a[None], self.init_metrics())
-            fetch = self.values(ring, *put((np.int32(0), np.int32(1))))
-            self._fresh = self.metrics.with_derived(jax.tree.map(lambda x: x[0], fetch()))
-        return self._fresh
-
-    def values(self, ring: PyTree, start: Any, stop: Any) -> Callable[[], dict[str, PyTree]]:
-        """Dispatches the computation of the metrics of the rows from ``start`` to ``stop``.
-
-        Derived metrics are not among them, because they are computed row by row on the host.
-
-        Returns:
-            A function that returns them as NumPy arrays with a leading axis of rows. The copy to
-            the host has started, and the function waits for it. Only the host holds integers of
-            more than 32 bits, so the function also converts those.
-        """
-        computed = self._compute(ring, start, stop) if self.metrics.slots else {}
-        for leaf in jax.tree.leaves(computed):
-            leaf.copy_to_host_async()
-        if self._finish is None:
-            leaves = jax.tree.leaves(computed, is_leaf=is_exact)
-            self._finish = host_rows if any(map(is_exact, leaves)) else dict
-        finish = self._finish
-        return lambda: finish(jax.device_get(computed))
 
     def lower(self, carry: PyTree, batch: PyTree) -> Any:
         """Lowers the block for these shapes, for reports."""
@@ -118,9 +83,6 @@ class Program:
         return call.lower(abstract(carry), rows, number, number)  # type: ignore[attr-defined]  # jitted
 
     # --- what is compiled ----------------------------------------------------------------------
-
-    def _fresh_metrics(self) -> list[jax.Array]:
-        return self.metrics.packing.pack(self.metrics.init())
 
     def _advance(self, carry: Any, batch: PyTree) -> tuple[PyTree, PyTree, dict[str, PyTree]]:
         state, packed = carry
@@ -152,25 +114,6 @@ class Program:
         # Both bounds must have the same dtype. A Python 0 would be 64 bits wide under x64.
         carry, outputs, ring = lax.fori_loop(jnp.int32(0), bound, body, begin)
         return carry, outputs, ring, _after(bound)
-
-    def _compute_rows(self, ring: PyTree, start: Any, stop: Any) -> dict[str, PyTree]:
-        # One loop body serves one row or many, so a value does not depend on which rows are read.
-        rows = jax.tree.leaves(ring)[0].shape[0] if jax.tree.leaves(ring) else 1
-
-        def row(i: Any) -> dict[str, PyTree]:
-            at = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), ring)
-            return self.metrics.compute(self.metrics.packing.unpack(at))
-
-        shapes = jax.eval_shape(row, jax.ShapeDtypeStruct((), jnp.int32))
-        values = jax.tree.map(lambda v: jnp.zeros((rows, *v.shape), v.dtype), shapes)
-
-        def body(i: Any, values: dict[str, PyTree]) -> dict[str, PyTree]:
-            return jax.tree.map(
-                lambda all, one: lax.dynamic_update_index_in_dim(all, one, i, 0), values, row(i)
-            )
-
-        computed: dict[str, PyTree] = lax.fori_loop(start, stop, body, values)
-        return computed
 
 
 def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:

@@ -1,49 +1,60 @@
 """The metrics after each iteration of a block, computed only when they are read.
 
-    rows = MetricRows(program, ring, number)
+    rows = MetricRows(program.values, ring, last, number)
     row = MetricRow(rows, 9, extra={})      # after the block's tenth iteration
-    row.get()["loss"]                       # computed, copied to the host and waited for here
+    row.get()["loss"]                       # waited for and computed here
 
-One computation and one transfer serve all rows that are requested together.
+    pending = PendingRows()
+    pending.add(row)                        # at the end of an epoch
+
+All rows that are requested together are computed at once, and so are those of the epochs whose
+metrics nobody has read.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import numpy as np
-
 from jaxloop._core.lazy import LazyDict, ReadOnlyDict
 from jaxloop._core.types import PyTree
-from jaxloop._program.block import Program
+from jaxloop._program.metric_values import Fetch, MetricValues, row_of
+from jaxloop.metrics.packing import Packed
 
 
 class MetricRows:
     """The metrics after each iteration of one block.
 
     Args:
-        program: The program that computes them.
+        values: Computes them.
         ring: The accumulators, one row per iteration.
+        last: The accumulators after the last iteration. The next block may donate them.
         number: Returns an int32 scalar on the device.
     """
 
-    __slots__ = ("_fetch", "_number", "_program", "_range", "_ring", "_values")
+    __slots__ = ("_fetch", "_number", "_range", "_ring", "_rows", "last", "values")
 
-    def __init__(self, program: Program, ring: PyTree, number: Callable[[int], Any]) -> None:
-        self._program, self._ring, self._number = program, ring, number
+    def __init__(
+        self, values: MetricValues, ring: PyTree, last: Packed, number: Callable[[int], Any]
+    ) -> None:
+        self.values, self.last = values, last
+        self._ring, self._number = ring, number
         self._range = (0, 0)
-        self._fetch: Callable[[], dict[str, PyTree]] = dict
-        self._values: list[tuple[str, Any, bool]] | None = None
+        self._fetch: Fetch = dict
+        self._rows: dict[str, PyTree] | None = None
 
     def request(self, start: int, stop: int) -> None:
-        """Dispatches the computation of some rows, unless they are already requested."""
-        low, high = self._range
-        if (low <= start and stop <= high) or self._ring is None:
+        """Starts to compute some rows, unless they are already requested."""
+        if self._ring is None or self.is_requested(start, stop):
             return
-        self._fetch = self._program.values(self._ring, self._number(start), self._number(stop))
-        self._range, self._values = (start, stop), None
+        self._fetch = self.values.start(self._ring, start, stop, self._number)
+        self._range, self._rows = (start, stop), None
+
+    def is_requested(self, start: int, stop: int) -> bool:
+        """Returns whether some rows are computed already, or are being computed."""
+        low, high = self._range
+        return low <= start and stop <= high
 
     def release(self) -> None:
         """Frees the accumulators. No more rows can be requested."""
@@ -52,17 +63,9 @@ class MetricRows:
     def get(self, index: int) -> dict[str, Any]:
         """Returns the metrics of one row, as NumPy values."""
         self.request(index, index + 1)
-        if self._values is None:
-            self._values = [
-                (name, value, isinstance(value, np.ndarray) and value.ndim == 1)
-                for name, value in self._fetch().items()
-            ]
-        # Copied, because a view would keep the values of all rows alive.
-        row = {
-            name: value[index] if plain else jax.tree.map(lambda x: x[index].copy(), value)
-            for name, value, plain in self._values
-        }
-        return self._program.metrics.with_derived(row)
+        if self._rows is None:
+            self._rows = self._fetch()
+        return self.values.derived(row_of(self._rows, index - self._range[0]))
 
 
 class MetricRow(LazyDict):
@@ -72,31 +75,103 @@ class MetricRow(LazyDict):
         rows: The rows of the block.
         index: The index of the row.
         extra: ``{name: value}`` that handlers added.
+
+    Attributes:
+        rows: The rows of the block, or None if they are not needed any more.
     """
 
-    __slots__ = ("_index", "_rows", "extra")
+    __slots__ = ("_index", "_known", "_pending", "extra", "rows")
 
     def __init__(self, rows: MetricRows, index: int, extra: Mapping[str, Any]) -> None:
         # Sets the fields of LazyDict directly, for speed: every block makes a row.
         self._make, self._value = self._read, ReadOnlyDict()
         self._index, self.extra = index, extra
-        self._rows: MetricRows | None = rows
+        self.rows: MetricRows | None = rows
+        self._pending: PendingRows | None = None
+        self._known: dict[str, Any] | None = None
 
     def _read(self) -> dict[str, Any]:
-        assert self._rows is not None
-        row = self._rows.get(self._index)
-        self._rows = None  # the values are known, so the block can be freed
+        pending = self._pending
+        if pending is not None:
+            pending.compute()
+        if self._known is None:
+            assert self.rows is not None
+            self._known = self.rows.get(self._index)
+        self.rows = None  # the values are known, so the block can be freed
         if not self.extra:
-            return row
-        return {**row, **{name: v for name, v in self.extra.items() if name not in row}}
+            return self._known
+        return {**self._known, **{n: v for n, v in self.extra.items() if n not in self._known}}
 
     def start(self) -> None:
-        """Dispatches the computation without waiting for it."""
-        if self._rows is not None:
-            self._rows.request(self._index, self._index + 1)
+        """Starts the computation without waiting for it."""
+        if self.rows is not None:
+            self.rows.request(self._index, self._index + 1)
 
     def settle(self) -> None:
-        """Dispatches the computation, and frees the accumulators of the block."""
+        """Starts the computation, and frees the accumulators of the block."""
         self.start()
-        if self._rows is not None:
-            self._rows.release()
+        if self.rows is not None:
+            self.rows.release()
+
+    def defer(self, pending: PendingRows) -> MetricRows | None:
+        """Lets ``pending`` compute the row from the last accumulators, and frees the others.
+
+        Returns:
+            The rows of the block, or None if it is not worth it or not possible.
+        """
+        rows = self.rows
+        if rows is None or rows.is_requested(self._index, self._index + 1):
+            return None
+        if not rows.values.on_host or any(one.is_deleted() for one in rows.last):
+            return None
+        self.rows, self._pending = None, pending
+        return rows
+
+    def set(self, row: dict[str, Any]) -> None:
+        """Sets the values that `PendingRows` computed."""
+        self._known, self._pending = row, None
+
+
+class PendingRows:
+    """The last rows of ended epochs, which are computed together when one of them is read.
+
+    A thread that saves a state may be the one that reads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._values: MetricValues | None = None
+        self._rows: list[tuple[MetricRow, Packed]] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, row: MetricRow) -> bool:
+        """Adds the row of the last iteration of an epoch, and returns whether that is possible.
+
+        The next epoch starts with fresh accumulators, so no block donates those of the row.
+        """
+        with self._lock:
+            rows = row.defer(self)
+            if rows is None:
+                return False
+            if self._values is not rows.values:
+                self._compute(0)
+            self._values = rows.values
+            self._rows.append((row, rows.last))
+        return True
+
+    def compute(self, *, but: int = 0) -> None:
+        """Computes all rows but the newest ones. It waits for the device."""
+        with self._lock:
+            self._compute(but)
+
+    def _compute(self, but: int) -> None:
+        num_due = len(self._rows) - but
+        if num_due < 1 or self._values is None:
+            return
+        due = self._rows[:num_due]
+        values = self._values.of_rows([packed for _, packed in due])
+        for index, (row, _) in enumerate(due):
+            row.set(self._values.derived(row_of(values, index)))
+        del self._rows[:num_due]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -250,19 +250,7 @@ def _bind_observations(spec: MetricSpec, observe: Observe, inputs: Inputs) -> Sl
     def observed(inputs: Inputs) -> tuple[list[PyTree], BatchWeights]:
         value, found, weights = observe(inputs)
         leaves, found_structure = jax.tree.flatten(value, is_leaf=is_exact)
-        if structures_differ(found_structure, structure):
-            raise errors.ShapeError(
-                f"{spec.title} must return {structure} for every batch, got {found_structure}",
-                fix="return the same structure for every batch",
-            )
-        # Whether a leading axis means examples was decided by the first batch. If the axis has the
-        # length of the batch by chance, another batch shows it.
-        if tuple(found) != kinds and not callable(spec.accumulate):
-            raise errors.ShapeError(
-                f"{spec.title} must return one value per example for all batches or for none, got "
-                "both",
-                fix="pass per='example' or per='batch'",
-            )
+        _check_observation(spec, (found_structure, structure), (tuple(found), kinds))
         return leaves, weights
 
     def update(acc: list[PyTree], inputs: Inputs) -> list[PyTree]:
@@ -290,6 +278,31 @@ def _bind_observations(spec: MetricSpec, observe: Observe, inputs: Inputs) -> Sl
         ]
 
     return Slot(spec.name, init, update, merge, compute, delta)
+
+
+def _check_observation(
+    spec: MetricSpec,
+    structures: tuple[Any, Any],
+    kinds: tuple[tuple[bool, ...], tuple[bool, ...]],
+) -> None:
+    """Compares the structure of an observation, and which leaves have one value per example.
+
+    Raises:
+        ShapeError: They differ from those of the first batch.
+    """
+    found, expected = structures
+    if structures_differ(found, expected):
+        raise errors.ShapeError(
+            f"{spec.title} must return {expected} for every batch, got {found}",
+            fix="return the same structure for every batch",
+        )
+    # Whether a leading axis means examples was decided by the first batch. If the axis has the
+    # length of the batch by chance, another batch shows it.
+    if kinds[0] != kinds[1] and not callable(spec.accumulate):
+        raise errors.ShapeError(
+            f"{spec.title} must return one value per example for all batches or for none, got both",
+            fix="pass per='example' or per='batch'",
+        )
 
 
 def _eval_shape(fn: Callable[[Inputs], _T], inputs: Inputs) -> _T:

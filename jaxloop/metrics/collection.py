@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import jax
 
+from jaxloop._core.arrays import state_signature
+from jaxloop._core.batch import Signature
 from jaxloop._core.types import PyTree
 from jaxloop.metrics.accumulators import cast_like, strongly_typed
 from jaxloop.metrics.declare import Derived
@@ -65,6 +67,11 @@ class Metrics:
     def init(self) -> Accumulators:
         """Returns empty accumulators."""
         return {slot.name: strongly_typed(slot.init()) for slot in self.slots}
+
+    @functools.cached_property
+    def shapes(self) -> Signature:
+        """The structure, shapes and dtypes of the accumulators."""
+        return state_signature(jax.eval_shape(self.init))
 
     @functools.cached_property
     def packing(self) -> Packing:

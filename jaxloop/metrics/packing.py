@@ -115,6 +115,31 @@ class Packing:
             [_joined([nodes[index] for index in group.indices]) for group in self._groups], accs
         )
 
+    def restored(self, saved: Sequence[jax.Array]) -> Packed | None:
+        """Returns saved accumulators, or None if they do not fit.
+
+        Up to format 3, a checkpoint has one vector for each dtype, and its parts in the order of
+        the metrics' names.
+        """
+        shapes = jax.eval_shape(self.pack, self._like)
+        if _shapes_of(saved) == _shapes_of(shapes):
+            return list(saved)
+        leaves, structure = jax.tree.flatten(self._like)
+        groups: dict[Any, list[int]] = {}
+        for index, leaf in enumerate(leaves):
+            groups.setdefault(leaf.dtype, []).append(index)
+        sizes = [sum(math.prod(leaves[i].shape) for i in group) for group in groups.values()]
+        if _shapes_of(saved) != [((size,), d) for size, d in zip(sizes, groups, strict=True)]:
+            return None
+        for vector, group in zip(saved, groups.values(), strict=True):
+            low = 0
+            for index in group:
+                shape = leaves[index].shape
+                high = low + math.prod(shape)
+                leaves[index] = vector[low:high].reshape(shape)
+                low = high
+        return self.pack(jax.tree.unflatten(structure, leaves))
+
     def unpack(self, packed: Packed) -> dict[str, PyTree]:
         """Returns the accumulators of each metric by name."""
         nodes = list(self._nodes)
@@ -211,6 +236,10 @@ def _by_kind(paths: Sequence[str], nodes: Sequence[Any]) -> list[list[int]]:
         kind = (type(nodes[index]).__name__, len(parts), str(parts[0].dtype))
         groups.setdefault(kind, []).append(index)
     return [groups[kind] for kind in sorted(groups)]
+
+
+def _shapes_of(arrays: Sequence[Any]) -> list[tuple[tuple[int, ...], Any]]:
+    return [(tuple(one.shape), one.dtype) for one in arrays]
 
 
 def _size(node: Any) -> int:
