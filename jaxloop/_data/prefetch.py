@@ -27,9 +27,10 @@ from jaxloop._core.batch import Batch
 from jaxloop._core.bounds import limited
 from jaxloop._core.placement import Placement
 from jaxloop._core.types import PyTree
+from jaxloop._data.array_reader import ArrayReader
 from jaxloop._data.device_rows import Single
 from jaxloop._data.position import FROM_COUNTERS, NO_DATA, Position, Unread
-from jaxloop._data.readers import ArrayReader, Fill, IteratorReader, Late
+from jaxloop._data.readers import Fill, IteratorReader, Late
 from jaxloop._data.source import NO_BATCH, DataSource
 from jaxloop._data.superbatch import BufferPool, Superbatch
 

@@ -1,7 +1,6 @@
 """Readers, which hold a position in a data set and fill the next superbatch from there.
 
     reader = IteratorReader(iter(data), epoch=0, one_shot=False)
-    reader = ArrayReader(batches, epoch=0, index=0)
     fill = Fill(reader, limit=64, pool=pool, late=None)
     fill.run()                              # here, or in a thread
     fill.superbatch, fill.error
@@ -15,16 +14,12 @@ import collections
 import itertools
 import queue
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import jax
 import numpy as np
 
 from jaxloop._core.batch import Batch, Signature, as_batch, describe_leaves
-from jaxloop._core.types import PyTree
-from jaxloop._data.device_rows import Gathered
-from jaxloop._data.in_memory import Batches
-from jaxloop._data.padding import marked
 from jaxloop._data.position import Position, Stateful
 from jaxloop._data.superbatch import BufferPool, Superbatch, is_on_host
 from jaxloop.errors import DataError
@@ -36,6 +31,13 @@ _END: Final = object()
 
 _STATE_EVERY = 64
 """A run that resumes between two states of an iterator rereads at most this many batches."""
+
+
+class Fills(Protocol):
+    """A reader, as far as a request to fill a superbatch needs it."""
+
+    def fill(self, request: Fill) -> Superbatch | None:
+        """Returns the next batches of one signature, or None at the end of the data."""
 
 
 class Fill:
@@ -50,7 +52,7 @@ class Fill:
 
     __slots__ = ("done", "error", "finished", "late", "limit", "pool", "reader", "superbatch")
 
-    def __init__(self, reader: Reader, limit: int, pool: BufferPool, late: Late | None) -> None:
+    def __init__(self, reader: Fills, limit: int, pool: BufferPool, late: Late | None) -> None:
         self.reader, self.limit, self.pool = reader, limit, pool
         self.finished = False
         self.done: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -252,86 +254,3 @@ class IteratorReader:
 def _write(arrays: list[np.ndarray[Any, Any]], row: int, batch: Batch) -> None:
     for array, leaf in zip(arrays, jax.tree.leaves(batch.value), strict=True):
         array[row] = leaf
-
-
-class ArrayReader:
-    """A position in `Batches`: two integers."""
-
-    num_skipped = 0
-
-    def __init__(self, batches: Batches, epoch: int, index: int) -> None:
-        self.epoch, self.num_read, self.num_consumed = epoch, index, index
-        self.length = len(batches)
-        self.batches = batches
-        self._position = Position(settings=batches.settings)
-        self._order: Any = _END  # drawn when it is first needed
-
-    def position(self) -> Position:
-        """Returns the position: the settings, as the counters say the rest."""
-        return self._position
-
-    def has_more(self) -> bool:
-        """Returns whether another batch follows."""
-        return self.num_read < self.length
-
-    def sample(self) -> Batch | None:
-        """Returns the next batch without consuming it, or None at the end of the data."""
-        for value in self.batches.epoch(self.epoch, self.num_read):
-            return as_batch(value, f"batch {self.num_read} of the data")
-        return None
-
-    def fill(self, request: Fill) -> Superbatch | None:
-        """Returns the next batches in one gather, or None at the end of the data."""
-        batches, index, size = self.batches, self.num_read, self.batches.batch_size
-        if index >= len(batches):
-            return None
-        if self._order is _END:
-            self._order = batches.order(self.epoch)
-        full = len(batches) if batches.pad else batches.num_examples // size
-        if index < full and batches.device:
-            self.num_read = full
-            return self._on_device(index, full - index, request.pool)
-        # A last batch that is not full has a different shape.
-        count = min(request.limit, full - index) if index < full else 1
-        self.num_read = index + count
-        low = index * size
-        size = size if index < full else batches.num_examples - low
-        where = batches.examples(self._order, low, low + count * size)
-        leaves, tree = jax.tree.flatten(batches.arrays)
-        signature = Signature(tree, tuple(((size, *a.shape[1:]), a.dtype) for a in leaves))
-        arrays = request.pool.borrow(signature)
-        for buffer, leaf in zip(arrays, leaves, strict=True):
-            filled = buffer.reshape(-1, *leaf.shape[1:])[: count * size]
-            if isinstance(where, slice):
-                filled[:] = leaf[where]
-            else:
-                np.take(leaf, where, axis=0, out=filled, mode="clip")  # "raise" copies twice
-        value = jax.tree.unflatten(tree, arrays)
-        made_of = signature
-        if batches.pad:
-            value = _marked_rows(value, low, count, size, batches.num_examples)
-            leaves, tree = jax.tree.flatten(value)
-            signature = Signature(tree, tuple((a.shape[1:], a.dtype) for a in leaves))
-        return request.pool.superbatch(made_of, arrays, value, count, signature)
-
-    def _on_device(self, index: int, count: int, pool: BufferPool) -> Superbatch:
-        batches = self.batches
-        order = None if self._order is None else pool.place(self._order.astype(np.int32))
-        sample = as_batch(next(batches.epoch(self.epoch, index)), "the data")
-        rows = Gathered(
-            pool.put_once(batches), order, batches.batch_size, batches.num_examples, batches.pad
-        )
-        return Superbatch(rows, count, sample.signature, index)
-
-
-def _marked_rows(value: PyTree, low: int, count: int, size: int, num_examples: int) -> PyTree:
-    """Returns a stack of batches with the mask of ``pad``. Rows from ``count`` on are unused."""
-    mask = np.zeros((len(jax.tree.leaves(value)[0]), size), bool)
-    places = np.arange(low, low + count * size)
-    mask.reshape(-1)[: count * size] = places < num_examples
-    if isinstance(value, tuple | list) and len(value) == 3:
-        value[2][count:] = 0  # unused rows have arbitrary values, and are multiplied too
-    return marked(value, mask)
-
-
-Reader = IteratorReader | ArrayReader

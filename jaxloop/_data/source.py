@@ -17,6 +17,7 @@ from typing import Any
 from jaxloop._core.batch import Batch, Signature
 from jaxloop._core.bounds import Bounds, limited
 from jaxloop._core.interrupts import Interrupts
+from jaxloop._data.array_reader import ArrayReader
 from jaxloop._data.in_memory import Batches
 from jaxloop._data.position import (
     FROM_COUNTERS,
@@ -25,7 +26,7 @@ from jaxloop._data.position import (
     check_settings,
     stateful,
 )
-from jaxloop._data.readers import ArrayReader, IteratorReader, Reader
+from jaxloop._data.readers import IteratorReader
 from jaxloop.errors import ArgumentError, ArgumentTypeError, DataError
 
 KEEPS_POSITION = (
@@ -38,6 +39,8 @@ _SAMPLE = Bounds(1, 1, None)
 
 NO_BATCH = Batch(None, Signature(None, ()))
 """The batch of a step that needs no data."""
+
+Reader = IteratorReader | ArrayReader
 
 
 class DataSource:
