@@ -18,6 +18,7 @@ from jaxloop._core.batch import Batch, Signature
 from jaxloop._core.bounds import Bounds, limited
 from jaxloop._core.interrupts import Interrupts
 from jaxloop._data.in_memory import Batches
+from jaxloop._data.iterator_reader import IteratorReader
 from jaxloop._data.position import (
     FROM_COUNTERS,
     NO_DATA,
@@ -25,7 +26,7 @@ from jaxloop._data.position import (
     check_settings,
     stateful,
 )
-from jaxloop._data.readers import ArrayReader, IteratorReader, Reader
+from jaxloop._data.readers import ArrayReader, Reader
 from jaxloop.errors import ArgumentError, ArgumentTypeError, DataError
 
 KEEPS_POSITION = (
