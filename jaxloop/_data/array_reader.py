@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import jax
 import numpy as np
@@ -26,8 +26,10 @@ from jaxloop._data.device_rows import Gathered, take_examples
 from jaxloop._data.in_memory import Batches
 from jaxloop._data.padding import marked
 from jaxloop._data.position import Position
-from jaxloop._data.readers import Fill
 from jaxloop._data.superbatch import BufferPool, Superbatch
+
+if TYPE_CHECKING:
+    from jaxloop._data.readers import Fill
 
 _NOT_DRAWN: Final = object()
 

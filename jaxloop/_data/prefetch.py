@@ -30,8 +30,9 @@ from jaxloop._core.placement import Placement
 from jaxloop._core.types import PyTree
 from jaxloop._data.array_reader import ArrayReader
 from jaxloop._data.device_rows import Single
+from jaxloop._data.iterator_reader import IteratorReader
 from jaxloop._data.position import FROM_COUNTERS, NO_DATA, Position, Unread
-from jaxloop._data.readers import Fill, IteratorReader, Late
+from jaxloop._data.readers import Fill, Late
 from jaxloop._data.source import NO_BATCH, DataSource
 from jaxloop._data.superbatch import BufferPool, Superbatch
 
@@ -166,12 +167,12 @@ class Prefetcher:
         superbatch, reader = self._superbatch, self.source.reader
         assert isinstance(reader, IteratorReader)
         batches: list[Batch] = []
-        if superbatch is not None and superbatch.num_left:
-            batches += superbatch.kept[-superbatch.num_left :]
+        if superbatch is not None:
+            batches += superbatch.unread()
         if pending is not None:
             self._wait(pending, patience_s=0.0)
             if pending.superbatch is not None:
-                batches += pending.superbatch.kept
+                batches += pending.superbatch.unread()
         return [*batches, *reader.held]
 
     def position(self) -> Position:

@@ -19,6 +19,7 @@ from jaxloop._core.bounds import Bounds, limited
 from jaxloop._core.interrupts import Interrupts
 from jaxloop._data.array_reader import ArrayReader, EpochArrays
 from jaxloop._data.in_memory import Batches
+from jaxloop._data.iterator_reader import IteratorReader
 from jaxloop._data.position import (
     FROM_COUNTERS,
     NO_DATA,
@@ -26,7 +27,7 @@ from jaxloop._data.position import (
     check_settings,
     stateful,
 )
-from jaxloop._data.readers import IteratorReader
+from jaxloop._data.readers import Reader
 from jaxloop.errors import ArgumentError, ArgumentTypeError, DataError
 
 KEEPS_POSITION = (
@@ -39,8 +40,6 @@ _SAMPLE = Bounds(1, 1, None)
 
 NO_BATCH = Batch(None, Signature(None, ()))
 """The batch of a step that needs no data."""
-
-Reader = IteratorReader | ArrayReader
 
 
 class DataSource:
