@@ -61,6 +61,8 @@ def as_batch(batch: PyTree, where: str, like: Signature | None = None) -> Batch:
             return Batch(batch, like)
     arrays = [_as_array(leaf, index, batch, where) for index, leaf in enumerate(leaves)]
     signature = Signature(tree, tuple((a.shape, a.dtype) for a in arrays))
+    if like is not None and signature == like:
+        signature = like  # so that later comparisons are by identity
     return Batch(jax.tree.unflatten(tree, arrays), signature)
 
 

@@ -58,7 +58,8 @@ class Stacked:
 class Gathered:
     """The batches of one epoch, gathered from arrays that are on the device.
 
-    ``order`` is an int32 array of shape ``(num_examples,)``, or None for the original order.
+    ``order`` is an int32 array of shape ``(num_examples,)``, or None if the arrays are in the order
+    of the epoch.
     """
 
     arrays: PyTree
@@ -69,13 +70,28 @@ class Gathered:
 
     def row(self, index: Any) -> PyTree:
         """Returns the batch at ``index``, with padding and a mask if ``pad`` is set."""
-        size = self.batch_size
+        size, num_examples = self.batch_size, self.num_examples
         low = index * jnp.int32(size)
         if self.order is None and not self.pad:
-            return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, low, size), self.arrays)
+            return self._slice(low)
         places = low + jnp.arange(size, dtype=jnp.int32)
-        where = jnp.minimum(places, jnp.int32(self.num_examples - 1))
+        where = jnp.minimum(places, jnp.int32(num_examples - 1))
         if self.order is not None:
-            where = self.order[where]
-        batch = jax.tree.map(lambda x: jnp.take(x, where, axis=0, mode="clip"), self.arrays)
-        return marked(batch, places < jnp.int32(self.num_examples)) if self.pad else batch
+            batch = take_examples(self.arrays, self.order[where])
+        elif size <= num_examples:
+            # XLA on CPU runs a gather from a large array on several threads, which is slower.
+            first = jnp.minimum(low, jnp.int32(num_examples - size))
+            batch = take_examples(self._slice(first), where - first)
+        else:
+            batch = take_examples(self.arrays, where)
+        return marked(batch, places < jnp.int32(num_examples)) if self.pad else batch
+
+    def _slice(self, low: Any) -> PyTree:
+        return jax.tree.map(
+            lambda x: lax.dynamic_slice_in_dim(x, low, self.batch_size), self.arrays
+        )
+
+
+def take_examples(arrays: PyTree, where: Any) -> PyTree:
+    """Returns these examples of each array."""
+    return jax.tree.map(lambda x: jnp.take(x, where, axis=0, mode="clip"), arrays)

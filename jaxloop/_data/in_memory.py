@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxloop._core.batch import canonical, describe_leaves
+from jaxloop._core.batch import Signature, canonical, describe_leaves
 from jaxloop._core.placement import Placement, check_whole
 from jaxloop._core.types import PyTree
 from jaxloop._data.padding import marked
@@ -190,16 +190,27 @@ class Batches:
             return None
         return np.random.default_rng([self.seed, epoch]).permutation(self.num_examples)
 
+    @functools.cached_property
+    def signature(self) -> Signature:
+        """The signature of a batch, with its mask if ``pad`` is set. The last may be shorter."""
+        first = jax.tree.map(lambda a: a[:1], self.arrays)
+        leaves, tree = jax.tree.flatten(marked(first, np.ones(1, bool)) if self.pad else first)
+        size = self.batch_size
+        return Signature(tree, tuple(((size, *a.shape[1:]), a.dtype) for a in leaves))
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[PyTree]:
         """Yields the batches of one epoch, from batch ``start``."""
         order = self.order(epoch)
         for index in range(start, len(self)):
-            low = index * self.batch_size
-            size = self.batch_size if self.pad else min(self.batch_size, self.num_examples - low)
-            where = self.examples(order, low, low + size)
-            batch = jax.tree.map(lambda a, where=where: a[where], self.arrays)
-            mask = np.arange(low, low + size) < self.num_examples
-            yield marked(batch, mask) if self.pad else batch
+            yield self.batch(order, index)
+
+    def batch(self, order: np.ndarray[Any, Any] | None, index: int) -> PyTree:
+        """Returns one batch of the epoch that has this order."""
+        low = index * self.batch_size
+        size = self.batch_size if self.pad else min(self.batch_size, self.num_examples - low)
+        where = self.examples(order, low, low + size)
+        batch = jax.tree.map(lambda a: a[where], self.arrays)
+        return marked(batch, np.arange(low, low + size) < self.num_examples) if self.pad else batch
 
     def examples(self, order: np.ndarray[Any, Any] | None, low: int, high: int) -> Any:
         """Returns the indices of the examples from place ``low`` to ``high`` of an epoch."""

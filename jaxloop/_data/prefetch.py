@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,9 +28,11 @@ from jaxloop._core.batch import Batch
 from jaxloop._core.bounds import limited
 from jaxloop._core.placement import Placement
 from jaxloop._core.types import PyTree
+from jaxloop._data.array_reader import ArrayReader
 from jaxloop._data.device_rows import Single
+from jaxloop._data.iterator_reader import IteratorReader
 from jaxloop._data.position import FROM_COUNTERS, NO_DATA, Position, Unread
-from jaxloop._data.readers import ArrayReader, Fill, IteratorReader, Late
+from jaxloop._data.readers import Fill, Late
 from jaxloop._data.source import NO_BATCH, DataSource
 from jaxloop._data.superbatch import BufferPool, Superbatch
 
@@ -85,8 +88,7 @@ class Prefetcher:
         self._next_epoch: ArrayReader | None = None
         self._open_epoch: int | None = None
         self._num_consumed = self._first_step = 0
-        self._requests: queue.SimpleQueue[Fill | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._worker = _Worker()
 
     def __enter__(self) -> Prefetcher:
         return self
@@ -165,12 +167,12 @@ class Prefetcher:
         superbatch, reader = self._superbatch, self.source.reader
         assert isinstance(reader, IteratorReader)
         batches: list[Batch] = []
-        if superbatch is not None and superbatch.num_left:
-            batches += superbatch.kept[-superbatch.num_left :]
+        if superbatch is not None:
+            batches += superbatch.unread()
         if pending is not None:
             self._wait(pending, patience_s=0.0)
             if pending.superbatch is not None:
-                batches += pending.superbatch.kept
+                batches += pending.superbatch.unread()
         return [*batches, *reader.held]
 
     def position(self) -> Position:
@@ -243,7 +245,7 @@ class Prefetcher:
         return Window(superbatch, start, bound, count)
 
     def ahead(self, most: int) -> None:
-        """Asks the thread to prepare at most ``most`` of the next batches."""
+        """Prepares at most ``most`` of the next batches, in the thread unless that is quick."""
         source = self.source
         reader, limit = source.reader, self._within(most)
         if limit < 1 or (reader.length is not None and reader.num_read >= reader.length):
@@ -253,11 +255,14 @@ class Prefetcher:
                 return
             reader = self._next_epoch = following
             limit = limited(most, source.bounds.of_epoch(step))
-        self._pending = fill = Fill(reader, limit, self._pool, None)
-        self.idle = False
-        if self._thread is None:
-            self._thread = _start_thread(self._requests)
-        self._requests.put(fill)
+        fill = Fill(reader, limit, self._pool, None)
+        self._pending, self.idle = fill, False
+        if isinstance(reader, ArrayReader) and reader.is_quick:
+            fill.run()
+            return
+        if self._worker.thread is None:
+            self._worker.start()
+        self._worker.fills.put(fill)
 
     def _within(self, most: int) -> int:
         """Returns ``most``, limited by the size of a superbatch and by what the epoch needs."""
@@ -290,45 +295,62 @@ class Prefetcher:
         """Takes over the pending superbatch, and returns whether it has batches."""
         if not fill.finished:
             self._wait(fill, PATIENCE_S)
-        self._pending = None
-        self.idle = True
+        self._pending, self.idle = None, True
         if fill.error is not None:
             raise fill.error
         if fill.superbatch is None:
             return False
+        reader = self.source.reader
+        if isinstance(reader, ArrayReader) and reader.batches.device:
+            reader.begin(fill.superbatch, self._pool)
         self._superbatch = fill.superbatch
         self.num_ready = fill.superbatch.num_left
         return True
 
     def close(self) -> None:
         """Stops the thread after the batch it is reading. After a signal, it does not wait."""
-        thread, self._thread = self._thread, None
+        if self._pending is not None:
+            self._pending.hurry()
+        self._worker.stop(lambda: bool(self._interrupts.flag.name and self._pending))
+
+
+class _Worker:
+    """A thread that fills superbatches in order.
+
+    Attributes:
+        thread: The thread, or None if it was not started.
+        fills: What it fills.
+    """
+
+    def __init__(self) -> None:
+        self.thread: threading.Thread | None = None
+        self.fills: queue.SimpleQueue[Fill | None] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        """Starts the thread."""
+        # JAX keeps some settings per thread. This thread must use those of the loop's thread.
+        x64, device = (getattr(jax.config, name) for name in _SETTINGS)
+        arguments = (self.fills, x64, device)
+        self.thread = threading.Thread(target=_work, args=arguments, name=_THREAD_NAME, daemon=True)
+        self.thread.start()
+
+    def stop(self, leaves: Callable[[], bool]) -> None:
+        """Stops the thread, and waits for it unless ``leaves`` returns True."""
+        thread, self.thread = self.thread, None
         if thread is not None:
-            if self._pending is not None:
-                self._pending.hurry()
-            self._requests.put(None)
+            self.fills.put(None)
             thread.join(_POLL_S)
-            while thread.is_alive() and not (self._interrupts.flag.name and self._pending):
+            while thread.is_alive() and not leaves():
                 thread.join(_POLL_S)
 
 
-def _start_thread(requests: queue.SimpleQueue[Fill | None]) -> threading.Thread:
-    """Starts the thread that prepares superbatches."""
-    # JAX keeps some settings per thread. This thread must use those of the loop's thread.
-    x64, device = (getattr(jax.config, name) for name in _SETTINGS)
-    arguments = (requests, x64, device)
-    thread = threading.Thread(target=_work, args=arguments, name=_THREAD_NAME, daemon=True)
-    thread.start()
-    return thread
-
-
 def _work(
-    requests: queue.SimpleQueue[Fill | None],
+    fills: queue.SimpleQueue[Fill | None],
     x64: bool,
     device: Any,
 ) -> None:
     with jax.enable_x64(x64), jax.default_device(device):
-        for fill in iter(requests.get, None):
+        for fill in iter(fills.get, None):
             assert fill is not None
             fill.run()
             fill.done.put(None)

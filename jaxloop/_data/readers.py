@@ -1,7 +1,7 @@
 """Readers, which hold a position in a data set and fill the next superbatch from there.
 
     reader = IteratorReader(iter(data), epoch=0, one_shot=False)
-    reader = ArrayReader(batches, epoch=0, index=0)
+    reader = ArrayReader(batches, epoch=0, index=0, epoch_arrays=EpochArrays())
     fill = Fill(reader, limit=64, pool=pool, late=None)
     fill.run()                              # here, or in a thread
     fill.superbatch, fill.error
@@ -11,31 +11,15 @@ If the data raise an error, it is raised in order: after the superbatch of the p
 
 from __future__ import annotations
 
-import collections
-import itertools
 import queue
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Callable
 
-import jax
-import numpy as np
-
-from jaxloop._core.batch import Batch, Signature, as_batch, describe_leaves
-from jaxloop._core.types import PyTree
-from jaxloop._data.device_rows import Gathered
-from jaxloop._data.in_memory import Batches
-from jaxloop._data.padding import marked
-from jaxloop._data.position import Position, Stateful
-from jaxloop._data.superbatch import BufferPool, Superbatch, is_on_host
-from jaxloop.errors import DataError
+from jaxloop._data.array_reader import ArrayReader
+from jaxloop._data.iterator_reader import IteratorReader
+from jaxloop._data.superbatch import BufferPool, Superbatch
 
 Late = Callable[[], bool]
 """Called between batches. Returns whether a superbatch must end with the batches it has."""
-
-_END: Final = object()
-
-_STATE_EVERY = 64
-"""A run that resumes between two states of an iterator rereads at most this many batches."""
 
 
 class Fill:
@@ -46,6 +30,7 @@ class Fill:
         error: The error that the data raised, or None.
         finished: Whether it has run.
         done: Gets an item when it has run in the thread, for another thread that waits.
+        late: Called between batches, or None. It may change while the request runs.
     """
 
     __slots__ = ("done", "error", "finished", "late", "limit", "pool", "reader", "superbatch")
@@ -54,7 +39,7 @@ class Fill:
         self.reader, self.limit, self.pool = reader, limit, pool
         self.finished = False
         self.done: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self.late: Late = late or _never
+        self.late = late
         self.superbatch: Superbatch | None = None
         self.error: BaseException | None = None
 
@@ -71,267 +56,8 @@ class Fill:
         self.finished = True
 
 
-def _never() -> bool:
-    return False
-
-
 def _always() -> bool:
     return True
-
-
-class IteratorReader:
-    """A position in an iterator.
-
-    Args:
-        iterator: The iterator to read.
-        epoch: Its epoch.
-        one_shot: Whether it continues across epochs.
-        own: The access to its own state, if it has one.
-        num_read: The number of its batches that were read before.
-    """
-
-    def __init__(
-        self,
-        iterator: Iterator[Any],
-        epoch: int,
-        one_shot: bool,
-        own: Stateful | None = None,
-        num_read: int = 0,
-    ) -> None:
-        self.epoch, self.one_shot = epoch, one_shot
-        self.length: int | None = None
-        self.num_read = self.num_consumed = num_read
-        self.num_skipped = 0
-        self.first_batch: str | None = None
-        self.held: collections.deque[Batch] = collections.deque()
-        self._iterator, self._own = iterator, own
-        # (batches read by then, the iterator's own state, whether it was at its end)
-        self._states: list[tuple[int, Any, bool]] = []
-        self._error: BaseException | None = None
-        self._like: Signature | None = None
-        self._position: Position | None = None
-        self._keep_state()
-
-    def _keep_state(self, at_end: bool = False) -> None:
-        if self._own is None:
-            return
-        # States before the last one that was consumed are not needed. The list is never changed in
-        # place, because the thread adds states while the engine reads them.
-        behind = sum(state[0] <= self.num_consumed for state in self._states)
-        kept = self._states[max(0, behind - 1) :]
-        self._states = [*kept, (self.num_read, self._own.get(), at_end)]
-
-    def consumed_state(self) -> tuple[int, Any, bool]:
-        """Returns ``(skip, state, at_end)``; the next batch is ``skip`` batches after the state."""
-        known = [state for state in self._states if state[0] <= self.num_consumed]
-        at, state, at_end = known[-1] if known else (self.num_consumed, None, False)
-        return self.num_consumed - at, state, at_end
-
-    def position(self) -> Position:
-        """Returns the position after the last consumed batch of a re-iterable."""
-        skip, state, at_end = self.consumed_state()
-        if state is not None:
-            return Position(False, state, skip, at_end, self.settings)
-        if self._position is None or self._position.settings["first_batch"] is None:
-            self._position = Position(settings=self.settings)
-        return self._position
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What is known of the data; see `Position`."""
-        if self.one_shot:
-            return {"kind": "a one-shot iterator"}
-        return {
-            "kind": "an iterable",
-            "length": self.length,
-            "first_batch": self.first_batch,
-        }
-
-    def _see_first(self, batch: Batch) -> None:
-        self.first_batch = describe_leaves(*batch.signature)
-
-    def skip(self, count: int, poll: Callable[[], None]) -> None:
-        """Skips ``count`` batches that were consumed in an earlier run, by reading them."""
-        total = self.num_read + count
-        for _ in range(count):
-            poll()  # this may take long
-            item = next(self._iterator, _END)
-            if item is _END:
-                raise DataError(
-                    f"the data of epoch {self.epoch} must have at least {total} batches to resume, "
-                    f"got {self.num_read}",
-                    fix="resume with the data of the earlier run",
-                )
-            if not self.num_read:
-                self._see_first(as_batch(item, "batch 0 of the data"))
-            self.num_read += 1
-        self.num_consumed, self.num_skipped = self.num_read, self.num_skipped + count
-
-    def _next(self) -> Batch | None:
-        if self.held:
-            return self.held.popleft()
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-        if self._states and self.num_read - self._states[-1][0] >= _STATE_EVERY:
-            self._keep_state()
-        item = next(self._iterator, _END)
-        if item is _END:
-            self._keep_state(at_end=True)
-            return None
-        batch = as_batch(item, f"batch {self.num_read} of the data", self._like)
-        if not self.num_read:
-            self._see_first(batch)
-        self._like = batch.signature
-        self.num_read += 1
-        return batch
-
-    def sample(self) -> Batch | None:
-        """Returns the next batch without consuming it, or None at the end of the data."""
-        if not self.held:
-            batch = self._next()
-            if batch is not None:
-                self.held.append(batch)
-        return self.held[0] if self.held else None
-
-    def has_more(self) -> bool:
-        """Returns whether another batch follows. This may read one."""
-        return self.sample() is not None
-
-    def fill(self, request: Fill) -> Superbatch | None:
-        """Returns the next batches of one signature, or None at the end of the data."""
-        if not self.held:
-            self._keep_state()
-        first = self._next()
-        if first is None:
-            return None
-        pool = request.pool
-        whole = pool.num_rows == 1 or not all(map(is_on_host, jax.tree.leaves(first.value)))
-        arrays = [] if whole else pool.borrow(first.signature)
-        keep = whole or self.one_shot
-        batches: list[Batch] = []
-        count = 0
-        try:
-            for batch in itertools.chain([first], self._following(first, request)):
-                if not whole:
-                    _write(arrays, count, batch)
-                if keep:
-                    batches.append(batch)
-                count += 1
-        except KeyboardInterrupt:
-            self.held.extendleft(reversed(batches))  # the iterator cannot return them again
-            raise
-        if whole:
-            superbatch = pool.superbatch_of(batches)
-        else:
-            value = jax.tree.unflatten(first.signature.tree, arrays)
-            superbatch = pool.superbatch(first.signature, arrays, value, count, first.signature)
-        superbatch.kept = tuple(batches) if self.one_shot else ()
-        return superbatch
-
-    def _following(self, first: Batch, request: Fill) -> Iterator[Batch]:
-        """Yields the batches after ``first`` that belong in the same superbatch."""
-        for _ in range(request.limit - 1):
-            if request.late():
-                return
-            try:
-                batch = self._next()
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # raised later, after these batches
-                self._error = error
-                return
-            if batch is None:
-                return
-            if batch.signature is not first.signature and batch.signature != first.signature:
-                self.held.appendleft(batch)
-                return
-            yield batch
-
-
-def _write(arrays: list[np.ndarray[Any, Any]], row: int, batch: Batch) -> None:
-    for array, leaf in zip(arrays, jax.tree.leaves(batch.value), strict=True):
-        array[row] = leaf
-
-
-class ArrayReader:
-    """A position in `Batches`: two integers."""
-
-    num_skipped = 0
-
-    def __init__(self, batches: Batches, epoch: int, index: int) -> None:
-        self.epoch, self.num_read, self.num_consumed = epoch, index, index
-        self.length = len(batches)
-        self.batches = batches
-        self._position = Position(settings=batches.settings)
-        self._order: Any = _END  # drawn when it is first needed
-
-    def position(self) -> Position:
-        """Returns the position: the settings, as the counters say the rest."""
-        return self._position
-
-    def has_more(self) -> bool:
-        """Returns whether another batch follows."""
-        return self.num_read < self.length
-
-    def sample(self) -> Batch | None:
-        """Returns the next batch without consuming it, or None at the end of the data."""
-        for value in self.batches.epoch(self.epoch, self.num_read):
-            return as_batch(value, f"batch {self.num_read} of the data")
-        return None
-
-    def fill(self, request: Fill) -> Superbatch | None:
-        """Returns the next batches in one gather, or None at the end of the data."""
-        batches, index, size = self.batches, self.num_read, self.batches.batch_size
-        if index >= len(batches):
-            return None
-        if self._order is _END:
-            self._order = batches.order(self.epoch)
-        full = len(batches) if batches.pad else batches.num_examples // size
-        if index < full and batches.device:
-            self.num_read = full
-            return self._on_device(index, full - index, request.pool)
-        # A last batch that is not full has a different shape.
-        count = min(request.limit, full - index) if index < full else 1
-        self.num_read = index + count
-        low = index * size
-        size = size if index < full else batches.num_examples - low
-        where = batches.examples(self._order, low, low + count * size)
-        leaves, tree = jax.tree.flatten(batches.arrays)
-        signature = Signature(tree, tuple(((size, *a.shape[1:]), a.dtype) for a in leaves))
-        arrays = request.pool.borrow(signature)
-        for buffer, leaf in zip(arrays, leaves, strict=True):
-            filled = buffer.reshape(-1, *leaf.shape[1:])[: count * size]
-            if isinstance(where, slice):
-                filled[:] = leaf[where]
-            else:
-                np.take(leaf, where, axis=0, out=filled, mode="clip")  # "raise" copies twice
-        value = jax.tree.unflatten(tree, arrays)
-        made_of = signature
-        if batches.pad:
-            value = _marked_rows(value, low, count, size, batches.num_examples)
-            leaves, tree = jax.tree.flatten(value)
-            signature = Signature(tree, tuple((a.shape[1:], a.dtype) for a in leaves))
-        return request.pool.superbatch(made_of, arrays, value, count, signature)
-
-    def _on_device(self, index: int, count: int, pool: BufferPool) -> Superbatch:
-        batches = self.batches
-        order = None if self._order is None else pool.place(self._order.astype(np.int32))
-        sample = as_batch(next(batches.epoch(self.epoch, index)), "the data")
-        rows = Gathered(
-            pool.put_once(batches), order, batches.batch_size, batches.num_examples, batches.pad
-        )
-        return Superbatch(rows, count, sample.signature, index)
-
-
-def _marked_rows(value: PyTree, low: int, count: int, size: int, num_examples: int) -> PyTree:
-    """Returns a stack of batches with the mask of ``pad``. Rows from ``count`` on are unused."""
-    mask = np.zeros((len(jax.tree.leaves(value)[0]), size), bool)
-    places = np.arange(low, low + count * size)
-    mask.reshape(-1)[: count * size] = places < num_examples
-    if isinstance(value, tuple | list) and len(value) == 3:
-        value[2][count:] = 0  # unused rows have arbitrary values, and are multiplied too
-    return marked(value, mask)
 
 
 Reader = IteratorReader | ArrayReader

@@ -17,7 +17,9 @@ from typing import Any
 from jaxloop._core.batch import Batch, Signature
 from jaxloop._core.bounds import Bounds, limited
 from jaxloop._core.interrupts import Interrupts
+from jaxloop._data.array_reader import ArrayReader, EpochArrays
 from jaxloop._data.in_memory import Batches
+from jaxloop._data.iterator_reader import IteratorReader
 from jaxloop._data.position import (
     FROM_COUNTERS,
     NO_DATA,
@@ -25,7 +27,7 @@ from jaxloop._data.position import (
     check_settings,
     stateful,
 )
-from jaxloop._data.readers import ArrayReader, IteratorReader, Reader
+from jaxloop._data.readers import Reader
 from jaxloop.errors import ArgumentError, ArgumentTypeError, DataError
 
 KEEPS_POSITION = (
@@ -62,6 +64,7 @@ class DataSource:
         self.data, self.bounds = data, bounds
         self.interrupts = interrupts
         self.iterable = data
+        self._epoch_arrays = EpochArrays()
         self.one_shot = data is not None and hasattr(data, "__next__")
         self._check()
         self.reader: Reader = IteratorReader(iter(()), 0, False)
@@ -138,7 +141,7 @@ class DataSource:
         """
         # The order of `Batches` is a function of (seed, epoch).
         if isinstance(self.data, Batches) and self.bounds.has_epoch(epoch, step):
-            return ArrayReader(self.data, epoch, 0)
+            return ArrayReader(self.data, epoch, 0, self._epoch_arrays)
         return None
 
     def _reader_at(self, epoch: int, skip: int, position: Position) -> Reader:
@@ -149,7 +152,7 @@ class DataSource:
         if isinstance(data, Batches):
             if skip:
                 check_settings(position, data.settings, epoch)
-            return ArrayReader(data, epoch, skip)
+            return ArrayReader(data, epoch, skip, self._epoch_arrays)
         loader = None if hasattr(data, "__next__") else stateful(data)
         known = position.state is not None
         again = skip

@@ -6,7 +6,8 @@
     superbatch = pool.superbatch(signature, arrays, value, count, signature)
 
 A buffer is reused only after all of its batches were consumed and the device has read them, because
-a device may read the host's memory directly.
+a device may read the host's memory directly. If it does, the `jax.Array` that reads the buffer's
+memory is reused with it, because making one takes as long as copying a hundred small batches.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from jaxloop._core.placement import Placement
 from jaxloop._core.types import PyTree
 from jaxloop._data.device_rows import Rows, Stacked
 from jaxloop._data.in_memory import Batches
+from jaxloop._data.rows import Row, rows_of
 
 _BUFFER_ALIGNMENT = 64
 """In bytes. The CPU backend uses memory with this alignment without copying it."""
@@ -37,24 +39,31 @@ class Superbatch:
         num_left: The number of batches that are not consumed yet.
         next_row: The row of the next batch.
         signature: The signature of each batch.
-        kept: The batches themselves, if they are from a one-shot iterator. Unconsumed ones are
-            given back.
+        source: Where `unread` finds the batches: the arrays of the buffer, or the batches. None if
+            the data can return them again.
         marker: An array that is ready when the last block that reads this superbatch is done.
     """
 
-    __slots__ = ("kept", "marker", "next_row", "num_left", "rows", "signature")
+    __slots__ = ("marker", "next_row", "num_left", "rows", "signature", "source")
 
     def __init__(self, rows: Rows, count: int, signature: Signature, first_row: int = 0) -> None:
         self.rows, self.signature = rows, signature
         self.num_left, self.next_row = count, first_row
-        self.kept: tuple[Batch, ...] = ()
+        self.source: list[np.ndarray[Any, Any]] | tuple[Batch, ...] | None = None
         self.marker: Any = None
 
     def peek(self) -> PyTree:
         """Returns the next batch."""
-        if self.kept:
-            return self.kept[-self.num_left].value
         return self.rows.row(self.next_row)
+
+    def unread(self) -> list[Batch]:
+        """Returns the batches that are not consumed, which a one-shot iterator gives only once."""
+        source, start, count = self.source, self.next_row, self.num_left
+        if source is None or not count:
+            return []
+        if isinstance(source, tuple):
+            return list(source[start : start + count])
+        return batches_in(source, self.signature, start, count)
 
     def is_done(self) -> bool:
         """Returns whether all batches are consumed and the device has read them."""
@@ -71,16 +80,34 @@ class BufferPool:
 
     def __init__(self, num_rows: int, place: Placement) -> None:
         self.num_rows, self.place = num_rows, place
-        self._lent: list[tuple[Signature, list[np.ndarray[Any, Any]], Superbatch]] = []
+        self._lent: list[_Buffer] = []
+        self._borrowed: _Buffer | None = None
 
     def borrow(self, like: Signature) -> list[np.ndarray[Any, Any]]:
-        """Returns an array of shape ``(num_rows, *shape)`` for each leaf, uninitialized."""
-        for index, (signature, arrays, superbatch) in enumerate(self._lent):
-            if superbatch.is_done() and (signature is like or signature == like):
+        """Returns an array of shape ``(num_rows, *shape)`` for each leaf, uninitialized.
+
+        One buffer is borrowed at a time, until `superbatch` or the next `borrow`.
+        """
+        for index, buffer in enumerate(self._lent):
+            same = buffer.like is like or buffer.like == like
+            if same and buffer.superbatch is not None and buffer.superbatch.is_done():
                 del self._lent[index]
-                return arrays
-        # New memory causes a page fault every 4 KiB, which costs far more than copying a batch.
-        return [_aligned((self.num_rows, *shape), dtype) for shape, dtype in like.leaves]
+                break
+        else:
+            # New memory causes a page fault every 4 KiB, which costs far more than copying a batch.
+            arrays = [_aligned((self.num_rows, *shape), dtype) for shape, dtype in like.leaves]
+            buffer = _Buffer(like, arrays)
+        self._borrowed = buffer
+        return buffer.arrays
+
+    def borrowed_rows(self, count: int) -> list[Row]:
+        """Returns at least ``count`` rows of the borrowed buffer, which has one batch per row."""
+        buffer = self._borrowed
+        assert buffer is not None
+        made = len(buffer.rows)
+        if made < count:
+            buffer.rows += rows_of(buffer.arrays, buffer.like, made, count)
+        return buffer.rows
 
     def superbatch(
         self,
@@ -91,22 +118,87 @@ class BufferPool:
         signature: Signature,
     ) -> Superbatch:
         """Returns a superbatch of ``value``, which was made from the borrowed ``arrays``."""
-        made = Superbatch(Stacked(self.place(value)), count, signature)
-        self._lent.append((like, arrays, made))
+        buffer, self._borrowed = self._borrowed, None
+        assert buffer is not None and buffer.arrays is arrays
+        leaves, tree = jax.tree.flatten(value)
+        placed = jax.tree.unflatten(tree, self._placed(buffer, leaves))
+        buffer.superbatch = made = Superbatch(Stacked(placed), count, signature)
+        self._lent.append(buffer)
         del self._lent[:-_LENT_BUFFERS]
         return made
+
+    def _placed(self, buffer: _Buffer, leaves: list[Any]) -> list[Any]:
+        """Returns the leaves where blocks read them. Those that are in the buffer may be known."""
+        aliases = buffer.aliases
+        placed = [aliases.get(id(leaf)) for leaf in leaves]
+        # A program whose options donate its batches deletes them.
+        missing = [i for i, x in enumerate(placed) if x is None or x.is_deleted()]
+        if missing:
+            mine = {id(array) for array in buffer.arrays}
+            for i, array in zip(missing, self.place([leaves[i] for i in missing]), strict=True):
+                placed[i] = array
+                if id(leaves[i]) in mine and _reads(array, leaves[i]):
+                    aliases[id(leaves[i])] = array
+        return placed
 
     def superbatch_of(self, batches: list[Batch]) -> Superbatch:
         """Returns a superbatch of whole batches that cannot be copied row by row on the host."""
         filled = [*batches, *[batches[0]] * (self.num_rows - len(batches))]
         value = jax.tree.map(_stack_rows, *(one.value for one in filled))
-        return Superbatch(Stacked(self.place(value)), len(batches), batches[0].signature)
+        made = Superbatch(Stacked(self.place(value)), len(batches), batches[0].signature)
+        made.source = tuple(batches)
+        return made
 
     def put_once(self, batches: Batches) -> PyTree:
         """Returns the arrays of ``batches`` on the device, where they stay for the next run."""
         if self.place not in batches.placed:
             batches.placed[self.place] = self.place(batches.arrays)
         return batches.placed[self.place]
+
+
+class _Buffer:
+    """The arrays of a buffer.
+
+    Attributes:
+        like: The signature that it was made for.
+        arrays: An array for each leaf.
+        rows: The rows of the arrays that were needed until now.
+        aliases: The arrays of JAX that read the memory of one of ``arrays``, by its ``id``.
+        superbatch: The superbatch that it was last lent to, or None.
+    """
+
+    __slots__ = ("aliases", "arrays", "like", "rows", "superbatch")
+
+    def __init__(self, like: Signature, arrays: list[np.ndarray[Any, Any]]) -> None:
+        self.like, self.arrays = like, arrays
+        self.rows: list[Row] = []
+        self.aliases: dict[int, jax.Array] = {}
+        self.superbatch: Superbatch | None = None
+
+
+def _reads(placed: Any, array: np.ndarray[Any, Any]) -> bool:
+    """Returns whether an array of JAX reads the memory of a NumPy array, and is no copy of it.
+
+    JAX promises neither, so this compares addresses. Only those of a CPU are comparable.
+    """
+    if not isinstance(placed, jax.Array) or not array.nbytes:
+        return False
+    devices = placed.devices()
+    return (
+        len(devices) == 1
+        and next(iter(devices)).platform == "cpu"
+        and (placed.shape, placed.dtype) == (array.shape, array.dtype)
+        and placed.unsafe_buffer_pointer() == array.ctypes.data
+    )
+
+
+def batches_in(
+    arrays: list[np.ndarray[Any, Any]], signature: Signature, start: int, count: int
+) -> list[Batch]:
+    """Returns copies of the batches in ``count`` rows of a buffer from ``start`` on."""
+    copies = [array[start : start + count].copy() for array in arrays]
+    unflatten = signature.tree.unflatten
+    return [Batch(unflatten([c[i, ...] for c in copies]), signature) for i in range(count)]
 
 
 def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
