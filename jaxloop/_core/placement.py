@@ -17,6 +17,9 @@ import jax
 from jaxloop._core.types import PyTree
 from jaxloop.errors import ShardingError
 
+_DEFAULT_DEVICE = "jax_default_device"
+"""A setting of JAX, which is a device, the name of a platform, or None."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
@@ -52,6 +55,16 @@ def placement(state: PyTree) -> Placement:
         spec = jax.sharding.PartitionSpec()
         return Placement(sharding=jax.sharding.NamedSharding(meshes.pop(), spec), known=True)
     return Placement(known=not devices)
+
+
+def devices_of(state: PyTree) -> list[jax.Device]:
+    """Returns the devices that a state's arrays are on, or the default one if it has none."""
+    arrays = [x for x in jax.tree.leaves(state) if isinstance(x, jax.Array)]
+    devices = {device for array in arrays for device in array.sharding.device_set}
+    if devices:
+        return sorted(devices, key=lambda device: device.id)
+    default = getattr(jax.config, _DEFAULT_DEVICE)
+    return [default if isinstance(default, jax.Device) else jax.local_devices(backend=default)[0]]
 
 
 def check_processes() -> None:

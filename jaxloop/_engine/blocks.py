@@ -139,6 +139,8 @@ class Blocks:
         if not prefetcher.num_ready:
             most = self._superbatch_length(program, limit, 0)
             prefetcher.read(most, lambda: now() - began > PATIENCE_S)
+        if program.lengths:
+            limit = program.cut(min(limit, prefetcher.num_ready or limit))
         window = prefetcher.take(limit)
         read = now()
         count, signature = window.length, window.superbatch.signature
@@ -148,7 +150,7 @@ class Blocks:
         last = iteration + count - 1
         activity.now = ("in the step, epoch {}, iterations {} to {}", epoch, iteration, last)
         carry.values, progress.outputs, ring, marker = program.run(
-            carry.values, window.rows, window.start, window.bound
+            carry.values, window.rows, window.start, window.bound, count
         )
         dispatched = now()
         window.superbatch.marker = marker
@@ -175,7 +177,9 @@ class Blocks:
             observers.show(queue)
         activity.now = ("in the step, near epoch {}, iteration {}", epoch, last)
         # While the time of a step is unknown, waits to measure it and to size the next blocks.
-        growing = prefetcher.source.data is None and (self._length or 1) < program.capacity
+        # Blocks of constant lengths are soon as long as they can be.
+        grows = prefetcher.source.data is None and not program.lengths
+        growing = grows and (self._length or 1) < program.capacity
         self.settle(0 if self._length is None or growing else _IN_FLIGHT)
 
     def _limit(self, program: Program) -> int:
@@ -231,14 +235,17 @@ class Blocks:
 
     def _fit(self, count: int, block_s: float) -> None:
         """Updates the length of blocks after a block of ``count`` iterations."""
+        if (program := self.program) is None:
+            return
         before = self._length
         length = before or 1
+        full = program.cut(length) if program.lengths else length
         if block_s > _LONG_BLOCK_S:
             length = max(1, int(count * _LONG_BLOCK_S / block_s))
-        elif block_s < _SHORT_BLOCK_S and count >= length:
+        elif block_s < _SHORT_BLOCK_S and count >= full:
             length = int(count * min(_GROWTH, _SHORT_BLOCK_S / block_s))
-        if length != before and self.program is not None:
-            self._length = self._spec.programs.block_lengths[self.program] = length
+        if length != before:
+            self._length = self._spec.programs.block_lengths[program] = length
 
     # --- recompilations ------------------------------------------------------------------------
 

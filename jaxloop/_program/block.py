@@ -5,6 +5,9 @@
     carry, outputs, ring, marker = program.run(carry, rows, start, bound)
     fetch = program.values.start(ring, 9, 10, number)         # metrics after ten iterations
 
+On a platform where a traced bound is slow, blocks of a few fixed lengths are compiled with a
+constant bound; see `jaxloop._program.sizing.static_lengths`. They compute the same bits.
+
 The compiled program depends only on the step, the metrics, the shapes and ``fuse``. Handlers,
 observers, logging and block lengths never affect it. XLA contracts multiplications and additions by
 context, so a program that depended on them would give results that differ in the last bits.
@@ -13,6 +16,7 @@ context, so a program that depended on them would give results that differ in th
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -50,6 +54,8 @@ class Program:
         reported: The names that the step reports.
         values: Computes the values of the metrics.
         meanings: What the accumulators mean. A state keeps it, and the program does not use it.
+        lengths: The lengths of blocks with a constant bound, from the longest. Each is compiled
+            when a block of this length runs first.
     """
 
     step: Step
@@ -59,28 +65,50 @@ class Program:
     options: dict[str, Any] | None
     reported: tuple[str, ...] = ()
     meanings: Meanings = dataclasses.field(default_factory=dict)
+    lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         block = self._single if self.capacity == 1 else self._block
         self._call: Callable[..., Any] = block
         if self.options is not None:
-            self._call = jax.jit(block, **{"donate_argnums": (0,), **self.options})
+            self._call = self._compiled(block)
+        self._static = {
+            n: self._compiled(functools.partial(self._block, length=n)) for n in self.lengths
+        }
         self.values = MetricValues(self.metrics, jit=self.options is not None)
 
-    def run(self, carry: Carry, rows: Rows, start: Any, bound: Any) -> BlockOutput:
-        """Runs the step over rows ``start`` to ``start + bound``. The carry is donated."""
-        out: BlockOutput = self._call(carry, rows, start, bound)
+    def _compiled(self, block: Callable[..., Any]) -> Any:
+        return jax.jit(block, **{"donate_argnums": (0,), **(self.options or {})})
+
+    def cut(self, length: int) -> int:
+        """Returns how many of ``length`` iterations the next block has.
+
+        It is the longest constant bound that fits. If none fits, the bound is traced.
+        """
+        return next((one for one in self.lengths if one <= length), length)
+
+    def run(self, carry: Carry, rows: Rows, start: Any, bound: Any, length: int = 0) -> BlockOutput:
+        """Runs the step over rows ``start`` to ``start + bound``. The carry is donated.
+
+        Args:
+            carry: The step state and the accumulators.
+            rows: The batches.
+            start: The first row.
+            bound: The number of rows, an int32 scalar on the device.
+            length: The same number on the host. If it is one of `lengths`, the bound is constant.
+        """
+        out: BlockOutput = self._static.get(length, self._call)(carry, rows, start, bound)
         return out
 
-    def lower(self, carry: PyTree, batch: PyTree) -> Any:
-        """Lowers the block for these shapes, for reports."""
+    def lower(self, carry: PyTree, batch: PyTree, length: int = 0) -> Any:
+        """Lowers the block that `run` would run, for reports."""
         rows: Rows = Single(abstract(batch))
         if jax.tree.leaves(batch):
             shape = jax.ShapeDtypeStruct
             rows = Stacked(jax.tree.map(lambda b: shape((self.num_rows, *b.shape), b.dtype), batch))
         number = jax.ShapeDtypeStruct((), jnp.int32)
-        call = jax.jit(self._single) if self.options is None else self._call
-        return call.lower(abstract(carry), rows, number, number)  # type: ignore[attr-defined]  # jitted
+        traced = jax.jit(self._single) if self.options is None else self._call
+        return self._static.get(length, traced).lower(abstract(carry), rows, number, number)
 
     # --- what is compiled ----------------------------------------------------------------------
 
@@ -94,7 +122,9 @@ class Program:
         ring = jax.tree.map(lambda a: a[None], packed)
         return (state, packed), outputs, ring, _after(bound)
 
-    def _block(self, carry: Any, rows: Rows, start: Any, bound: Any) -> BlockOutput:
+    def _block(
+        self, carry: Any, rows: Rows, start: Any, bound: Any, length: int | None = None
+    ) -> BlockOutput:
         row = jax.eval_shape(rows.row, jax.ShapeDtypeStruct((), jnp.int32))
         outputs = self.step.outputs(row, carry[0])
         ring = jax.tree.map(
@@ -102,17 +132,18 @@ class Program:
             carry[1],
         )
 
-        def body(i: Any, loop: Any) -> Any:
-            carry, _, ring = loop
+        def body(loop: Any) -> Any:
+            i, carry, _, ring = loop
             state, packed, outputs = self._advance(carry, rows.row(start + i))
             ring = jax.tree.map(
                 lambda rows, a: lax.dynamic_update_index_in_dim(rows, a, i, 0), ring, packed
             )
-            return (state, packed), outputs, ring
+            return i + 1, (state, packed), outputs, ring
 
-        begin = (carry, jax.tree.map(_zeros, outputs), ring)
-        # Both bounds must have the same dtype. A Python 0 would be 64 bits wide under x64.
-        carry, outputs, ring = lax.fori_loop(jnp.int32(0), bound, body, begin)
+        # XLA knows the number of iterations only if the condition compares with a constant.
+        stop = bound if length is None else length
+        begin = (jnp.int32(0), carry, jax.tree.map(_zeros, outputs), ring)
+        _, carry, outputs, ring = lax.while_loop(lambda loop: loop[0] < stop, body, begin)
         return carry, outputs, ring, _after(bound)
 
 

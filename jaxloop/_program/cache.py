@@ -15,9 +15,10 @@ import jax
 
 from jaxloop._core.arrays import abstract, state_signature
 from jaxloop._core.batch import Batch
+from jaxloop._core.placement import devices_of
 from jaxloop._core.types import Fuse, PyTree
 from jaxloop._program.block import Program
-from jaxloop._program.sizing import capacity_of, rows_of
+from jaxloop._program.sizing import capacity_of, rows_of, static_lengths
 from jaxloop._program.step import Step
 from jaxloop.metrics.binding import bind
 from jaxloop.metrics.declare import MetricSpec
@@ -63,7 +64,8 @@ class ProgramCache:
             StructureError: The step changes its state.
             ShapeError: A metric does not fit what the step reports.
         """
-        key = (batch.signature, state_signature(state), fuse, repr(options))
+        platform = devices_of(state)[0].platform
+        key = (batch.signature, state_signature(state), fuse, repr(options), platform)
         if key in self._programs:
             return self._programs[key]
         eager = options is None
@@ -72,10 +74,17 @@ class ProgramCache:
         jaxpr, (new, outputs) = step.trace(shapes, state)
         metrics = bind(specs, outputs, new, shapes)
         accumulators = jax.eval_shape(metrics.init)
-        capacity = 1 if eager else capacity_of(jaxpr, shapes, accumulators, fuse)
-        meanings = meanings_of(specs, accumulators)
-        num_rows = rows_of(capacity, shapes)
-        program = Program(step, metrics, capacity, num_rows, options, tuple(outputs), meanings)
+        capacity = 1 if eager else capacity_of(jaxpr, shapes, accumulators, fuse, platform)
+        program = Program(
+            step,
+            metrics,
+            capacity,
+            rows_of(capacity, shapes),
+            options,
+            tuple(outputs),
+            meanings_of(specs, accumulators),
+            static_lengths(platform, capacity),
+        )
         self._programs[key] = program
         return program
 

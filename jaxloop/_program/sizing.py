@@ -1,9 +1,10 @@
 """The sizes of compiled blocks, in iterations, and of superbatches, in batches.
 
-    capacity = capacity_of(jaxpr, batch, accumulators, fuse="auto")
+    capacity = capacity_of(jaxpr, batch, accumulators, fuse="auto", platform="cpu")
     num_rows = rows_of(capacity, batch)
+    lengths = static_lengths("cuda", capacity)
 
-Both depend only on the jaxpr, the platform and the sizes of arrays, and never on a clock, so two
+They depend only on the jaxpr, the platform and the sizes of arrays, and never on a clock, so two
 runs of one program never differ.
 """
 
@@ -31,15 +32,23 @@ _USUAL_CAPACITY = 64
 _LARGE_BYTES = 2**20
 """The maximum size of superbatch and ring together above the usual capacity."""
 
+_WAITING = ("cuda", "rocm", "gpu")
+"""Platforms on which XLA copies the condition of a loop to the host, and waits for it, in each
+iteration, unless the number of iterations is a constant (``WhileThunk`` in XLA's source)."""
+_STATIC_LENGTHS = (64, 8)
+"""The constant lengths of blocks on these platforms, besides the capacity itself."""
+_MOST_STATIC = 4096
+"""The maximum constant length. A longer block gains nothing and could hold up logs."""
+
 _SLOW_IN_CPU_LOOPS = ("conv_general_dilated",)
 """Primitives whose gradients XLA runs an order of magnitude slower inside a loop on CPU."""
 
 
-def capacity_of(jaxpr: Any, batch: PyTree, accumulators: PyTree, fuse: Fuse) -> int:
+def capacity_of(jaxpr: Any, batch: PyTree, accumulators: PyTree, fuse: Fuse, platform: str) -> int:
     """Returns the capacity of a block. If 1, the step runs alone, outside any loop."""
     if isinstance(fuse, int):
         return fuse
-    if jax.default_backend() == "cpu" and _contains(jaxpr, _SLOW_IN_CPU_LOOPS):
+    if platform == "cpu" and _contains(jaxpr, _SLOW_IN_CPU_LOOPS):
         return 1
     row, ring = size_bytes(batch), size_bytes(accumulators)
     if not jax.tree.leaves(batch):
@@ -50,6 +59,25 @@ def capacity_of(jaxpr: Any, batch: PyTree, accumulators: PyTree, fuse: Fuse) -> 
         if capacity * row <= _SUPERBATCH_BYTES and capacity * ring <= _RING_BYTES:
             return capacity
     return 1
+
+
+def static_lengths(platform: str, capacity: int) -> tuple[int, ...]:
+    """Returns the lengths of the blocks that are compiled with a constant bound, the longest first.
+
+    All other lengths use one program with a traced bound. On a CPU or a TPU that costs nothing.
+
+    Args:
+        platform: The platform that the step runs on.
+        capacity: The capacity of a block.
+
+    Example:
+        >>> static_lengths("cpu", 1024), static_lengths("cuda", 1024), static_lengths("cuda", 32)
+        ((), (1024, 64, 8), (32, 8))
+    """
+    if platform not in _WAITING or capacity == 1:
+        return ()
+    longest = min(capacity, _MOST_STATIC)
+    return (longest, *(length for length in _STATIC_LENGTHS if length < longest))
 
 
 def rows_of(capacity: int, batch: PyTree) -> int:
