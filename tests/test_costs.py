@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import jaxloop as jl
-from jaxloop._engine import attaching, carry, first_state
+from jaxloop._engine import carry, first_state
 from jaxloop._engine.blocks import Blocks
 from jaxloop._engine.options import RunOptions
 from jaxloop._engine.parts import Parts
@@ -250,9 +250,9 @@ def test_what_a_handler_keeps_is_copied_and_nothing_else_is():
     copies = []
     with pytest.MonkeyPatch.context() as patch:
         original = carry.copy
-        copying = [(module, "copy") for module in (attaching, carry, first_state)]
-        for module, name in (*copying, (carry, "copy_later")):
-            patch.setattr(module, name, lambda tree: copies.append(1) or original(tree))
+        names = ((carry, "copy"), (carry, "copy_later"), (first_state, "own"))
+        for module, name in names:
+            patch.setattr(module, name, lambda tree, **_: copies.append(1) or original(tree))
         MEAN.handle("iteration_completed", lambda s: None).run(DATA, 0.0)
         untouched = len(copies)
         kept = []

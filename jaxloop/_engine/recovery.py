@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import jax
 
-from jaxloop._core.arrays import copy
+from jaxloop._core.arrays import own
 from jaxloop._core.events import IN_EPOCH
 from jaxloop._core.interrupts import ENDED_BY_SIGNAL
 from jaxloop._core.lazy import ReadOnlyDict
@@ -64,14 +64,14 @@ class Recovery:
             return False
         progress.handler_state = ReadOnlyDict(found.handler_state)
         progress.first_step = progress.step  # no guard rewinds a replay
-        saved = found.loan
+        saved, place = found.loan, parts.blocks.place
         if found.epoch == progress.epoch and found.place in IN_EPOCH:
             structure = jax.tree.structure(parts.carry.values[1])
             accumulators = jax.tree.unflatten(structure, jax.tree.leaves(saved.accumulators))
-            parts.carry.set(copy(saved.step_state), copy(accumulators))
+            parts.carry.set(*place.commit(own((saved.step_state, accumulators))))
             progress.set_metrics(found.lazy_metrics, parts.blocks.metric_names)
         else:
-            parts.carry.set(copy(saved.step_state), parts.carry.values[1])
+            parts.carry.set(place.commit(own(saved.step_state)), parts.carry.values[1])
             parts.blocks.reset_metrics()
         return True
 

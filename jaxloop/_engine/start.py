@@ -8,6 +8,7 @@ Every mistake that can be found before the first step raises here.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import uuid
 from typing import Any
 
@@ -17,13 +18,13 @@ from jaxloop._core.arrays import abstract
 from jaxloop._core.batch import Batch
 from jaxloop._core.events import Place
 from jaxloop._core.lazy import Constant
-from jaxloop._core.placement import check_axes, check_processes
+from jaxloop._core.placement import check_axes, check_processes, placement
 from jaxloop._core.state import Snapshot, State, make
 from jaxloop._core.types import PyTree
 from jaxloop._data.source import KEEPS_POSITION
 from jaxloop._engine import fitting
 from jaxloop._engine.attaching import attach, ends_other_epochs, fit_metrics, has_ended
-from jaxloop._engine.first_state import make_step_state
+from jaxloop._engine.first_state import make_step_state, step_state_like
 from jaxloop._engine.parts import Parts
 from jaxloop._engine.watched import check_watched_metrics, known_better, warn_of_unknown
 from jaxloop._program.block import Program
@@ -44,20 +45,13 @@ def begin(parts: Parts, init_state: Any) -> State | None:
     state, sample = spec.start, None
     if state is None:
         sample = _read_sample(parts)
-        jit = parts.options.jit is not None
-        step_state = make_step_state(spec, sample, init_state, jit=jit)
-        if spec.resume_path is not None:
-            # Imported here, because most loops never read a checkpoint.
-            from jaxloop._checkpoint.reader import load_latest
-
-            state = load_latest(spec.resume_path, step_state)
-        if state is None:
-            parts.carry.set(step_state, {})
-            parts.activity.first_state = parts.state
-        else:
-            parts.prefetcher.close_epoch()
+        state = _saved_state(parts, sample, init_state)
     if state is None:
         assert sample is not None
+        jit = parts.options.jit is not None
+        step_state = make_step_state(spec, sample, init_state, jit=jit)
+        parts.carry.set(placement(step_state).commit(step_state), {})
+        parts.activity.first_state = parts.state
         _specialize(parts, sample)
         parts.blocks.reset_metrics()
     else:
@@ -122,6 +116,21 @@ def _read_sample(parts: Parts) -> Batch:
             "run: data must have at least one batch, got empty data", fix="pass at least one batch"
         )
     return sample
+
+
+def _saved_state(parts: Parts, sample: Batch, init_state: Any) -> State | None:
+    """Returns the state to resume from, or None if the run starts afresh."""
+    spec, jit = parts.spec, parts.options.jit is not None
+    if spec.resume_path is None:
+        return None
+    # Imported here, because most loops never read a checkpoint.
+    from jaxloop._checkpoint.reader import load_latest
+
+    like = functools.partial(step_state_like, spec, sample, init_state, jit=jit)
+    state = load_latest(spec.resume_path, like)
+    if state is not None:
+        parts.prefetcher.close_epoch()
+    return state
 
 
 def _specialize(parts: Parts, sample: Batch) -> None:
