@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import jaxloop as jl
-from jaxloop._engine import carry, first_state, start
+from jaxloop._engine import carry, first_state
 from jaxloop._engine.blocks import Blocks
 from jaxloop._engine.options import RunOptions
 from jaxloop._engine.parts import Parts
@@ -269,10 +269,10 @@ def test_an_epoch_leaves_its_history_and_no_more():
 def test_what_a_handler_keeps_is_copied_and_nothing_else_is():
     copies = []
     with pytest.MonkeyPatch.context() as patch:
-        original = start.copy
-        copying = ((carry, "copy"), (carry, "copy_later"), (start, "copy"), (first_state, "copy"))
-        for module, name in copying:
-            patch.setattr(module, name, lambda tree: copies.append(1) or original(tree))
+        original = carry.copy
+        names = ((carry, "copy"), (carry, "copy_later"), (first_state, "own"))
+        for module, name in names:
+            patch.setattr(module, name, lambda tree, **_: copies.append(1) or original(tree))
         MEAN.handle("iteration_completed", lambda s: None).run(DATA, 0.0)
         untouched = len(copies)
         kept = []

@@ -220,7 +220,7 @@ def _leaf(model: Any, raw: memoryview, on_host: bool) -> Any:
         return array
     if data is model:
         return on_device(array)
-    return jax.random.wrap_key_data(jnp.asarray(array), impl=key_impl(model.dtype))
+    return jax.random.wrap_key_data(jax.device_put(array), impl=key_impl(model.dtype))
 
 
 # --- the bytes before they are interpreted -------------------------------------------------------

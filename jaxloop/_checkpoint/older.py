@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from jaxloop._core.state import State
 from jaxloop._core.types import PyTree
@@ -51,7 +51,7 @@ def as_now(state: State[Any], like: PyTree) -> State[Any]:
         "optimizer_state": optimizer_state,
         "learning_rate_scale": scale.learning_rate_scale,
         "num_steps": jax.device_put(
-            jnp.zeros(number.shape, number.dtype), getattr(number, "sharding", None)
+            np.zeros(number.shape, number.dtype), getattr(number, "sharding", None)
         ),
     }
     return state.replace(step_state={**step_state, **added})

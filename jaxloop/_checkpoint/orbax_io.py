@@ -159,7 +159,8 @@ def _emptied(shape: Any, restored: Any) -> Any:
     """Undoes `_filled`."""
     if shape.size:
         return restored
-    return jnp.zeros(shape.shape, shape.dtype, device=shape.sharding)
+    empty = np.zeros(shape.shape, shape.dtype)
+    return empty if isinstance(shape, np.ndarray) else jax.device_put(empty, shape.sharding)
 
 
 def _one_device(sharding: Any) -> jax.sharding.Sharding:

@@ -13,13 +13,14 @@ import logging
 import os
 import uuid
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.random import wrap_key_data
 
 from jaxloop._checkpoint.digests import check_digests, plain_path
 from jaxloop._checkpoint.dtypes import leaf_dtype
@@ -28,7 +29,7 @@ from jaxloop._checkpoint.lock import FolderLock
 from jaxloop._checkpoint.names import UNFINISHED, check_path
 from jaxloop._checkpoint.older import as_now, as_saved
 from jaxloop._checkpoint.orbax_io import restore_trees, stored_tree
-from jaxloop._checkpoint.packing import is_array
+from jaxloop._checkpoint.packing import is_array, is_key
 from jaxloop._checkpoint.record import (
     check_format,
     check_leaves,
@@ -38,7 +39,8 @@ from jaxloop._checkpoint.record import (
 )
 from jaxloop._checkpoint.reshaped import reshaped
 from jaxloop._checkpoint.schema import NUMBERED
-from jaxloop._core.placement import placement
+from jaxloop._core.arrays import key_impl
+from jaxloop._core.placement import Placement, placement
 from jaxloop._core.state import State
 from jaxloop._core.types import PyTree
 from jaxloop.errors import (
@@ -115,10 +117,15 @@ def restore(
     return state
 
 
-def load_latest(path: str | Path, like: PyTree) -> State[Any] | None:
+def load_latest(path: str | Path, like: Callable[[], PyTree]) -> State[Any] | None:
     """Returns the newest good state in a folder, or None if the folder has no good one.
 
     Damaged and unfinished checkpoints are skipped, with a warning for each.
+
+    Args:
+        path: The folder.
+        like: Returns a step state that gives the structure and the placement of the arrays. It is
+            called if the folder has a checkpoint.
 
     Raises:
         CheckpointError: The path is not a folder, or it cannot be read.
@@ -131,7 +138,8 @@ def load_latest(path: str | Path, like: PyTree) -> State[Any] | None:
             "written when its run ended, so it is skipped",
             stacklevel=2,
         )
-    return newest_good(entries(folder), like)
+    found = entries(folder)
+    return newest_good(found, like()) if found else None
 
 
 def load_of_run(path: str | Path, state: State[Any]) -> State[Any] | None:
@@ -232,24 +240,14 @@ def _load(entry: Entry, like: PyTree) -> State[Any]:
     record = entry.record
     assert record is not None
     check_format(record)
-    place = placement(like)
-    everywhere = place.sharding or jax.sharding.SingleDeviceSharding(
-        place.device or jax.local_devices()[0]
-    )
+    everywhere = _committed_to(placement(like))
     empty = {(name, path): shape for name, path, shape in record.get("empty", ())}
-
-    def placed(shape: Any, dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
-
-    def like_leaf(leaf: Any) -> jax.ShapeDtypeStruct:
-        sharding = getattr(leaf, "sharding", None)
-        if not isinstance(sharding, jax.sharding.Sharding):
-            sharding = everywhere
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     def stored(name: str) -> PyTree:
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: placed(empty.get((name, plain_path(path)), leaf.shape), leaf.dtype),
+            lambda path, leaf: _device_target(
+                empty.get((name, plain_path(path)), leaf.shape), leaf.dtype, everywhere
+            ),
             stored_tree(entry.folder / name),
             is_leaf=lambda leaf: hasattr(leaf, "shape"),
         )
@@ -265,23 +263,68 @@ def _load(entry: Entry, like: PyTree) -> State[Any]:
     for name, leaves in record["leaves"].items():
         if name in NUMBERED:
             # Handlers' arrays are restored as NumPy arrays, because JAX does not have every dtype.
-            make = _host_shape if name == "arrays" else placed
-            shapes[name] = numbered([make(s, leaf_dtype(d)) for _, d, s in leaves])
+            where = None if name == "arrays" else everywhere
+            shapes[name] = numbered([_target(s, leaf_dtype(d), where) for _, d, s in leaves])
         elif like is not None:
-            shapes[name] = jax.tree.map(like_leaf, like)
+            shapes[name] = jax.tree.map(lambda leaf: _target_like(leaf, everywhere), like)
         else:
             shapes[name] = stored(name) if leaves else {}
-    trees = restore_trees(entry.folder, shapes)
+    restored = restore_trees(entry.folder, shapes)
+    trees = {
+        name: tree if name == "arrays" else _uncommitted(tree) for name, tree in restored.items()
+    }
     state = unpack(record, trees)
     # Afterwards, because arrays of another dtype are no damage. Older formats have no digests.
     if "digests" in record:
-        check_digests(record["digests"], trees, f"the checkpoint {entry.folder}")
+        check_digests(record["digests"], restored, f"the checkpoint {entry.folder}")
     return as_now(state, present)
 
 
-def _host_shape(shape: Any, dtype: Any) -> np.ndarray[Any, Any]:
-    """Returns an array of this shape that takes no memory, because a record may say any shape."""
+# --- the placement of restored arrays ------------------------------------------------------------
+
+
+def _committed_to(place: Placement) -> jax.sharding.Sharding | None:
+    """Returns where the leaves of a state go that have no place of their own, or None."""
+    if place.sharding is not None or place.device is None or not place.committed:
+        return place.sharding
+    return jax.sharding.SingleDeviceSharding(place.device)
+
+
+def _target_like(leaf: Any, everywhere: jax.sharding.Sharding | None) -> Any:
+    """Returns what Orbax restores a leaf as, to be placed like a leaf of a step state."""
+    sharding = getattr(leaf, "sharding", None)
+    if not isinstance(sharding, jax.sharding.Sharding) or not getattr(leaf, "committed", True):
+        sharding = everywhere
+    return _target(leaf.shape, leaf.dtype, sharding)
+
+
+def _target(shape: Any, dtype: Any, sharding: jax.sharding.Sharding | None) -> Any:
+    """Returns what Orbax restores an array as: one of NumPy, or one on devices.
+
+    Orbax commits arrays to their devices, and the first block of a run would compile twice if some
+    are. Those for the default device are therefore restored as arrays of NumPy.
+    """
+    if sharding is not None or jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        return _device_target(shape, dtype, sharding)
+    # It takes no memory, because a record may say any shape.
     return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def _device_target(shape: Any, dtype: Any, sharding: jax.sharding.Sharding | None) -> Any:
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding or default)
+
+
+def _uncommitted(tree: PyTree) -> PyTree:
+    """Moves the arrays of NumPy to the default device. Those that are there become uncommitted."""
+    leaves, tree_structure = jax.tree.flatten(tree)
+    default = {jax.local_devices()[0]}
+    at = [i for i, x in enumerate(leaves) if not isinstance(x, jax.Array) or x.devices() == default]
+    hosts = [jax.random.key_data(leaves[i]) if is_key(leaves[i]) else leaves[i] for i in at]
+    for i, array in zip(at, jax.device_put(list(map(np.asarray, hosts))), strict=True):
+        key = is_key(leaves[i])
+        leaves[i] = wrap_key_data(array, impl=key_impl(leaves[i].dtype)) if key else array
+    return jax.tree.unflatten(tree_structure, leaves)
 
 
 def _array_like(leaf: Any) -> Any:

@@ -43,7 +43,7 @@ def on_device(array: np.ndarray[Any, Any] | np.generic) -> jax.Array:
     Raises:
         SerializationError: JAX would change its dtype.
     """
-    placed = jnp.asarray(array)
+    placed: jax.Array = jax.device_put(array)  # `jnp.asarray` would compile a program
     if placed.dtype != array.dtype:
         raise SerializationError(
             f"an array on the device must be {array.dtype}, as it was saved, got {placed.dtype}",
@@ -182,7 +182,7 @@ class Unpacker:
         if not isinstance(data, np.ndarray) or data.dtype != np.uint32 or type(impl) is not str:
             raise _malformed(kept)
         key_dtype(impl)  # it says if JAX does not know the implementation
-        return jax.random.wrap_key_data(jnp.asarray(data), impl=impl)
+        return jax.random.wrap_key_data(jax.device_put(data), impl=impl)
 
     def _tensor(self, kept: dict[str, Any]) -> Any:
         array = np.array(self.unpack(kept["$torch"]))

@@ -52,13 +52,25 @@ def as_state(tree: PyTree, where: str) -> PyTree:
     Raises:
         StructureError: A leaf is neither a number nor an array; the error names it.
     """
+    return put(state_leaves(tree, where))
+
+
+def state_leaves(tree: PyTree, where: str) -> PyTree:
+    """Returns a step state with every leaf as a strongly typed array, of JAX or of NumPy.
+
+    Raises:
+        StructureError: See `as_state`.
+    """
 
     def one(path: Any, leaf: Any) -> Any:
         if isinstance(leaf, jax.Array):
-            return strong(leaf)
+            # JAX compiles the conversion of a weak type. As a NumPy array it needs none.
+            host = not isinstance(leaf, jax.core.Tracer) and not leaf.committed
+            weak = getattr(leaf, "weak_type", False)
+            return np.asarray(leaf) if host and weak else strong(leaf)
         try:
-            dtype = jax.dtypes.canonicalize_dtype(jax.dtypes.result_type(leaf))
-            return np.asarray(leaf, dtype)
+            kind = leaf.dtype if type(leaf) is np.ndarray else jax.dtypes.result_type(leaf)
+            return np.asarray(leaf, jax.dtypes.canonicalize_dtype(kind))
         except (TypeError, ValueError):
             raise StructureError(
                 f"{where}: the leaf step_state{jax.tree_util.keystr(path)} must be an array or a "
@@ -66,7 +78,7 @@ def as_state(tree: PyTree, where: str) -> PyTree:
                 fix="carry only arrays and numbers, and let the step close over everything else",
             ) from None
 
-    return put(jax.tree_util.tree_map_with_path(one, tree))
+    return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def put(tree: PyTree) -> PyTree:
@@ -93,6 +105,46 @@ def as_array(leaf: Any) -> jax.Array:
 def copy(tree: PyTree) -> PyTree:
     """Copies every leaf to a new buffer, in one dispatch, even if two leaves share a buffer."""
     return jax.tree.map(jnp.copy, tree)
+
+
+def own(tree: PyTree, *, often: bool = False) -> PyTree:
+    """Copies every leaf, of JAX or of NumPy, to a new buffer on the device.
+
+    Args:
+        tree: The tree.
+        often: Whether such a tree is copied often. If not, nothing is compiled. A compiled copy
+            takes less time than a transfer of each leaf, but the first one takes far more.
+    """
+    leaves, tree_structure = jax.tree.flatten(tree)
+    if often or any(map(_may_move, leaves)):
+        with jax.transfer_guard_host_to_device("allow"):  # the transfer is meant
+            copied: PyTree = copy(tree)
+        return copied
+    # JAX may use the memory of a NumPy array as it is, so it gets a copy.
+    parts = [_data_of(leaf) if isinstance(leaf, jax.Array) else np.array(leaf) for leaf in leaves]
+    made = [
+        jax.random.wrap_key_data(new, impl=key_impl(old.dtype)) if is_key(old) else new
+        for old, new in zip(leaves, jax.device_put(parts, may_alias=False), strict=True)
+    ]
+    return jax.tree.unflatten(tree_structure, made)
+
+
+def is_key(leaf: Any) -> bool:
+    """Returns whether an array holds typed PRNG keys."""
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _data_of(array: jax.Array) -> jax.Array:
+    # A transfer of typed keys would ignore where they are.
+    return jax.random.key_data(array) if is_key(array) else array
+
+
+def _may_move(leaf: Any) -> bool:
+    """Returns whether JAX's computations would move an array to the default device."""
+    if not isinstance(leaf, jax.Array) or leaf.committed:
+        return False
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]  # a documented option
+    return chosen is not None or leaf.devices() != {jax.local_devices()[0]}
 
 
 def copy_later(tree: PyTree) -> PyTree:

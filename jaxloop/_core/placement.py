@@ -2,6 +2,7 @@
 
     place = placement(step_state)
     place(batch)                    # on the state's device, or replicated over its mesh
+    state = place.commit(state)     # all of it, if any of it is committed
 
 If the placement of a state is unknown, other arrays stay where they are.
 
@@ -11,6 +12,7 @@ A state may be sharded over the devices of this process. A batch may not: each d
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -29,11 +31,14 @@ class Placement:
         device: The device, if the state is on a single one. Arrays are put there uncommitted.
         sharding: The sharding, if the state is spread over a mesh. Arrays are replicated over it.
         known: Whether arrays are moved before they are used.
+        committed: Whether an array of the state is committed to its devices. What a block returns
+            is then committed too.
     """
 
     device: jax.Device | None = None
     sharding: jax.sharding.Sharding | None = None
     known: bool = False
+    committed: bool = dataclasses.field(default=False, compare=False)
 
     def __call__(self, tree: PyTree) -> PyTree:
         if not self.known:
@@ -43,17 +48,29 @@ class Placement:
         with jax.default_device(self.device):
             return jax.device_put(tree)
 
+    def commit(self, tree: PyTree) -> PyTree:
+        """Commits the arrays of a carry to the devices on which a block will return them.
+
+        JAX compiles a program once for arrays that are committed, and once for others.
+        """
+        where = self.sharding or self.device
+        if not self.committed or where is None:
+            return tree
+        return jax.tree.map(lambda x: x if x.committed else jax.device_put(x, where), tree)
+
 
 def placement(state: PyTree) -> Placement:
     """Returns the placement for a step's batches, given the arrays that the step carries."""
-    shardings = {x.sharding for x in jax.tree.leaves(state) if isinstance(x, jax.Array)}
+    arrays = [x for x in jax.tree.leaves(state) if isinstance(x, jax.Array)]
+    shardings = {x.sharding for x in arrays}
     devices = {device for sharding in shardings for device in sharding.device_set}
+    committed = any(x.committed for x in arrays)
     if len(devices) == 1:
-        return Placement(device=devices.pop(), known=True)
+        return Placement(device=devices.pop(), known=True, committed=committed)
     meshes = {s.mesh for s in shardings if isinstance(s, jax.sharding.NamedSharding)}
     if len(meshes) == 1 and set(next(iter(meshes)).devices.flat) == devices:
-        spec = jax.sharding.PartitionSpec()
-        return Placement(sharding=jax.sharding.NamedSharding(meshes.pop(), spec), known=True)
+        whole = jax.sharding.NamedSharding(meshes.pop(), jax.sharding.PartitionSpec())
+        return Placement(sharding=whole, known=True, committed=committed)
     return Placement(known=not devices)
 
 
@@ -65,6 +82,33 @@ def devices_of(state: PyTree) -> list[jax.Device]:
         return sorted(devices, key=lambda device: device.id)
     default = getattr(jax.config, _DEFAULT_DEVICE)
     return [default if isinstance(default, jax.Device) else jax.local_devices(backend=default)[0]]
+
+
+def chooses_devices(jaxpr: Any, arguments: PyTree) -> bool:
+    """Returns whether what a traced function returns may be elsewhere than on the default device.
+
+    Args:
+        jaxpr: The closed jaxpr of the function.
+        arguments: The arrays that it gets.
+    """
+    default = {jax.local_devices()[0]}
+    arrays = [x for x in jax.tree.leaves((arguments, jaxpr.consts)) if isinstance(x, jax.Array)]
+    return any(x.devices() != default for x in arrays) or _names_devices(jaxpr.jaxpr)
+
+
+def _names_devices(jaxpr: Any) -> bool:
+    """Returns whether an equation of a jaxpr, at any depth, has a sharding or a device."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "shard_map":
+            return True
+        for value in eqn.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(part, jax.sharding.Sharding | jax.Device):
+                    return True
+                inner = getattr(part, "jaxpr", part)
+                if hasattr(inner, "eqns") and _names_devices(inner):
+                    return True
+    return False
 
 
 def check_processes() -> None:

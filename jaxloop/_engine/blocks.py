@@ -19,7 +19,7 @@ from typing import Any
 from jaxloop._core.batch import Batch, Signature, signature_change
 from jaxloop._core.events import IN_EPOCH, Event
 from jaxloop._core.lazy import LazyDict
-from jaxloop._core.placement import placement
+from jaxloop._core.placement import Placement, placement
 from jaxloop._core.schedule import Watch, block_length, superbatch_length
 from jaxloop._core.types import PyTree
 from jaxloop._data.prefetch import PATIENCE_S, Prefetcher
@@ -65,6 +65,7 @@ class Blocks:
     Attributes:
         program: The program, or None before the first batch.
         sample: The batch that the program was made for.
+        place: The placement of the step state that the program was made for.
         quiet: The number of iterations that are known to run before a handler may.
     """
 
@@ -87,6 +88,7 @@ class Blocks:
         self._timed = observers.timed or any(one.filter.timed for one in acting)
         self.program: Program | None = None
         self.sample: Batch | None = None
+        self.place = Placement()
         self.quiet = 0
         self._length: int | None = None  # of a block, as far as time decides it
         self._in_flight: collections.deque[_InFlight] = collections.deque()
@@ -110,7 +112,8 @@ class Blocks:
         )
         self._progress.metric_meanings = meanings_of(self._spec, program)
         self._length = programs.block_lengths.get(program)
-        self._prefetcher.configure(program.num_rows, placement(step_state), programs.numbers)
+        self.place = placement(step_state)
+        self._prefetcher.configure(program.num_rows, self.place, programs.numbers)
         return program
 
     @property
@@ -121,9 +124,12 @@ class Blocks:
     def reset_metrics(self) -> None:
         """Resets the metrics for a new epoch."""
         if self.program is not None:
-            self._carry.set_accumulators(self.program.values.init())
+            self._carry.set_accumulators(self._fresh_accumulators(self.program))
             self._progress.lazy_metrics = LazyDict(self.program.values.fresh_values)
             self._progress.added = {}
+
+    def _fresh_accumulators(self, program: Program) -> PyTree:
+        return self.place.commit(program.values.init())
 
     # --- one block -----------------------------------------------------------------------------
 
@@ -294,7 +300,7 @@ class Blocks:
                 f"{what}; a metric of this epoch accumulates values of the old shapes",
                 fix="change it between two epochs, or keep the shapes that metrics read",
             )
-        self._carry.set_accumulators(program.values.init())
+        self._carry.set_accumulators(self._fresh_accumulators(program))
 
     def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import jax
 
-from jaxloop._core.arrays import copy
+from jaxloop._core.arrays import own
 from jaxloop._core.events import IN_EPOCH
 from jaxloop._core.interrupts import ENDED_BY_SIGNAL
 from jaxloop._core.lazy import ReadOnlyDict
@@ -64,16 +64,15 @@ class Recovery:
             return False
         progress.handler_state = ReadOnlyDict(found.handler_state)
         progress.first_step = progress.step  # no guard rewinds a replay
-        saved = found.loan
-        program = parts.blocks.program
-        accumulators = None
+        saved, place = found.loan, parts.blocks.place
+        program, accumulators = parts.blocks.program, None
         if program is not None and found.epoch == progress.epoch and found.place in IN_EPOCH:
             accumulators = program.metrics.packing.restored(jax.tree.leaves(saved.accumulators))
         if accumulators is not None:
-            parts.carry.set(copy(saved.step_state), copy(accumulators))
+            parts.carry.set(*place.commit(own((saved.step_state, accumulators))))
             progress.set_metrics(found.lazy_metrics, parts.blocks.metric_names)
         else:
-            parts.carry.set(copy(saved.step_state), parts.carry.values[1])
+            parts.carry.set(place.commit(own(saved.step_state)), parts.carry.values[1])
             parts.blocks.reset_metrics()
         return True
 

@@ -24,6 +24,9 @@ from jaxloop.metrics.binding import bind
 from jaxloop.metrics.declare import MetricSpec
 from jaxloop.metrics.meaning import meanings_of
 
+_FEW_STARTS = 32
+"""Compiling a copy of a state takes about as long as it saves in so many runs."""
+
 
 class ProgramCache:
     """The programs of a loop.
@@ -37,6 +40,7 @@ class ProgramCache:
     def __init__(self) -> None:
         self._programs: dict[Any, Program] = {}
         self._inits: dict[Any, Any] = {}
+        self._num_starts = 0
         self.numbers: dict[Any, Any] = {}
         self.block_lengths: dict[Program, int] = {}
 
@@ -88,11 +92,17 @@ class ProgramCache:
         self._programs[key] = program
         return program
 
-    def init(self, init_fn: Callable[..., PyTree], *, jit: bool) -> Callable[..., PyTree]:
-        """Returns ``init_fn`` wrapped in `jax.jit`. Each call returns the same object."""
-        if not jit:
-            return init_fn
+    def init(self, init_fn: Callable[..., Any], compiled: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns ``compiled``, which calls ``init_fn``, wrapped in `jax.jit`.
+
+        Each call with the same ``init_fn`` returns the same object.
+        """
         if init_fn not in self._inits:
-            self._inits[init_fn] = jax.jit(init_fn)
-        compiled: Callable[..., PyTree] = self._inits[init_fn]
-        return compiled
+            self._inits[init_fn] = jax.jit(compiled)
+        init: Callable[..., Any] = self._inits[init_fn]
+        return init
+
+    def starts(self) -> bool:
+        """Counts the start of a run, and returns whether runs of this loop start often."""
+        self._num_starts += 1
+        return self._num_starts > _FEW_STARTS
