@@ -52,9 +52,9 @@ def test_skip_costs_no_wait_and_no_block():
     blocks = []
     run = Program.run
 
-    def counted(self, carry, source, start, bound):
+    def counted(self, carry, source, start, bound, length):
         blocks.append(int(bound))
-        return run(self, carry, source, start, bound)
+        return run(self, carry, source, start, bound, length)
 
     # Of data on the device, no block is short because a batch came late.
     data = jl.batches(np.array(BAD), 1, device=True)

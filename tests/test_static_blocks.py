@@ -241,14 +241,14 @@ def test_each_length_is_compiled_once(monkeypatch, blocks):
     choose(monkeypatch, 64, 8)
     loop = jl.loop(total).metric(lambda x: x, "mean", None, ["x"])
     data = pairs(200, False)
-    loop.run(data[:1], 0.0, fuse=128)
-    as_long_as_possible(loop)
-    for every in (3, 8, 13, 21, 100, 200):
-        once = loop.handle("iteration_completed", lambda s: None, jl.every(every))
-        once.run(data, 0.0, fuse=128)
-    (program,) = loop.programs.block_lengths
-    callables = [program._call, *program._static.values()]
-    assert [one._cache_size() for one in callables] == [1, 1, 1]
+    with counting() as first:
+        loop.run(data[:1], 0.0, fuse=128)
+        as_long_as_possible(loop)
+        for every in (3, 8, 13, 21, 100, 200):
+            once = loop.handle("iteration_completed", lambda s: None, jl.every(every))
+            once.run(data, 0.0, fuse=128)
+    # A traced bound and two constant ones; and a copy of the state, of which there are more.
+    assert first["compilations"] <= 4
     assert set(blocks) == {1, 2, 3, 4, 5, 8, 64}
     with counting() as more:
         loop.run(data, 0.0, fuse=128, epochs=2)

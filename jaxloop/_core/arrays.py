@@ -85,6 +85,8 @@ def put(tree: PyTree) -> PyTree:
     """Moves the NumPy arrays of a tree to the device, in one explicit transfer."""
     leaves, tree_structure = jax.tree.flatten(tree)
     where = [i for i, x in enumerate(leaves) if isinstance(x, np.ndarray | np.generic)]
+    if not where:
+        return tree
     for i, array in zip(where, jax.device_put([leaves[i] for i in where]), strict=True):
         leaves[i] = array
     return jax.tree.unflatten(tree_structure, leaves)

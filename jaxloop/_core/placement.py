@@ -56,7 +56,9 @@ class Placement:
         where = self.sharding or self.device
         if not self.committed or where is None:
             return tree
-        return jax.tree.map(lambda x: x if x.committed else jax.device_put(x, where), tree)
+        return jax.tree.map(
+            lambda x: x if getattr(x, "committed", False) else jax.device_put(x, where), tree
+        )
 
 
 def placement(state: PyTree) -> Placement:

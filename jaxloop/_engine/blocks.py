@@ -129,6 +129,7 @@ class Blocks:
             self._progress.added = {}
 
     def _fresh_accumulators(self, program: Program) -> PyTree:
+        """Returns fresh accumulators. A block takes them as NumPy arrays too; see `Carry.lend`."""
         return self.place.commit(program.values.init())
 
     # --- one block -----------------------------------------------------------------------------

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import weakref
 
-from jaxloop._core.arrays import copy, copy_later
+import numpy as np
+
+from jaxloop._core.arrays import copy, copy_later, put
 from jaxloop._core.loan import Loan
 from jaxloop._core.types import PyTree
 
@@ -58,8 +60,14 @@ class Carry:
         self.values = (self.values[0], accumulators)
 
     def lend(self) -> Loan:
-        """Returns the arrays as a loan, the same one until it is reclaimed."""
+        """Returns the arrays as a loan, the same one until it is reclaimed.
+
+        Fresh accumulators may be on the host until a block or a loan needs them.
+        """
         if self._loan is None:
+            packed = self.values[1]
+            if packed and type(packed[0]) is np.ndarray:
+                self.values = (self.values[0], put(packed))
             self._loan = Loan(*self.values)
         return self._loan
 

@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxloop._core.arrays import abstract, key_impl
@@ -97,7 +98,13 @@ class Program:
             bound: The number of rows, an int32 scalar on the device.
             length: The same number on the host. If it is one of `lengths`, the bound is constant.
         """
-        out: BlockOutput = self._static.get(length, self._call)(carry, rows, start, bound)
+        call = self._static.get(length, self._call)
+        packed = carry[1]
+        if packed and type(packed[0]) is np.ndarray:
+            with jax.transfer_guard_host_to_device("allow"):  # fresh accumulators
+                out: BlockOutput = call(carry, rows, start, bound)
+            return out
+        out = call(carry, rows, start, bound)
         return out
 
     def lower(self, carry: PyTree, batch: PyTree, length: int = 0) -> Any:

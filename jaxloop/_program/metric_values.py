@@ -58,16 +58,20 @@ class MetricValues:
         return self._host_rows is not None
 
     def init(self) -> Packed:
-        """Returns fresh accumulators, packed into one vector."""
+        """Returns fresh accumulators, packed into one vector.
+
+        They are NumPy arrays if the host can make them. Passing these to a block takes a quarter of
+        the time of a transfer, and no executable.
+        """
         if self._host_init is None:
             return self._init()
-        packed: Packed = put(self._host_init())
+        packed: Packed = self._host_init()
         return packed
 
     def fresh_values(self) -> dict[str, PyTree]:
         """Returns the metrics before the first update, as NumPy values."""
         if self._fresh_values is None:
-            ring = jax.tree.map(lambda one: one[None], self.init())
+            ring = put([one[None] for one in self.init()])
             values = self.start(ring, 0, 1, lambda value: put(np.int32(value)))()
             self._fresh_values = self._metrics.with_derived(row_of(values, 0))
         return self._fresh_values
