@@ -68,11 +68,11 @@ def edges(dtype, rng, number):
     return flushed(np.concatenate([special, random]))
 
 
-ANY, WHOLE, REAL = "bool int8 int32 uint32 float32", "int8 int32 uint32", "float32"
+ANY, WHOLE, REAL = "bool int32 uint32 float32", "int32 uint32", "float32"
 NUMBER = f"{WHOLE} {REAL}"
 ELEMENTWISE = [
     *((op, 1, NUMBER) for op in (lax.neg, lax.sign, lax.square)),
-    (lax.abs, 1, f"int8 int32 {REAL}"),
+    (lax.abs, 1, f"int32 {REAL}"),
     *((op, 1, REAL) for op in (lax.floor, lax.ceil, lax.sqrt, lax.is_finite, jnp.rint)),
     (lax.bitwise_not, 1, f"bool {WHOLE}"),
     *((op, 2, NUMBER) for op in (lax.add, lax.sub, lax.mul, lax.div)),
@@ -84,54 +84,62 @@ ELEMENTWISE = [
 ]
 
 
-def compare_elementwise(op, arity, dtype):
+def compare_elementwise(op, arity, dtypes):
+    """Compares all pairs of values, of all dtypes in one executable."""
     rng = np.random.default_rng(0)
-    values = edges(dtype, rng, {1: 3000, 2: 60, 3: 12}[arity])
-    columns = [np.array(c) for c in zip(*itertools.product(values, repeat=arity), strict=True)]
-    evaluate = on_host_rows(op, *[S((), dtype)] * arity)
-    assert_same(evaluate(*columns), jax.jit(op)(*columns))
+    columns = []
+    for dtype in dtypes:
+        values = edges(dtype, rng, {1: 3000, 2: 40, 3: 5}[arity])
+        each = zip(*itertools.product(values, repeat=arity), strict=True)
+        columns.append([np.array(column) for column in each])
+
+    def fn(columns):
+        return [op(*arrays) for arrays in columns]
+
+    row = [[S((), array.dtype) for array in arrays] for arrays in columns]
+    assert_same(on_host_rows(fn, row)(columns), jax.jit(fn)(columns))
 
 
-CASES = [(op, n, dtype) for op, n, dtypes in ELEMENTWISE for dtype in dtypes.split()]
+def name_of(case):
+    return getattr(case, "__name__", "")
 
 
-@pytest.mark.parametrize("op, arity, dtype", CASES, ids=lambda x: getattr(x, "__name__", str(x)))
-def test_an_operation_has_the_bits_of_xla(op, arity, dtype):
-    compare_elementwise(op, arity, dtype)
+@pytest.mark.parametrize("op, arity, dtypes", ELEMENTWISE, ids=name_of)
+def test_an_operation_has_the_bits_of_xla(op, arity, dtypes):
+    compare_elementwise(op, arity, dtypes.split())
+
+
+WIDE = {"int32": ["int64", "int16", "int8"], "uint32": ["uint64", "uint8"], "float32": ["float64"]}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op, arity", [case[:2] for case in ELEMENTWISE if "32" in case[2]])
-def test_an_operation_of_64_bits_has_the_bits_of_xla(op, arity):
-    dtypes = next(case[2] for case in ELEMENTWISE if case[0] is op)
-    wide = {"int32": ["int64", "int16"], "uint32": ["uint64", "uint8"], "float32": ["float64"]}
+@pytest.mark.parametrize("op, arity, dtypes", ELEMENTWISE, ids=name_of)
+def test_an_operation_of_64_bits_has_the_bits_of_xla(op, arity, dtypes):
     with jax.enable_x64(True):
-        for dtype in dtypes.split():
-            for other in wide.get(dtype, ()):
-                compare_elementwise(op, arity, other)
+        wide = [other for dtype in dtypes.split() for other in WIDE.get(dtype, ())]
+        compare_elementwise(op, arity, wide)
 
 
-def compare_conversion(old, new):
+def compare_conversions(old, dtypes):
     values = edges(old, np.random.default_rng(1), 3000)
 
     def convert(x):
-        return lax.convert_element_type(x, new)
+        return [lax.convert_element_type(x, new) for new in dtypes]
 
     assert_same(on_host_rows(convert, S((), old))(values), jax.jit(convert)(values))
 
 
 @pytest.mark.parametrize("old", ANY.split())
 def test_a_conversion_has_the_bits_of_xla(old):
-    for new in ["bool", "int8", "uint8", "int32", "uint32", "float32"]:
-        compare_conversion(old, new)
+    compare_conversions(old, ["bool", "int8", "uint8", "int32", "uint32", "float32"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("old", ["bool", "int8", "int64", "uint64", "float32", "float64"])
 def test_a_conversion_of_64_bits_has_the_bits_of_xla(old):
     with jax.enable_x64(True):
-        for new in ["int16", "uint16", "int32", "int64", "uint64", "float32", "float64"]:
-            compare_conversion(old, new)
+        wide = ["int16", "uint16", "int32", "int64", "uint64", "float32", "float64"]
+        compare_conversions(old, wide)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -151,7 +159,7 @@ def test_half_precision_floats_are_copied_compared_and_converted(dtype):
     bits = np.random.default_rng(2).integers(0, 2**16, (2, 4000), np.uint16).view(half)
     bits = np.where(np.abs(bits.astype(F)) < 2e-14, np.zeros((), half), bits)
     host = on_host_rows(fn, S((), half), S((), half))(*bits)
-    for row in range(0, 4000, 500):
+    for row in range(0, 4000, 1000):
         one = jax.tree.map(lambda v, row=row: v[row : row + 1].reshape(v.shape[1:]), host)
         with jax.disable_jit():
             assert_same(one, fn(jnp.asarray(bits[0, row]), jnp.asarray(bits[1, row])))
@@ -243,7 +251,7 @@ OPERATIONS = {
 }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(sorted(OPERATIONS)), st.integers(0, 9)), max_size=6),
     st.integers(0, 2**32 - 1),
@@ -412,7 +420,7 @@ def test_a_built_in_metric_is_evaluated_on_the_host(name):
 
 
 @pytest.mark.parametrize("weights", [None, F, I])
-@pytest.mark.parametrize("accumulate", [*reductions.NAMES, window(3), lambda a, o, i: a + o])
+@pytest.mark.parametrize("accumulate", [*reductions.NAMES, window(2), lambda a, o, i: a + o])
 def test_a_reduction_is_evaluated_on_the_host(accumulate, weights):
     for name in ("mean_squared_error", "true_positives"):
         assert compare_metric(name, accumulate, weights)
@@ -428,7 +436,7 @@ def test_all_built_in_metrics_are_evaluated_on_the_host(weights):
 
 def test_the_values_of_several_metrics_have_the_bits_of_the_compiled_ones():
     each = [("accuracy", None), ("precision", None), ("true_positives", None)]
-    each += [("mean_squared_error", mode) for mode in (*reductions.NAMES, window(4))]
+    each += [("mean_squared_error", mode) for mode in (*reductions.NAMES, window(3))]
     specs = [declare(name, f"{name} {mode}", mode) for name, mode in each]
     y = np.array([0, 1, 1, 0.3], F)
     outputs = {"y_true": y, "y_pred": y[::-1] * F(0.7)}
