@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxloop._core.batch import Batch, Signature, as_batch, describe_leaves
 from jaxloop._data.position import Position, Stateful
-from jaxloop._data.rows import NOTHING, Row, RowCopier
+from jaxloop._data.rows import NOTHING, RowCopier, Target
 from jaxloop._data.superbatch import Superbatch, batches_in, is_on_host
 from jaxloop.errors import DataError
 
@@ -170,7 +170,7 @@ class IteratorReader:
             copier = self._copier = RowCopier(signature)
         copier.restart()
         try:
-            self._read_rows(copier, pool.borrowed_rows(request.limit), request)
+            self._read_rows(copier, pool.target(), request)
         except KeyboardInterrupt:
             self._read_again(copier, arrays)
             raise
@@ -183,14 +183,14 @@ class IteratorReader:
         superbatch.source = arrays if self.one_shot else None
         return superbatch
 
-    def _read_rows(self, copier: RowCopier, rows: list[Row], request: Fill) -> None:
+    def _read_rows(self, copier: RowCopier, to: Target, request: Fill) -> None:
         """Reads the next batches into rows, until one has another signature."""
         held, signature = self.held, copier.signature
         while True:
             while held and copier.count < request.limit:
                 if held[0].signature is not signature and held[0].signature != signature:
                     return
-                copier.write(rows[copier.count], held[0])
+                copier.write(to, held[0])
                 # A signal's exception arrives after calls, so a batch is either counted or held.
                 copier.count += 1
                 held.popleft()
@@ -198,7 +198,7 @@ class IteratorReader:
                     return
             if copier.count >= request.limit:
                 return
-            self._copy_rows(copier, rows, request)
+            self._copy_rows(copier, to, request)
             if copier.item is not NOTHING:
                 item = copier.item
                 batch = self._converted(item)
@@ -211,7 +211,7 @@ class IteratorReader:
             elif copier.late:
                 return
 
-    def _copy_rows(self, copier: RowCopier, rows: list[Row], request: Fill) -> None:
+    def _copy_rows(self, copier: RowCopier, to: Target, request: Fill) -> None:
         """Reads batches that fit, up to the next state that is kept of the iterator."""
         stop, before = request.limit, copier.count
         if self._states:
@@ -221,7 +221,7 @@ class IteratorReader:
                 since = 0
             stop = min(stop, before + _STATE_EVERY - since)
         try:
-            copier.copy(rows, stop, self._iterator, request)
+            copier.copy(to, stop, self._iterator, request)
         finally:
             self.num_read += copier.count - before
 
