@@ -22,7 +22,7 @@ from jaxloop._core.arrays import size_bytes
 from jaxloop._core.batch import Batch, Signature, as_batch
 from jaxloop._core.placement import Placement
 from jaxloop._core.types import PyTree
-from jaxloop._data.device_rows import Gathered, take_examples
+from jaxloop._data.device_rows import Gathered, Stacked, take_examples
 from jaxloop._data.in_memory import Batches
 from jaxloop._data.padding import marked
 from jaxloop._data.position import Position
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jaxloop._data.readers import Fill
 
 _NOT_DRAWN: Final = object()
+_LEAF = jax.tree.structure(0)
 
 _THREADED_GATHER_BYTES = 512 * 2**10
 """XLA on CPU runs a gather on several threads if it may access this many bytes, and it counts the
@@ -44,7 +45,7 @@ _QUICK_SHUFFLE = 65_536
 
 
 class EpochArrays:
-    """The arrays of one run on the device, in the order of its current epoch.
+    """The orders of the epochs of one run on the device, and the arrays in the current order.
 
     Each epoch is gathered into the memory of the epoch before, so the run needs the memory of its
     arrays twice and no new page.
@@ -53,6 +54,26 @@ class EpochArrays:
     def __init__(self) -> None:
         self._arrays: PyTree = None
         self._decisions: dict[Placement, bool] = {}
+        self._orders = BufferPool(1, Placement())
+
+    def superbatch(
+        self, batches: Batches, order: np.ndarray[Any, Any] | None, index: int, pool: BufferPool
+    ) -> Superbatch:
+        """Returns all full batches of an epoch from ``index`` on."""
+        arrays = pool.put_once(batches)
+        sizes = batches.batch_size, batches.num_examples, batches.pad
+        count = batches.num_full - index
+        if order is None:
+            return Superbatch(Gathered(arrays, None, *sizes), count, batches.signature, index)
+        if self._orders.place != pool.place:
+            self._orders = BufferPool(1, pool.place)
+        like = Signature(_LEAF, ((order.shape, np.dtype(np.int32)),))
+        buffers = self._orders.borrow(like)
+        np.copyto(buffers[0][0], order, casting="same_kind")
+        made = self._orders.superbatch(like, buffers, buffers[0], count, batches.signature)
+        assert isinstance(made.rows, Stacked)
+        made.rows, made.next_row = Gathered(arrays, made.rows.value, *sizes), index
+        return made
 
     def are_used(self, batches: Batches, place: Placement) -> bool:
         """Returns whether all arrays are gathered at once, or each batch inside the block.
@@ -74,7 +95,7 @@ class EpochArrays:
 @functools.partial(jax.jit, donate_argnums=0, keep_unused=True)
 def _gather_into(spare: PyTree, arrays: PyTree, order: Any) -> PyTree:
     del spare  # XLA writes the result there
-    return take_examples(arrays, order)
+    return take_examples(arrays, order.reshape(-1))
 
 
 def _is_faster_at_once(batches: Batches, place: Placement) -> bool:
@@ -119,7 +140,6 @@ class ArrayReader:
         short = not batches.shuffle or batches.num_examples <= _QUICK_SHUFFLE
         self.is_quick = batches.device and short
         self._epoch_arrays = epoch_arrays
-        self._position = Position(settings=batches.settings)
         self._drawn: Any = _NOT_DRAWN
 
     @property
@@ -132,7 +152,7 @@ class ArrayReader:
 
     def position(self) -> Position:
         """Returns the position: the settings, as the counters say the rest."""
-        return self._position
+        return self.batches.position
 
     def has_more(self) -> bool:
         """Returns whether another batch follows."""
@@ -150,10 +170,10 @@ class ArrayReader:
         batches, index = self.batches, self.num_read
         if index >= self.length:
             return None
-        full = self.length if batches.pad else batches.num_examples // batches.batch_size
+        full = batches.num_full
         if index < full and batches.device:
             self.num_read = full
-            return self._on_device(index, full - index, request.pool)
+            return self._epoch_arrays.superbatch(batches, self._order, index, request.pool)
         # A last batch that is not full has a different shape.
         count = min(request.limit, full - index) if index < full else 1
         self.num_read = index + count
@@ -168,17 +188,6 @@ class ArrayReader:
         if isinstance(rows, Gathered) and self._epoch_arrays.are_used(self.batches, pool.place):
             arrays = self._epoch_arrays.gather(self.batches, rows.order, pool)
             superbatch.rows = dataclasses.replace(rows, arrays=arrays, order=None)
-
-    def _on_device(self, index: int, count: int, pool: BufferPool) -> Superbatch:
-        batches, order = self.batches, self._order
-        rows = Gathered(
-            pool.put_once(batches),
-            None if order is None else pool.place(order.astype(np.int32)),
-            batches.batch_size,
-            batches.num_examples,
-            batches.pad,
-        )
-        return Superbatch(rows, count, batches.signature, index)
 
     def _on_host(self, index: int, count: int, pool: BufferPool) -> Superbatch:
         batches, size = self.batches, self.batches.batch_size

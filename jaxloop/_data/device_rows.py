@@ -58,8 +58,8 @@ class Stacked:
 class Gathered:
     """The batches of one epoch, gathered from arrays that are on the device.
 
-    ``order`` is an int32 array of shape ``(num_examples,)``, or None if the arrays are in the order
-    of the epoch.
+    ``order`` is an int32 array of shape ``(1, num_examples)``, or None if the arrays are already in
+    the order of the epoch.
     """
 
     arrays: PyTree
@@ -77,7 +77,7 @@ class Gathered:
         places = low + jnp.arange(size, dtype=jnp.int32)
         where = jnp.minimum(places, jnp.int32(num_examples - 1))
         if self.order is not None:
-            batch = take_examples(self.arrays, self.order[where])
+            batch = take_examples(self.arrays, self.order.reshape(-1)[where])
         elif size <= num_examples:
             # XLA on CPU runs a gather from a large array on several threads, which is slower.
             first = jnp.minimum(low, jnp.int32(num_examples - size))

@@ -22,6 +22,7 @@ from jaxloop._core.batch import Signature, canonical, describe_leaves
 from jaxloop._core.placement import Placement, check_whole
 from jaxloop._core.types import PyTree
 from jaxloop._data.padding import marked
+from jaxloop._data.position import Position
 from jaxloop.errors import ArgumentError, ArgumentTypeError
 
 
@@ -168,6 +169,11 @@ class Batches:
         full, rest = divmod(self.num_examples, self.batch_size)
         return full + (1 if rest and not self.drop_remainder else 0)
 
+    @property
+    def num_full(self) -> int:
+        """The number of batches that have ``batch_size`` examples, padding included."""
+        return len(self) if self.pad else self.num_examples // self.batch_size
+
     def __iter__(self) -> Iterator[PyTree]:
         return self.epoch(0)
 
@@ -183,6 +189,11 @@ class Batches:
             **{name: getattr(self, name) for name in _SETTINGS},
             "examples": describe_leaves(tree, tuple((a.shape[1:], a.dtype) for a in leaves)),
         }
+
+    @functools.cached_property
+    def position(self) -> Position:
+        """The position of a run in these batches: the settings, as the counters say the rest."""
+        return Position(settings=self.settings)
 
     def order(self, epoch: int) -> np.ndarray[Any, Any] | None:
         """Returns the order of the examples in an epoch, or None for the original order."""
