@@ -93,14 +93,19 @@ def totals(draw):
     return {"epochs": epochs, "steps": steps}
 
 
+def made():
+    """A loop with its own programs."""
+    return (
+        jl.loop(step)
+        .metric(lambda s: s.astype(jnp.float32), "sum", "running_sum", ["s"])
+        .metric("s", "recent", jl.window(3))
+        .metric("both", "masked", "running_sum", where="mask")
+        .derive("twice", lambda total: 2 * total, of="sum")
+    )
+
+
 # One loop for all examples: what was compiled once serves the others.
-BASE = (
-    jl.loop(step)
-    .metric(lambda s: s.astype(jnp.float32), "sum", "running_sum", ["s"])
-    .metric("s", "recent", jl.window(3))
-    .metric("both", "masked", "running_sum", where="mask")
-    .derive("twice", lambda total: 2 * total, of="sum")
-)
+BASE = made()
 
 
 def numbers(metrics):

@@ -40,7 +40,7 @@ from jaxloop._core.types import PyTree
 from jaxloop._data.position import FROM_COUNTERS, Position
 from jaxloop.errors import DamagedError, SerializationError
 
-FORMAT = 3
+FORMAT = 4
 """The version of the record's format. A later jaxloop reads every earlier version."""
 
 
@@ -268,10 +268,13 @@ def _are_texts(kept: Any) -> bool:
     return isinstance(kept, dict) and all(type(text) is str for text in kept.values())
 
 
-def _unpack_statics(kept: Any, unpacker: Unpacker) -> ReadOnlyDict:
+def _unpack_texts(kept: Any, unpacker: Unpacker) -> ReadOnlyDict:
     if not _are_texts(kept):
-        raise malformed("statics", kept)
+        raise malformed("statics or environment", kept)
     return ReadOnlyDict(kept)
+
+
+_TEXTS = _Codec(lambda texts, packer: dict(texts), _unpack_texts)
 
 
 def _pack_meanings(meanings: Mapping[str, Mapping[str, str]] | None, packer: Packer) -> Any:
@@ -313,7 +316,7 @@ CODECS: dict[str, _Codec] = {
         lambda metrics, packer: packer.pack(_by_name(metrics.get()), "metrics"), _unpack_metrics
     ),
     "position": _Codec(_pack_position, _unpack_position),
-    "statics": _Codec(lambda statics, packer: dict(statics), _unpack_statics),
+    **dict.fromkeys(("statics", "environment"), _TEXTS),
     "metric_meanings": _Codec(_pack_meanings, _unpack_meanings),
     "reshaped": _Codec(lambda paths, packer: list(paths), _unpack_reshaped),
 }

@@ -242,6 +242,8 @@ class State(Snapshot, Generic[S]):
     """The ``epochs=`` of the run, which `max_epoch` is if no handler changed it."""
     requested_iterations: int | None = _field(None, added_in=3, internal=True)
     """The ``iterations=`` of the run."""
+    environment: Mapping[str, str] = _field(factory=ReadOnlyDict, added_in=4, internal=True)
+    """The versions and devices of the run. It is empty if they are unknown."""
 
     @property
     def step_state(self) -> S:

@@ -2,17 +2,21 @@
 
     check_statics(state, statics_of(spec))  # the model's attributes, as far as they are known
     check_metrics(state, meanings)          # what the accumulators of an open epoch mean
+    compared_environment(state, step_state) # the versions and devices; they only warn
 
 The checks raise before the first step. What an older version did not save is not compared.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from jaxloop._core.environment import changes, environment_of
 from jaxloop._core.fingerprint import MOST_SHOWN, differences, stable
 from jaxloop._core.state import State
+from jaxloop._core.types import PyTree
 from jaxloop._program.block import Program
 from jaxloop._spec import LoopSpec
 from jaxloop.errors import SerializationError
@@ -48,6 +52,22 @@ def check_statics(state: State[Any], mine: Mapping[str, str]) -> None:
         fix="make the model as it was, or use another folder; if you want the change, continue "
         "with loop.from_state(state.replace(statics={})), where state = jl.restore(path, like=...)",
     )
+
+
+def compared_environment(state: State[Any] | None, step_state: PyTree) -> dict[str, str]:
+    """Returns the environment of this run, and warns if the state was computed in another one."""
+    mine = environment_of(step_state)
+    found = [] if state is None else changes(state.environment, mine)
+    if found:
+        warnings.warn(
+            f"the state to resume from was computed elsewhere: {'; '.join(found)}; the run "
+            "continues, but the last bits of its numbers may differ from those of a run that was "
+            "never interrupted\n"
+            "  fix: if you need the same bits, resume with the same versions on devices of the "
+            "same kind and number; otherwise, ignore this warning",
+            stacklevel=2,
+        )
+    return mine
 
 
 def meanings_of(spec: LoopSpec, program: Program | None = None) -> Meanings:

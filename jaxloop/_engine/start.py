@@ -62,6 +62,7 @@ def begin(parts: Parts, init_state: Any) -> State | None:
             return state
         sample = attach(parts, state)
     parts.progress.statics = statics
+    parts.progress.environment = fitting.compared_environment(state, parts.carry.step_state)
     if spec.start is not None or parts.progress.run_id is None:
         # A run that starts from a state is a run of its own, which owns none of the checkpoints.
         parts.progress.run_id, parts.progress.first_step = uuid.uuid4().hex, parts.progress.step
