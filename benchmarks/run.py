@@ -36,6 +36,7 @@ PAUSE_S = 0.05
 BASE = {
     "jaxloop_shuffled": "hand_shuffled",
     "jaxloop_five_metrics": "jaxloop_one_metric",
+    "jaxloop_ten_metrics": "jaxloop_one_metric",
     "jaxloop_objective": "jaxloop",
 }
 """Compare these cases with another case too, in addition to `hand`."""

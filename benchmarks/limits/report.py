@@ -1,0 +1,65 @@
+"""The rows of the table, and how they are measured, printed and drawn.
+
+figures = measure(["trainer", "metrics"], Effort(repeats=15))
+print_table(figures)
+"""
+
+import dataclasses
+import json
+import time
+
+from benchmarks.limits import steady
+
+ROWS = {**steady.ROWS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A figure with its row, its bar (or None) and its unit."""
+
+    row: str
+    case: str
+    value: float
+    bar: float | None
+    unit: str
+    detail: str
+
+    @property
+    def verdict(self):
+        """Whether the bar is met, in words."""
+        if self.bar is None:
+            return ""
+        return "met" if self.value <= self.bar else "MISSED"
+
+
+def measure(names, effort):
+    """Measures rows, prints each figure, and returns the results."""
+    results = []
+    for name in names:
+        row, began = ROWS[name], time.perf_counter()
+        print(f"\n{name}: {row.title}", flush=True)
+        for case, figure in row.measure(effort).items():
+            result = Result(name, case, figure.value, row.bars.get(case), row.unit, figure.detail)
+            results.append(result)
+            bar = "" if result.bar is None else f"bar {result.bar:g}"
+            print(f"  {case:34s}{_number(result):>16s}  {bar:9s}{result.verdict:8s}{result.detail}")
+        print(f"  ({time.perf_counter() - began:.0f} s)", flush=True)
+    return results
+
+
+def _number(result):
+    number = f"{result.value:.3g}" if result.value >= 10 else f"{result.value:.2f}"
+    return number if result.unit == "times" else f"{number} {result.unit}"
+
+
+def print_table(results):
+    """Prints the table in Markdown."""
+    print("\n| case | measured | bar |\n|---|---:|---:|")
+    for one in results:
+        bar = "" if one.bar is None else f"{one.bar:g}"
+        print(f"| {ROWS[one.row].title}: {one.case} | {_number(one)} | {bar} |")
+
+
+def write_json(path, results):
+    """Writes the results to a file."""
+    path.write_text(json.dumps([dataclasses.asdict(one) for one in results], indent=1))
