@@ -8,9 +8,9 @@ import dataclasses
 import json
 import time
 
-from benchmarks.limits import steady
+from benchmarks.limits import processes, steady
 
-ROWS = {**steady.ROWS}
+ROWS = {**steady.ROWS, **processes.ROWS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,9 @@ def measure(names, effort):
 
 def _number(result):
     number = f"{result.value:.3g}" if result.value >= 10 else f"{result.value:.2f}"
-    return number if result.unit == "times" else f"{number} {result.unit}"
+    if result.unit == "executables":
+        number = str(result.value)
+    return number if result.unit in ("times", "executables") else f"{number} {result.unit}"
 
 
 def print_table(results):
