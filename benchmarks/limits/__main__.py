@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.limits.measure import Effort
-from benchmarks.limits.report import ROWS, measure, print_table, write_json
+from benchmarks.limits.report import ROWS, draw, measure, print_table, write_json
 
 
 def parse():
@@ -39,6 +39,8 @@ def main():
     print_table(figures)
     if options.json:
         write_json(options.json, figures)
+    if options.plot:
+        draw(options.plot, figures)
 
 
 if __name__ == "__main__":

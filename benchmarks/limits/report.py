@@ -8,9 +8,9 @@ import dataclasses
 import json
 import time
 
-from benchmarks.limits import processes, steady
+from benchmarks.limits import host, processes, saves, steady, validation
 
-ROWS = {**steady.ROWS, **processes.ROWS}
+ROWS = {**steady.ROWS, **host.ROWS, **processes.ROWS, **validation.ROWS, **saves.ROWS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,3 +65,11 @@ def print_table(results):
 def write_json(path, results):
     """Writes the results to a file."""
     path.write_text(json.dumps([dataclasses.asdict(one) for one in results], indent=1))
+
+
+def draw(path, results):
+    """Draws the picture of the results."""
+    # Imported here, because only the picture needs Matplotlib.
+    from benchmarks.limits import picture
+
+    picture.draw(path, results, {name: row.title for name, row in ROWS.items()})
