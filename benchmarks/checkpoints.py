@@ -31,7 +31,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import jaxloop as jl
-from benchmarks.run import interleaved, memory_mb, timed
+from benchmarks.timing import interleaved, memory_mb, timed
 
 # Leaves, numbers in each, and steps between two saves, in which the save before must end.
 SHAPES = {

@@ -10,10 +10,11 @@ The bar is the most that a figure should be.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from benchmarks.limits.measure import Effort
-from benchmarks.limits.report import ROWS, draw, measure, print_table, write_json
+from benchmarks.limits.report import ROWS, as_json, draw, measure, print_table
 
 
 def parse():
@@ -38,7 +39,7 @@ def main():
     figures = measure(names, effort)
     print_table(figures)
     if options.json:
-        write_json(options.json, figures)
+        options.json.write_text(json.dumps(as_json(figures), indent=1))
     if options.plot:
         draw(options.plot, figures)
 

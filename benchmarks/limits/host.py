@@ -132,7 +132,7 @@ def slow_loader(effort):
     """Compares a run on a loader that takes a millisecond a batch with iterating over it alone."""
     figures, num_batches = {}, 20 if effort.smoke else 400
     waits = {"sleeps": lambda: time.sleep(1e-3), "works": a_millisecond_of_work()}
-    for workload in SMALL:
+    for workload in effort.some(SMALL):
         work = dataclasses.replace(WORKLOADS[workload](), epochs=1)
         for name, wait in waits.items():
             loader = SlowLoader(batches_of(workload, num_batches), wait)

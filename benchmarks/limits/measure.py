@@ -37,6 +37,10 @@ class Effort:
         size = 4 * work.batch_size
         return dataclasses.replace(work, x=work.x[:size], y=work.y[:size], epochs=1)
 
+    def some(self, names):
+        """Returns the names of what to measure: in a smoke run, the last one only."""
+        return names[-1:] if self.smoke else names
+
     @property
     def few_repeats(self):
         """The number of repeats of what takes seconds."""

@@ -68,18 +68,21 @@ def first_epoch(effort):
     """Compares the first epoch, from the creation of the loop on, with the hand-written loop."""
     processes = {
         "hand": lambda: child("child_hand", "first"),
+        "trainer": lambda: child("child_loop", "first", "trainer"),
         "one metric": lambda: child("child_loop", "first", "own", "1"),
         "five metrics": lambda: child("child_loop", "first", "own", "5"),
-        "trainer": lambda: child("child_loop", "first", "trainer"),
     }
+    names = {"hand", *effort.some(list(processes))}
+    processes = {name: one for name, one in processes.items() if name in names}
     return against_hand(in_turn(processes, effort.few_repeats))
 
 
 @contextmanager
-def saved():
+def saved(names):
     """Yields a function that starts a process of a kind, which resumes from a saved run."""
     with tempfile.TemporaryDirectory() as root:
-        for name, (module, *kind) in KINDS.items():
+        for name in names:
+            module, *kind = KINDS[name]
             child(module, "save", *kind, str(Path(root, name)))
 
         def resume(name, environment=()):
@@ -97,7 +100,8 @@ def resumed(effort):
 
     The hand-written loop restores with Orbax. The persistent compilation cache is off or warm.
     """
-    with saved() as resume, tempfile.TemporaryDirectory() as cache:
+    kinds = ["hand", *effort.some(["own step", "trainer"])]
+    with saved(kinds) as resume, tempfile.TemporaryDirectory() as cache:
         off = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
         warm = {
             "JAX_ENABLE_COMPILATION_CACHE": "1",
@@ -106,23 +110,22 @@ def resumed(effort):
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
         figures = {}
-        for suffix, environment in {"": off, ", warm cache": warm}.items():
+        for suffix, environment in effort.some([("", off), (", warm cache", warm)]):
             if environment is warm:
-                for name in KINDS:
+                for name in kinds:
                     resume(name, warm)
-            cases = {name: lambda n=name, e=environment: resume(n, e) for name in KINDS}
+            cases = {name: lambda n=name, e=environment: resume(n, e) for name in kinds}
             figures |= against_hand(in_turn(cases, effort.few_repeats), suffix)
     return figures
 
 
 def executables(effort):
     """Counts the executables that are compiled before the first block or epoch is done."""
-    found = {
-        "own step, fresh": child("child_loop", "fresh", "own"),
-        "trainer, fresh": child("child_loop", "fresh", "trainer"),
-    }
-    with saved() as resume:
-        for name in ("own step", "trainer"):
+    names, found = effort.some(["own step", "trainer"]), {}
+    with saved(names) as resume:
+        for name in names:
+            module, kind = KINDS[name]
+            found[f"{name}, fresh"] = child(module, "fresh", kind)
             found[f"{name}, resumed"] = resume(name)
     return {
         name: Figure(len(process.executables), ", ".join(process.executables))

@@ -5,7 +5,6 @@ print_table(figures)
 """
 
 import dataclasses
-import json
 import time
 
 from benchmarks.limits import host, processes, saves, steady, validation
@@ -57,14 +56,18 @@ def _number(result):
 def print_table(results):
     """Prints the table in Markdown."""
     print("\n| case | measured | bar |\n|---|---:|---:|")
+    row = None
     for one in results:
+        if one.row != row:
+            row = one.row
+            print(f"| **{ROWS[row].title}** | | |")
         bar = "" if one.bar is None else f"{one.bar:g}"
-        print(f"| {ROWS[one.row].title}: {one.case} | {_number(one)} | {bar} |")
+        print(f"| {one.case} | {_number(one)} | {bar} |")
 
 
-def write_json(path, results):
-    """Writes the results to a file."""
-    path.write_text(json.dumps([dataclasses.asdict(one) for one in results], indent=1))
+def as_json(results):
+    """Returns the results as a list of dicts."""
+    return [dataclasses.asdict(one) for one in results]
 
 
 def draw(path, results):

@@ -50,7 +50,7 @@ def on_small(effort, base, others, fields=("wall",)):
     """Returns the figures of `compare` on both small workloads."""
     return {
         label(workload, name): figure
-        for workload in SMALL
+        for workload in effort.some(SMALL)
         for name, figure in compare(WORKLOADS[workload](), effort, base, others, fields).items()
     }
 
@@ -112,10 +112,11 @@ def shuffled(effort):
         "jl.batches": cases.jaxloop_shuffled,
         "device=True": cases.jaxloop_device,
     }
+    sizes = {"4 MB": large, "400 KB": work}
     return {
         f"{size}, {name}": figure
-        for size, work in {"400 KB": work, "4 MB": large}.items()
-        for name, figure in compare(work, effort, cases.scan_shuffled, kinds).items()
+        for size in effort.some(list(sizes))
+        for name, figure in compare(sizes[size], effort, cases.scan_shuffled, kinds).items()
     }
 
 

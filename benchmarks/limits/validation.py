@@ -54,7 +54,7 @@ def validation(effort):
     work = WORKLOADS["MLP 64-64-10"]()
     rows = np.random.default_rng(0).integers(0, len(work.x), NUM_EXAMPLES)
     arrays = work.x[rows], work.y[rows]
-    for size in (32, 100):
+    for size in effort.some((32, 100)):
         batches = list(jl.batches(arrays, size))
         kinds = {
             "jl.batches": jl.batches(arrays, size),
