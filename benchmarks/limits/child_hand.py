@@ -24,9 +24,9 @@ def step(carry, batch):
     return state, total + loss
 
 
-def epoch(state, batches):
+def epoch(state, batches, zero=np.float32(0)):
     """Runs one epoch, waits for it, and returns the state."""
-    carry = state, np.float32(0)
+    carry = state, zero
     for batch in batches:
         carry = step(carry, batch)
     float(carry[1])
@@ -57,11 +57,13 @@ def resume(batches, folder):
     import orbax.checkpoint as ocp  # see `save`
 
     watch = Stopwatch.of_process()
-    params = jax.eval_shape(random_params, jax.random.key(0))
+    params = jax.eval_shape(lambda: random_params(jax.random.key(0)))
     target = jax.eval_shape(lambda p: {"params": p, "opt": TX.init(p)}, params)
     with ocp.StandardCheckpointer() as reader:
         state = reader.restore(folder, target)
-        epoch(state, batches)
+        # Orbax commits arrays to their device. With an uncommitted zero, the second call of the
+        # step would compile it again.
+        epoch(state, batches, jax.device_put(np.float32(0), jax.devices()[0]))
         watch.report()
 
 
