@@ -29,8 +29,6 @@ import numpy as np
 
 import jaxloop as jl
 from benchmarks.cases import CASES
-from benchmarks.limits import report as limits
-from benchmarks.limits.measure import Effort
 from benchmarks.peers import PEERS
 from benchmarks.timing import interleaved, memory_mb
 from benchmarks.workloads import WORKLOADS
@@ -172,6 +170,20 @@ def draw(path, table):
     figure.savefig(path, dpi=120)
 
 
+def measure_limits(repeats, smoke, plot):
+    """Prints the table of `benchmarks.limits` and returns it; draws it beside the other picture."""
+    # Imported here, because Orbax comes with it, which would count in the memory of `--alone`.
+    from benchmarks.limits import report
+    from benchmarks.limits.measure import Effort
+
+    print(f"\nlimits: {report.machine()}")
+    results = report.measure(report.ROWS, Effort(repeats, smoke))
+    report.print_table(results)
+    if plot:
+        report.draw(plot.with_stem(f"{plot.stem}_limits"), results)
+    return report.as_json(results)
+
+
 def parse():
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -230,11 +242,7 @@ def main():
         print(f"memory after {4 if few else 200},000 iterations: {result['growth_mb']:+.2f} MB")
         result["startup_s"] = row = startup(1 if few else 7)
         print("start-up: " + ", ".join(f"{name} {s:.2f} s" for name, s in row.items()))
-        figures = limits.measure(limits.ROWS, Effort(repeats, few))
-        limits.print_table(figures)
-        result["limits"] = limits.as_json(figures)
-        if options.plot:
-            limits.draw(options.plot.with_stem(f"{options.plot.stem}_limits"), figures)
+        result["limits"] = measure_limits(repeats, few, options.plot)
     if options.json:
         options.json.write_text(json.dumps(result, indent=2))
     if options.plot:

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 from benchmarks.limits.measure import Effort
-from benchmarks.limits.report import ROWS, as_json, draw, measure, print_table
+from benchmarks.limits.report import ROWS, as_json, draw, machine, measure, print_table
 
 
 def parse():
@@ -36,6 +36,7 @@ def main():
     options = parse()
     names = options.case.split(",") if options.case else list(ROWS)
     effort = Effort(1 if options.smoke else options.repeats, options.smoke, options.longer)
+    print(machine())
     figures = measure(names, effort)
     print_table(figures)
     if options.json:

@@ -24,7 +24,7 @@ def step(carry, batch):
     return state, total + loss
 
 
-def epoch(state, batches, zero=np.float32(0)):
+def epoch(state, batches, zero):
     """Runs one epoch, waits for it, and returns the state."""
     carry = state, zero
     for batch in batches:
@@ -37,7 +37,7 @@ def first(batches):
     """Trains the first epoch from a state on the host."""
     state = host_state()
     watch = Stopwatch()
-    epoch(jax.device_put(state), batches)
+    epoch(jax.device_put(state), batches, np.float32(0))
     watch.report()
 
 
@@ -47,7 +47,8 @@ def save(batches, folder):
     import orbax.checkpoint as ocp
 
     params = random_params(jax.random.key(0))
-    state = epoch(jax.device_put({"params": params, "opt": TX.init(params)}), batches)
+    state = jax.device_put({"params": params, "opt": TX.init(params)})
+    state = epoch(state, batches, np.float32(0))
     with ocp.StandardCheckpointer() as writer:
         writer.save(folder, state)
 

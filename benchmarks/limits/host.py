@@ -130,7 +130,7 @@ def a_millisecond_of_work():
 
 def slow_loader(effort):
     """Compares a run on a loader that takes a millisecond a batch with iterating over it alone."""
-    figures, num_batches = {}, 20 if effort.smoke else 400
+    figures, num_batches = {}, 20 if effort.smoke else 600
     waits = {"sleeps": lambda: time.sleep(1e-3), "works": a_millisecond_of_work()}
     for workload in effort.some(SMALL):
         work = dataclasses.replace(WORKLOADS[workload](), epochs=1)

@@ -48,7 +48,10 @@ class Effort:
 
 
 class Figure(NamedTuple):
-    """A measured value, and what it was made from, in words."""
+    """A measured value, and what it was made from, in words.
+
+    The words of a ratio are the two medians, and the ratio of the two best costs.
+    """
 
     value: float
     detail: str = ""
@@ -93,6 +96,10 @@ class Costs(dict):
         """Returns the median of a case."""
         return statistics.median(getattr(one, field) for one in self[name])
 
+    def best(self, name, field="wall_s"):
+        """Returns the lowest cost of a case, which a load on the machine disturbs least."""
+        return min(getattr(one, field) for one in self[name])
+
     def ratio(self, name, base, field, units=None):
         """Returns the median over the rounds of the ratio to another case.
 
@@ -108,7 +115,8 @@ class Costs(dict):
         ratio = statistics.median(getattr(a, field) / getattr(b, field) for a, b in rounds)
         number, unit = units or (1, "run")
         own, other = (self.median(one, field) / number * 1e6 for one in (name, base))
-        return Figure(ratio, f"{own:,.1f} to {other:,.1f} us a {unit}")
+        best = self.best(name, field) / self.best(base, field)
+        return Figure(ratio, f"{own:,.1f} to {other:,.1f} us a {unit}, best {best:.2f}")
 
 
 def alternate(cases, repeats, measure=cost):

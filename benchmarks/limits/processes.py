@@ -59,7 +59,8 @@ def against_hand(costs, suffix=""):
             if name != "hand":
                 figure = costs.ratio(name, "hand", key)
                 own, hand = costs.median(name, key), costs.median("hand", key)
-                detail = f"{own:.2f} to {hand:.2f} s"
+                best = costs.best(name, key) / costs.best("hand", key)
+                detail = f"{own:.2f} to {hand:.2f} s, best {best:.2f}"
                 figures[f"{name}{suffix}, {field}"] = Figure(figure.value, detail)
     return figures
 

@@ -5,7 +5,11 @@ print_table(figures)
 """
 
 import dataclasses
+import os
+import platform
 import time
+
+import jax
 
 from benchmarks.limits import host, processes, saves, steady, validation
 
@@ -29,6 +33,14 @@ class Result:
         if self.bar is None:
             return ""
         return "met" if self.value <= self.bar else "MISSED"
+
+
+def machine():
+    """Describes the machine and how busy it is. Figures of wall time need two idle cores."""
+    return (
+        f"{jax.default_backend()}, {os.cpu_count()} cores with a load of {os.getloadavg()[0]:.1f}, "
+        f"jax {jax.__version__}, Python {platform.python_version()}"
+    )
 
 
 def measure(names, effort):

@@ -82,7 +82,9 @@ def _extra(costs, name, key, epochs):
     ratios = [(getattr(a, key) - getattr(b, key)) / getattr(c, key) for a, b, c in rounds]
     own = costs.median(name, key) - costs.median("without", key)
     own, scan = own / epochs * 1e6, costs.median("scan", key) / epochs * 1e6
-    return Figure(float(np.median(ratios)), f"{own:,.0f} to {scan:,.0f} us a validation")
+    best = (costs.best(name, key) - costs.best("without", key)) / costs.best("scan", key)
+    detail = f"{own:,.0f} to {scan:,.0f} us a validation, best {best:.2f}"
+    return Figure(float(np.median(ratios)), detail)
 
 
 def _check(state, evaluate, work, batches):
