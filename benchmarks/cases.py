@@ -11,6 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import jaxloop as jl
 from benchmarks.workloads import TX
@@ -99,7 +100,34 @@ def scan(work):
     return train
 
 
-def _loop(work):
+def scan_shuffled(work):
+    """Does the same as `scan`, and shuffles the data on the device before each epoch."""
+    arrays, size, num_batches = jax.device_put((work.x, work.y)), work.batch_size, len(work.batches)
+    first = work.init()
+
+    @jax.jit
+    def shuffled(arrays, epoch):
+        order = jax.random.permutation(jax.random.fold_in(jax.random.key(0), epoch), len(work.x))
+        order = order[: num_batches * size]
+        return jax.tree.map(lambda a: a[order].reshape(-1, size, *a.shape[1:]), arrays)
+
+    @partial(jax.jit, donate_argnums=0)
+    def whole(state, stacked):
+        state, losses = jax.lax.scan(lambda s, b: work.step(b, s), state, stacked)
+        return state, losses.mean()
+
+    def train():
+        state = _fresh(first)
+        for epoch in range(work.epochs):
+            state, loss = whole(state, shuffled(arrays, epoch))
+        return float(loss)
+
+    return train
+
+
+def own_loop(work):
+    """Returns a loop with a step of its own, which reports the loss."""
+
     def step(batch, state):
         state, loss = work.step(batch, state)
         return jl.emit(state, loss=loss)
@@ -111,7 +139,8 @@ def _same(loss):
     return loss
 
 
-def _train(work, loop, data):
+def train_on(work, loop, data):
+    """Returns the case that runs a loop of an own step on data."""
     first = work.init()
 
     def train():
@@ -123,7 +152,7 @@ def _train(work, loop, data):
 
 def jaxloop(work):
     """Runs `jl.loop` on a list of batches, with the loss as its metric."""
-    return _train(work, _loop(work), work.batches)
+    return train_on(work, own_loop(work), work.batches)
 
 
 def _shuffled(work, device):
@@ -133,27 +162,27 @@ def _shuffled(work, device):
 
 def jaxloop_shuffled(work):
     """Does the same as `jaxloop` on shuffled `jl.batches`."""
-    return _train(work, _loop(work), _shuffled(work, False))
+    return train_on(work, own_loop(work), _shuffled(work, False))
 
 
 def jaxloop_device(work):
     """Does the same as `jaxloop_shuffled` with ``device=True``."""
-    return _train(work, _loop(work), _shuffled(work, True))
+    return train_on(work, own_loop(work), _shuffled(work, True))
 
 
 def jaxloop_handlers(work):
     """Does the same as `jaxloop` with ten handlers that do not fire."""
-    loop = _loop(work)
+    loop = own_loop(work)
     for index in range(10):
         loop = loop.handle("iteration_completed", print, jl.only(10**9 + index), name=f"h{index}")
-    return _train(work, loop, work.batches)
+    return train_on(work, loop, work.batches)
 
 
 def jaxloop_observer(work):
     """Does the same as `jaxloop` with an observer that reads the loss in every iteration."""
     seen = []
-    loop = _loop(work).observe("iteration_completed", lambda s: seen.append(s.metrics["loss"]))
-    train = _train(work, loop, work.batches)
+    loop = own_loop(work).observe("iteration_completed", lambda s: seen.append(s.metrics["loss"]))
+    train = train_on(work, loop, work.batches)
 
     def clean():
         seen.clear()
@@ -180,8 +209,8 @@ def jaxloop_objective(work):
     return train
 
 
-def jaxloop_five_metrics(work):
-    """Does the same as `jaxloop_one_metric` with five metrics."""
+def metrics_loop(work, num_metrics):
+    """Returns a loop whose step reports predictions, with one, five or ten metrics."""
 
     def step(batch, state):
         state, loss = work.step(batch, state)
@@ -189,22 +218,51 @@ def jaxloop_five_metrics(work):
         return jl.emit(state, loss=loss, y_true=batch[1], y_pred=logits)
 
     loop = jl.loop(step).metric(_same, "loss", None, ["loss"])
-    for name in ("accuracy", "top_k_categorical_accuracy"):
-        loop = loop.metric(name)
-    for name in ("running_min", "running_max"):
-        loop = loop.metric(_same, name, name, ["loss"])
-    return _train(work, loop, work.batches)
+    if num_metrics >= 5:
+        loop = loop.metric("accuracy").metric("top_k_categorical_accuracy")
+        loop = loop.metric(_same, "least", "running_min", ["loss"])
+        loop = loop.metric(_same, "most", "running_max", ["loss"])
+    if num_metrics >= 10:
+        loop = loop.metric(_same, "total", "running_sum", ["loss"])
+        loop = loop.metric(_same, "last", "last", ["loss"])
+        loop = loop.metric(jl.metrics.top_k_categorical_accuracy(k=1), "top_1")
+        loop = loop.metric(lambda y: jnp.abs(y).mean(-1), "size", None, ["y_pred"])
+        loop = loop.metric(lambda y: jnp.square(y).mean(-1), "square", None, ["y_pred"])
+    return loop
 
 
 def jaxloop_one_metric(work):
     """Runs a step that reports predictions, with one metric. Compare `jaxloop_five_metrics`."""
+    return train_on(work, metrics_loop(work, 1), work.batches)
 
-    def step(batch, state):
-        state, loss = work.step(batch, state)
-        logits = work.apply(state["params"], batch[0])
-        return jl.emit(state, loss=loss, y_true=batch[1], y_pred=logits)
 
-    return _train(work, jl.loop(step).metric(_same, "loss", None, ["loss"]), work.batches)
+def jaxloop_five_metrics(work):
+    """Does the same as `jaxloop_one_metric` with five metrics."""
+    return train_on(work, metrics_loop(work, 5), work.batches)
+
+
+def jaxloop_ten_metrics(work):
+    """Does the same as `jaxloop_one_metric` with ten metrics."""
+    return train_on(work, metrics_loop(work, 10), work.batches)
+
+
+def trainer_loop(work):
+    """Returns a trainer with loss and accuracy that does the step of the workload."""
+    model = (lambda key, x: work.init_params(), work.apply)
+    loss = optax.softmax_cross_entropy_with_integer_labels
+    return jl.trainer(model, loss, TX, log=0).metric("accuracy")
+
+
+def jaxloop_trainer(work):
+    """Runs `jl.trainer` with the metric accuracy on `jl.batches` in order with ``device=True``."""
+    data = jl.batches((work.x, work.y), work.batch_size, drop_remainder=True, device=True)
+    loop, first = trainer_loop(work), work.init()["params"]
+
+    def train():
+        state = loop.final_state(data, first, epochs=work.epochs)
+        return float(state.history[work.epochs - 1]["loss"])
+
+    return train
 
 
 CASES = {
@@ -212,6 +270,7 @@ CASES = {
     "hand_float": hand_float,
     "hand_shuffled": hand_shuffled,
     "scan": scan,
+    "scan_shuffled": scan_shuffled,
     "jaxloop": jaxloop,
     "jaxloop_shuffled": jaxloop_shuffled,
     "jaxloop_device": jaxloop_device,
@@ -220,4 +279,6 @@ CASES = {
     "jaxloop_objective": jaxloop_objective,
     "jaxloop_one_metric": jaxloop_one_metric,
     "jaxloop_five_metrics": jaxloop_five_metrics,
+    "jaxloop_ten_metrics": jaxloop_ten_metrics,
+    "jaxloop_trainer": jaxloop_trainer,
 }

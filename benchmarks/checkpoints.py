@@ -31,7 +31,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import jaxloop as jl
-from benchmarks.run import interleaved, memory_mb, timed
+from benchmarks.timing import interleaved, memory_mb, timed
 
 # Leaves, numbers in each, and steps between two saves, in which the save before must end.
 SHAPES = {
@@ -83,11 +83,10 @@ def held_up_idle(folder, state, repeats, pause_s):
     return (statistics.median(with_saves) - without.times[0].handlers_s) / (len(data) // 2)
 
 
-def measure(num_leaves, size, every, repeats):
-    """Returns ``{name: milliseconds}`` for one shape of state."""
-    folder = Path(tempfile.mkdtemp())
+def held_up_busy(folder, state, every, repeats):
+    """Returns the seconds that a save holds up a loop whose device works, and makes it slower."""
     saves = 2
-    state, data = make_state(num_leaves, size), [np.float32(1)] * (saves * every)
+    data = [np.float32(1)] * (saves * every)
     plain = jl.loop(step).handle("iteration_completed", lambda s: None, jl.every(every))
     saving = jl.loop(step).checkpoint(
         folder / "loop", event="iteration_completed", filter=jl.every(every), keep=1
@@ -98,7 +97,25 @@ def measure(num_leaves, size, every, repeats):
         with_saves = second_epoch(saving, folder / "loop", data, state)
         held.append((with_saves.handlers_s - without.handlers_s) / saves)
         slower.append((with_saves - without) / saves)
+    return statistics.median(held), statistics.median(slower)
 
+
+def waited_for(writer, path, trees, repeats):
+    """Returns the seconds of a save by Orbax alone, including the wait for it."""
+    arguments = ocp.args.Composite(state=ocp.args.StandardSave(trees))
+
+    def save():
+        shutil.rmtree(path, ignore_errors=True)
+        return timed(lambda: writer.save(path, args=arguments))
+
+    return statistics.median(save() for _ in range(repeats))
+
+
+def measure(num_leaves, size, every, repeats):
+    """Returns ``{name: milliseconds}`` for one shape of state."""
+    folder = Path(tempfile.mkdtemp())
+    state, data = make_state(num_leaves, size), [np.float32(1)]
+    held, slower = held_up_busy(folder, state, every, repeats)
     pause_s = 0.1 if repeats == 1 else 1.0
     idle = held_up_idle(folder / "idle", state, repeats, pause_s)
     trees = jax.device_put({"tree": state})
@@ -106,27 +123,21 @@ def measure(num_leaves, size, every, repeats):
     digest_s = statistics.median(
         timed(lambda: [hashlib.sha256(array).digest() for array in arrays]) for _ in range(repeats)
     )
-    arguments = ocp.args.Composite(state=ocp.args.StandardSave(trees))
     writer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-
-    def save():
-        shutil.rmtree(folder / "bare", ignore_errors=True)
-        return timed(lambda: writer.save(folder / "bare", args=arguments))
-
-    sync = statistics.median(save() for _ in range(repeats))
+    sync = waited_for(writer, folder / "bare", trees, repeats)
 
     end = jl.loop(step).checkpoint(folder / "end")
-    end.run(data[:1], state)
+    end.run(data, state)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), trees)
     target = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
     onward = end.resume(folder / "end")
 
     def resume():
-        jax.block_until_ready(onward.run(data[:1], state).step_state)
+        jax.block_until_ready(onward.run(data, state).step_state)
 
     def fresh():
-        jax.block_until_ready(jl.loop(step).run(data[:1], state, epochs=0).step_state)
+        jax.block_until_ready(jl.loop(step).run(data, state, epochs=0).step_state)
 
     def bare():
         jax.block_until_ready(writer.restore(folder / "bare", args=target).state)
@@ -139,10 +150,10 @@ def measure(num_leaves, size, every, repeats):
     writer.close()
     shutil.rmtree(folder)
     return {
-        "held up": 1e3 * statistics.median(held),
+        "held up": 1e3 * held,
         "idle": 1e3 * idle,
         "digests": 1e3 * digest_s,
-        "slower": 1e3 * statistics.median(slower),
+        "slower": 1e3 * slower,
         "sync": 1e3 * sync,
         # Subtract the work that every run does before its first step.
         "resume": 1e3 * (times["resume"] - times["fresh"]),

@@ -9,6 +9,8 @@ The cases take turns. The table shows the median of each, in microseconds per st
 to the hand-written loop. A measurement is a whole training run, including the work that a library
 does at its start and end. `first` is the time from creating a case to the end of its first
 measurement, including compilation. `peak` is the peak memory of a process that runs only the case.
+
+A run of all cases ends with the table of `python -m benchmarks.limits`.
 """
 
 import argparse
@@ -16,7 +18,6 @@ import dataclasses
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -29,35 +30,16 @@ import numpy as np
 import jaxloop as jl
 from benchmarks.cases import CASES
 from benchmarks.peers import PEERS
+from benchmarks.timing import interleaved, memory_mb
 from benchmarks.workloads import WORKLOADS
 
-PAUSE_S = 0.05
-"""Wait this long after a case of another library, until its threads are idle."""
 BASE = {
     "jaxloop_shuffled": "hand_shuffled",
     "jaxloop_five_metrics": "jaxloop_one_metric",
+    "jaxloop_ten_metrics": "jaxloop_one_metric",
     "jaxloop_objective": "jaxloop",
 }
 """Compare these cases with another case too, in addition to `hand`."""
-
-
-def timed(function):
-    """Returns how many seconds a call takes."""
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
-
-
-def interleaved(functions, repeats):
-    """Times the functions in turn, in random order, and returns the median seconds of each."""
-    seconds = {name: [] for name in functions}
-    names, order = list(functions), np.random.default_rng(0)
-    for _ in range(repeats):
-        for name in order.permutation(names):
-            seconds[name].append(timed(functions[name]))
-            if name in PEERS:
-                time.sleep(PAUSE_S)
-    return {name: statistics.median(one) for name, one in seconds.items()}
 
 
 def prepare(work, names):
@@ -80,7 +62,7 @@ def prepare(work, names):
 
 def compare(work, names, repeats):
     """Returns ``{case: microseconds per step}``."""
-    seconds = interleaved(prepare(work, names), repeats)
+    seconds = interleaved(prepare(work, names), repeats, pause_after=PEERS)
     return {name: one / work.num_steps * 1e6 for name, one in seconds.items()}
 
 
@@ -100,11 +82,6 @@ def reduction(iterations, repeats):
     for case in cases.values():
         case()
     return {name: one * 1e3 for name, one in interleaved(cases, repeats).items()}
-
-
-def memory_mb():
-    """Returns the resident memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
 
 
 def growth(iterations):
@@ -193,6 +170,20 @@ def draw(path, table):
     figure.savefig(path, dpi=120)
 
 
+def measure_limits(repeats, smoke, plot):
+    """Prints the table of `benchmarks.limits` and returns it; draws it beside the other picture."""
+    # Imported here, because Orbax comes with it, which would count in the memory of `--alone`.
+    from benchmarks.limits import report
+    from benchmarks.limits.measure import Effort
+
+    print(f"\nlimits: {report.machine()}")
+    results = report.measure(report.ROWS, Effort(repeats, smoke))
+    report.print_table(results)
+    if plot:
+        report.draw(plot.with_stem(f"{plot.stem}_limits"), results)
+    return report.as_json(results)
+
+
 def parse():
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -251,6 +242,7 @@ def main():
         print(f"memory after {4 if few else 200},000 iterations: {result['growth_mb']:+.2f} MB")
         result["startup_s"] = row = startup(1 if few else 7)
         print("start-up: " + ", ".join(f"{name} {s:.2f} s" for name, s in row.items()))
+        result["limits"] = measure_limits(repeats, few, options.plot)
     if options.json:
         options.json.write_text(json.dumps(result, indent=2))
     if options.plot:

@@ -15,11 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jaxloop as jl
-
-TX = optax.adam(1e-3)
+from benchmarks import perceptron
+from benchmarks.perceptron import TX, dense
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +41,11 @@ class Workload:
 
     def losses(self, params, batch):
         """Returns the loss of each example."""
-        x, y = batch
-        logits = jax.nn.log_softmax(self.apply(params, x))
-        return -jnp.take_along_axis(logits, y[:, None], 1)[:, 0]
+        return perceptron.losses_of(self.apply, params, batch)
 
     def step(self, batch, state):
         """Runs one step; returns the new state and the loss."""
-        loss, grads = jax.value_and_grad(lambda p: self.losses(p, batch).mean())(state["params"])
-        updates, opt = TX.update(grads, state["opt"], state["params"])
-        return {"params": optax.apply_updates(state["params"], updates), "opt": opt}, loss
+        return perceptron.train_step(batch, state, self.apply)
 
     @cached_property
     def batches(self):
@@ -63,24 +58,6 @@ class Workload:
         return len(self.batches) * self.epochs
 
 
-def _dense(rng, shape):
-    return (rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
-
-
-def _mlp_params(sizes):
-    rng = np.random.default_rng(0)
-    return [
-        {"w": _dense(rng, (a, b)), "b": np.zeros(b, np.float32)}
-        for a, b in zip(sizes, sizes[1:], strict=False)
-    ]
-
-
-def _mlp_apply(params, x):
-    for layer in params[:-1]:
-        x = jax.nn.relu(x @ layer["w"] + layer["b"])
-    return x @ params[-1]["w"] + params[-1]["b"]
-
-
 def mlp(sizes, batch_size, num_batches, epochs):
     """Returns a perceptron on random numbers, or on the digits if it has 64 inputs."""
     rng = np.random.default_rng(0)
@@ -90,8 +67,8 @@ def mlp(sizes, batch_size, num_batches, epochs):
     else:
         x = rng.normal(size=(num_batches * batch_size, sizes[0])).astype(np.float32)
         y = rng.integers(0, sizes[-1], len(x)).astype(np.int32)
-    params = partial(_mlp_params, sizes)
-    return Workload("mlp", sizes, x, y, batch_size, epochs, params, _mlp_apply)
+    params = partial(perceptron.init_params, sizes)
+    return Workload("mlp", sizes, x, y, batch_size, epochs, params, perceptron.apply)
 
 
 def _conv(x, w):
@@ -108,9 +85,9 @@ def _pool(x):
 def _cnn_params():
     rng = np.random.default_rng(0)
     return {
-        "c1": _dense(rng, (3, 3, 1, 8)),
-        "c2": _dense(rng, (3, 3, 8, 16)),
-        "w": _dense(rng, (784, 10)),
+        "c1": dense(rng, (3, 3, 1, 8)),
+        "c2": dense(rng, (3, 3, 8, 16)),
+        "w": dense(rng, (784, 10)),
         "b": np.zeros(10, np.float32),
     }
 
@@ -136,17 +113,17 @@ def _transformer_params():
     rng = np.random.default_rng(0)
     layers = [
         {
-            "qkv": _dense(rng, (WIDTH, 3 * WIDTH)),
-            "out": _dense(rng, (WIDTH, WIDTH)),
-            "up": _dense(rng, (WIDTH, 4 * WIDTH)),
-            "down": _dense(rng, (4 * WIDTH, WIDTH)),
+            "qkv": dense(rng, (WIDTH, 3 * WIDTH)),
+            "out": dense(rng, (WIDTH, WIDTH)),
+            "up": dense(rng, (WIDTH, 4 * WIDTH)),
+            "down": dense(rng, (4 * WIDTH, WIDTH)),
         }
         for _ in range(LAYERS)
     ]
     return {
-        "embed": _dense(rng, (VOCABULARY, WIDTH)),
-        "place": _dense(rng, (LENGTH, WIDTH)),
-        "head": _dense(rng, (WIDTH, 10)),
+        "embed": dense(rng, (VOCABULARY, WIDTH)),
+        "place": dense(rng, (LENGTH, WIDTH)),
+        "head": dense(rng, (WIDTH, 10)),
         "layers": layers,
     }
 
