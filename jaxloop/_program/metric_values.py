@@ -20,12 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxloop._core.arrays import put
+from jaxloop._core.arrays import put, size_bytes
 from jaxloop._core.types import PyTree
 from jaxloop._program.host_eval import on_host, on_host_rows
 from jaxloop.metrics.collection import Metrics
 from jaxloop.metrics.exact_int import host_rows
 from jaxloop.metrics.packing import Packed
+
+_MOST_HOST_BYTES = 2**16
+"""The host computes from accumulators of at most this size, because it copies them."""
 
 Fetch = Callable[[], dict[str, PyTree]]
 """Waits for the device, and returns values with a leading axis of rows."""
@@ -45,9 +48,9 @@ class MetricValues:
     def __init__(self, metrics: Metrics, *, jit: bool) -> None:
         self._metrics = metrics
         self.shapes: Packed = jax.eval_shape(self._fresh)
-        on_cpu = jax.default_backend() == "cpu"
-        self._host_init = on_host(self._fresh) if on_cpu else None
-        self._host_rows = on_host_rows(self._compute, self.shapes) if on_cpu else None
+        small = jax.default_backend() == "cpu" and size_bytes(self.shapes) <= _MOST_HOST_BYTES
+        self._host_init = on_host(self._fresh) if small else None
+        self._host_rows = on_host_rows(self._compute, self.shapes) if small else None
         self._init: Callable[[], Packed] = jax.jit(self._fresh) if jit else self._fresh
         self._compute_rows = jax.jit(self._of_ring)
         self._fresh_values: dict[str, PyTree] | None = None
