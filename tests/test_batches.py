@@ -232,6 +232,17 @@ def test_gathered_arrays_follow_a_state_that_is_spread_over_a_mesh(at_once, coun
     assert counts.gathered == 2
 
 
+def test_the_arrays_of_the_user_are_not_written(at_once):
+    # The CPU backend reads memory with this alignment where it is, and the run donates it.
+    raw = np.empty(4 * SIZE + 16, np.float32)
+    start = -raw.ctypes.data % 64 // 4
+    x = raw[start : start + 4 * SIZE].reshape(SIZE, 4)
+    x[:] = np.arange(4 * SIZE).reshape(SIZE, 4)
+    before = x.copy()
+    LOOP.run(batches(arrays=(x,)), ZERO, epochs=3)
+    np.testing.assert_array_equal(x, before)
+
+
 def test_a_second_epoch_gathers_with_the_executable_of_the_first(at_once):
     compiled = []
 

@@ -71,7 +71,7 @@ class EpochArrays:
         if order is None:
             return Superbatch(Gathered(arrays, None, *sizes), count, batches.signature, index)
         if self._orders.place is not pool.place:
-            self._orders = BufferPool(1, pool.place)
+            self._arrays, self._orders = None, BufferPool(1, pool.place)
         like = Signature(_LEAF, ((order.shape, np.dtype(np.int32)),))
         buffers = self._orders.borrow(like)
         np.copyto(buffers[0][0], order, casting="same_kind")
