@@ -47,6 +47,29 @@ _WIDER: Final = {
 }
 
 
+class _OnlyNext:
+    __slots__ = ("_iterator",)
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator = iterator
+
+    def __iter__(self) -> _OnlyNext:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._iterator)
+
+
+def only_next(iterator: Iterator[Any]) -> Iterator[Any]:
+    """Returns an iterator over the same items that asks for nothing but the next one.
+
+    A loop asks its iterator for an iterator first. Some of the user's classes have no ``__iter__``
+    or start over in it. Python's own iterators return themselves.
+    """
+    own = type(iterator).__module__ in ("builtins", "itertools")
+    return iterator if own else _OnlyNext(iterator)
+
+
 class Target:
     """The rows of a buffer, to which batches of one signature are written.
 
@@ -175,7 +198,20 @@ class RowCopier:
             if isinstance(leaf, jax.Array):
                 self._convert[kind] = _on_host
             elif not isinstance(leaf, np.ndarray):  # a subclass may mean something else by itself
-                self._convert[kind] = np.asarray
+                self._convert[kind] = _to_numpy if _reads_by_numpy(leaf) else np.asarray
+
+
+_to_numpy = operator.methodcaller("numpy")
+
+
+def _reads_by_numpy(leaf: Any) -> bool:
+    """Returns whether ``leaf.numpy()`` gives what `np.asarray` gives, as in PyTorch, but faster."""
+    try:
+        mine, usual = leaf.numpy(), np.asarray(leaf)
+        same = mine.__array_interface__ == usual.__array_interface__
+        return bool(type(mine) is np.ndarray and same)
+    except Exception:  # it has no such method, or one of another meaning
+        return False
 
 
 def _on_host(leaf: Any) -> Any:
