@@ -158,24 +158,35 @@ class RowCopier:
                     leaves = item
                 else:
                     break
-                for leaf, (array, shape, dtypes) in zip(leaves, row):  # noqa: B905
+                if num_leaves == 2:  # an inner loop would take a third longer
+                    (array, shape, dtypes), (array_2, shape_2, dtypes_2) = row
+                    leaf, leaf_2 = leaves
                     if type(leaf) is not array_type:
                         leaf = convert[type(leaf)](leaf)
+                    if type(leaf_2) is not array_type:
+                        leaf_2 = convert[type(leaf_2)](leaf_2)
                     if leaf.shape != shape or leaf.dtype not in dtypes:
                         break
-                    array[index] = leaf
-                else:
-                    # A signal's exception cannot arise between these two assignments, because
-                    # Python raises it only after calls and where loops repeat.
-                    item = NOTHING
-                    count += 1
-                    if indexed:
-                        index = count
-                    if request.late is not None and request.late():
-                        self.late = True
+                    if leaf_2.shape != shape_2 or leaf_2.dtype not in dtypes_2:
                         break
-                    continue
-                break
+                    array[index] = leaf
+                    array_2[index] = leaf_2
+                else:
+                    for leaf, (array, shape, dtypes) in zip(leaves, row):  # noqa: B905
+                        if type(leaf) is not array_type:
+                            leaf = convert[type(leaf)](leaf)
+                        if leaf.shape != shape or leaf.dtype not in dtypes:
+                            raise ValueError("does not fit")
+                        array[index] = leaf
+                # A signal's exception cannot arise between these two assignments, because Python
+                # raises it only after calls and where loops repeat.
+                item = NOTHING
+                count += 1
+                if indexed:
+                    index = count
+                if request.late is not None and request.late():
+                    self.late = True
+                    break
             else:
                 self.ended = count < stop
         except Exception:
