@@ -22,7 +22,7 @@ from jaxloop._core.placement import Placement
 from jaxloop._core.types import PyTree
 from jaxloop._data.device_rows import Rows, Stacked
 from jaxloop._data.in_memory import Batches
-from jaxloop._data.rows import Row, rows_of
+from jaxloop._data.rows import Target
 
 _BUFFER_ALIGNMENT = 64
 """In bytes. The CPU backend uses memory with this alignment without copying it."""
@@ -100,14 +100,15 @@ class BufferPool:
         self._borrowed = buffer
         return buffer.arrays
 
-    def borrowed_rows(self, count: int) -> list[Row]:
-        """Returns at least ``count`` rows of the borrowed buffer, which has one batch per row."""
+    def target(self) -> Target:
+        """Returns the rows of the borrowed buffer."""
         buffer = self._borrowed
         assert buffer is not None
-        made = len(buffer.rows)
-        if made < count:
-            buffer.rows += rows_of(buffer.arrays, buffer.like, made, count)
-        return buffer.rows
+        if buffer.target is None:
+            buffer.target = Target(buffer.arrays, buffer.like)
+        elif buffer.superbatch is not None:
+            buffer.target.used(buffer.superbatch.next_row)
+        return buffer.target
 
     def superbatch(
         self,
@@ -162,16 +163,16 @@ class _Buffer:
     Attributes:
         like: The signature that it was made for.
         arrays: An array for each leaf.
-        rows: The rows of the arrays that were needed until now.
+        target: Its rows, when they were asked for.
         aliases: The arrays of JAX that read the memory of one of ``arrays``, by its ``id``.
         superbatch: The superbatch that it was last lent to, or None.
     """
 
-    __slots__ = ("aliases", "arrays", "like", "rows", "superbatch")
+    __slots__ = ("aliases", "arrays", "like", "superbatch", "target")
 
     def __init__(self, like: Signature, arrays: list[np.ndarray[Any, Any]]) -> None:
         self.like, self.arrays = like, arrays
-        self.rows: list[Row] = []
+        self.target: Target | None = None
         self.aliases: dict[int, jax.Array] = {}
         self.superbatch: Superbatch | None = None
 
