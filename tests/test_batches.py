@@ -205,6 +205,23 @@ def test_the_memory_of_an_epoch_is_used_again(at_once):
     assert max(seen) == 2 * x.nbytes
 
 
+@pytest.mark.parametrize("last", LASTS)
+@pytest.mark.parametrize("iterations", [4, 1000])
+def test_no_more_is_gathered_than_the_iterations_of_an_epoch_need(last, iterations, at_once):
+    data = batches(**last)
+    seen = []
+
+    def look(_):
+        seen.append({len(a) for a in jax.live_arrays() if a.shape[1:] == (3,)})
+
+    loop = LOOP.observe("epoch_completed", look)
+    state = loop.run(data, ZERO, epochs=3, iterations=iterations)
+    plain = LOOP.run(batches(False, **last), ZERO, epochs=3, iterations=iterations)
+    assert state.step_state == plain.step_state
+    assert seen == [{SIZE, min(SIZE, 6 * iterations)}] * 3
+    assert {len(a) for a in jax.live_arrays() if a.shape[1:] == (3,)} == {SIZE}
+
+
 def test_gathered_arrays_follow_a_state_that_is_spread_over_a_mesh(at_once, counts):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
@@ -213,6 +230,17 @@ def test_gathered_arrays_follow_a_state_that_is_spread_over_a_mesh(at_once, coun
     state = jl.loop(step).run(batches(), first, epochs=2)
     np.testing.assert_array_equal(state.step_state, want.step_state)
     assert counts.gathered == 2
+
+
+def test_the_arrays_of_the_user_are_not_written(at_once):
+    # The CPU backend reads memory with this alignment where it is, and the run donates it.
+    raw = np.empty(4 * SIZE + 16, np.float32)
+    start = -raw.ctypes.data % 64 // 4
+    x = raw[start : start + 4 * SIZE].reshape(SIZE, 4)
+    x[:] = np.arange(4 * SIZE).reshape(SIZE, 4)
+    before = x.copy()
+    LOOP.run(batches(arrays=(x,)), ZERO, epochs=3)
+    np.testing.assert_array_equal(x, before)
 
 
 def test_a_second_epoch_gathers_with_the_executable_of_the_first(at_once):

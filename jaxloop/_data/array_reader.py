@@ -1,6 +1,6 @@
 """The reader of arrays in memory.
 
-    reader = ArrayReader(batches, epoch=0, index=0, epoch_arrays=EpochArrays())
+    reader = ArrayReader(batches, epoch=0, index=0, epoch_arrays=EpochArrays(None))
     fill = Fill(reader, limit=64, pool=pool, late=None)
     fill.run()                              # draws the order of the epoch
     reader.begin(fill.superbatch)           # the device has no other use for the epoch before
@@ -49,9 +49,13 @@ class EpochArrays:
 
     Each epoch is gathered into the memory of the epoch before, so the run needs the memory of its
     arrays twice and no new page.
+
+    Args:
+        most: The maximum number of batches in an epoch, or None. What follows them is not gathered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None) -> None:
+        self._most = most
         self._arrays: PyTree = None
         self._decisions: dict[Placement, bool] = {}
         self._orders = BufferPool(1, Placement())
@@ -59,14 +63,15 @@ class EpochArrays:
     def superbatch(
         self, batches: Batches, order: np.ndarray[Any, Any] | None, index: int, pool: BufferPool
     ) -> Superbatch:
-        """Returns all full batches of an epoch from ``index`` on."""
+        """Returns the full batches of an epoch from ``index`` on, as many as it may have."""
         arrays = pool.put_once(batches)
         sizes = batches.batch_size, batches.num_examples, batches.pad
-        count = batches.num_full - index
+        full = batches.num_full
+        count = full - index if self._most is None else max(1, min(full, self._most) - index)
         if order is None:
             return Superbatch(Gathered(arrays, None, *sizes), count, batches.signature, index)
-        if self._orders.place != pool.place:
-            self._orders = BufferPool(1, pool.place)
+        if self._orders.place is not pool.place:
+            self._arrays, self._orders = None, BufferPool(1, pool.place)
         like = Signature(_LEAF, ((order.shape, np.dtype(np.int32)),))
         buffers = self._orders.borrow(like)
         np.copyto(buffers[0][0], order, casting="same_kind")
@@ -86,20 +91,26 @@ class EpochArrays:
 
     def gather(self, batches: Batches, order: Any, pool: BufferPool) -> PyTree:
         """Returns all arrays in this order. Those of the epoch before can no longer be used."""
-        # The first epoch overwrites a copy of the arrays, so that one executable serves all epochs.
-        spare = pool.place(batches.arrays) if self._arrays is None else self._arrays
-        self._arrays = _gather_into(spare, pool.put_once(batches), order)
+        if self._arrays is None:
+            # The first epoch overwrites a copy of the arrays, so one executable serves all epochs.
+            stop = None if self._most is None else self._most * batches.batch_size
+            self._arrays = pool.place(jax.tree.map(lambda a: a[:stop], batches.arrays))
+        self._arrays = _gather_into(self._arrays, pool.put_once(batches), order)
         return self._arrays
+
+    def release(self) -> None:
+        """Drops the arrays. A run that has ended may be part of a cycle, and be freed late."""
+        self._arrays, self._orders = None, BufferPool(1, Placement())
 
 
 @functools.partial(jax.jit, donate_argnums=0, keep_unused=True)
 def _gather_into(spare: PyTree, arrays: PyTree, order: Any) -> PyTree:
-    del spare  # XLA writes the result there
-    return take_examples(arrays, order.reshape(-1))
+    # The values of `spare` are not used. XLA writes the result to its memory.
+    return take_examples(arrays, order.reshape(-1)[: len(jax.tree.leaves(spare)[0])])
 
 
 def _is_faster_at_once(batches: Batches, place: Placement) -> bool:
-    # A GPU gathers a batch of any array in one kernel, as fast as it copies a slice.
+    # On a GPU, the gather of a batch is one kernel, as is a slice, whatever the size of the array.
     if not batches.shuffle or not place.known or _platform(place) != "cpu":
         return False
     sizes = [a.nbytes + a[:1].nbytes * batches.batch_size for a in jax.tree.leaves(batches.arrays)]
@@ -172,8 +183,9 @@ class ArrayReader:
             return None
         full = batches.num_full
         if index < full and batches.device:
-            self.num_read = full
-            return self._epoch_arrays.superbatch(batches, self._order, index, request.pool)
+            made = self._epoch_arrays.superbatch(batches, self._order, index, request.pool)
+            self.num_read = index + made.num_left
+            return made
         # A last batch that is not full has a different shape.
         count = min(request.limit, full - index) if index < full else 1
         self.num_read = index + count

@@ -59,7 +59,7 @@ class Gathered:
     """The batches of one epoch, gathered from arrays that are on the device.
 
     ``order`` is an int32 array of shape ``(1, num_examples)``, or None if the arrays are already in
-    the order of the epoch.
+    the order of the epoch. They may then end after the last batch that is needed.
     """
 
     arrays: PyTree
@@ -71,6 +71,7 @@ class Gathered:
     def row(self, index: Any) -> PyTree:
         """Returns the batch at ``index``, with padding and a mask if ``pad`` is set."""
         size, num_examples = self.batch_size, self.num_examples
+        held = jax.tree.leaves(self.arrays)[0].shape[0]
         low = index * jnp.int32(size)
         if self.order is None and not self.pad:
             return self._slice(low)
@@ -78,9 +79,9 @@ class Gathered:
         where = jnp.minimum(places, jnp.int32(num_examples - 1))
         if self.order is not None:
             batch = take_examples(self.arrays, self.order.reshape(-1)[where])
-        elif size <= num_examples:
+        elif size <= held:
             # XLA on CPU runs a gather from a large array on several threads, which is slower.
-            first = jnp.minimum(low, jnp.int32(num_examples - size))
+            first = jnp.minimum(low, jnp.int32(held - size))
             batch = take_examples(self._slice(first), where - first)
         else:
             batch = take_examples(self.arrays, where)

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxloop._core.batch import Batch, Signature, as_batch, describe_leaves
 from jaxloop._data.position import Position, Stateful
-from jaxloop._data.rows import NOTHING, RowCopier, Target
+from jaxloop._data.rows import NOTHING, RowCopier, Target, only_next
 from jaxloop._data.superbatch import Superbatch, batches_in, is_on_host
 from jaxloop.errors import DataError
 
@@ -56,7 +56,7 @@ class IteratorReader:
         self.num_skipped = 0
         self.first_batch: str | None = None
         self.held: collections.deque[Batch] = collections.deque()
-        self._iterator, self._own = iterator, own
+        self._iterator, self._own = only_next(iterator), own
         # (batches read by then, the iterator's own state, whether it was at its end)
         self._states: list[tuple[int, Any, bool]] = []
         self._error: BaseException | None = None
@@ -121,18 +121,20 @@ class IteratorReader:
         self.num_consumed, self.num_skipped = self.num_read, self.num_skipped + count
 
     def _next(self) -> Batch | None:
-        if self.held:
-            return self.held.popleft()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
         if self._states and self.num_read - self._states[-1][0] >= _STATE_EVERY:
             self._keep_state()
-        item = next(self._iterator, _END)
-        if item is _END:
-            self._keep_state(at_end=True)
-            return None
-        return self._converted(item)
+        # A signal's exception may arrive after a call of `next`, but not where a loop begins.
+        for item in self._iterator:
+            try:
+                return self._converted(item)
+            except KeyboardInterrupt:
+                self.held.append(self._converted(item))
+                raise
+        self._keep_state(at_end=True)
+        return None
 
     def _converted(self, item: Any) -> Batch:
         batch = as_batch(item, f"batch {self.num_read} of the data", self._like)
@@ -171,19 +173,26 @@ class IteratorReader:
         copier.restart()
         try:
             self._read_rows(copier, pool.target(), request)
+            value = jax.tree.unflatten(signature.tree, arrays)
+            superbatch = pool.superbatch(signature, arrays, value, copier.count, signature)
+            superbatch.source = arrays if self.one_shot else None
         except KeyboardInterrupt:
             self._read_again(copier, arrays)
+            raise
+        return superbatch
+
+    def _read_rows(self, copier: RowCopier, to: Target, request: Fill) -> None:
+        """Reads the next batches into rows, and keeps an error of the data for later."""
+        try:
+            self._read_alike(copier, to, request)
+        except KeyboardInterrupt:
             raise
         except BaseException as error:
             if not copier.count:
                 raise
             self._error = error  # raised later, after these batches
-        value = jax.tree.unflatten(signature.tree, arrays)
-        superbatch = pool.superbatch(signature, arrays, value, copier.count, signature)
-        superbatch.source = arrays if self.one_shot else None
-        return superbatch
 
-    def _read_rows(self, copier: RowCopier, to: Target, request: Fill) -> None:
+    def _read_alike(self, copier: RowCopier, to: Target, request: Fill) -> None:
         """Reads the next batches into rows, until one has another signature."""
         held, signature = self.held, copier.signature
         while True:
@@ -239,36 +248,29 @@ class IteratorReader:
 
     def _whole(self, request: Fill) -> Superbatch:
         """Returns the next batches in one superbatch without copying them on the host."""
-        batches: list[Batch] = []
+        held, batches = self.held, [self.held[0]]
+        signature = batches[0].signature
         try:
-            batches.append(self.held.popleft())
-            batches += self._following(batches[0], request)
+            held.popleft()
+            while len(batches) < request.limit and not (request.late and request.late()):
+                try:
+                    batch = self.sample()
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:  # raised later, after these batches
+                    self._error = error
+                    break
+                if batch is None or batch.signature != signature:
+                    break
+                batches = [*batches, batch]  # not a call, after which a signal may raise
+                held.popleft()
+            superbatch = request.pool.superbatch_of(batches)
         except KeyboardInterrupt:
-            self.held.extendleft(reversed(batches))  # the iterator cannot return them again
+            held.extendleft(reversed(batches))  # the iterator cannot return them again
             raise
-        superbatch = request.pool.superbatch_of(batches)
         if not self.one_shot:
             superbatch.source = None
         return superbatch
-
-    def _following(self, first: Batch, request: Fill) -> Iterator[Batch]:
-        """Yields the batches after ``first`` that belong in the same superbatch."""
-        for _ in range(request.limit - 1):
-            if request.late is not None and request.late():
-                return
-            try:
-                batch = self._next()
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # raised later, after these batches
-                self._error = error
-                return
-            if batch is None:
-                return
-            if batch.signature is not first.signature and batch.signature != first.signature:
-                self.held.appendleft(batch)
-                return
-            yield batch
 
 
 def _fits_rows(batch: Batch, num_rows: int) -> bool:

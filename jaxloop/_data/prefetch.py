@@ -312,6 +312,7 @@ class Prefetcher:
         if self._pending is not None:
             self._pending.hurry()
         self._worker.stop(lambda: bool(self._interrupts.flag.name and self._pending))
+        self.source.release()
 
 
 class _Worker:

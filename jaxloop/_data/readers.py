@@ -1,7 +1,7 @@
 """Readers, which hold a position in a data set and fill the next superbatch from there.
 
     reader = IteratorReader(iter(data), epoch=0, one_shot=False)
-    reader = ArrayReader(batches, epoch=0, index=0, epoch_arrays=EpochArrays())
+    reader = ArrayReader(batches, epoch=0, index=0, epoch_arrays=EpochArrays(None))
     fill = Fill(reader, limit=64, pool=pool, late=None)
     fill.run()                              # here, or in a thread
     fill.superbatch, fill.error

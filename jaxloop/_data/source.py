@@ -64,7 +64,7 @@ class DataSource:
         self.data, self.bounds = data, bounds
         self.interrupts = interrupts
         self.iterable = data
-        self._epoch_arrays = EpochArrays()
+        self._epoch_arrays = EpochArrays(bounds.iterations)
         self.one_shot = data is not None and hasattr(data, "__next__")
         self._check()
         self.reader: Reader = IteratorReader(iter(()), 0, False)
@@ -143,6 +143,10 @@ class DataSource:
         if isinstance(self.data, Batches) and self.bounds.has_epoch(epoch, step):
             return ArrayReader(self.data, epoch, 0, self._epoch_arrays)
         return None
+
+    def release(self) -> None:
+        """Drops the arrays that the run made on the device. Its position stays."""
+        self._epoch_arrays.release()
 
     def _reader_at(self, epoch: int, skip: int, position: Position) -> Reader:
         data = self.data
