@@ -107,9 +107,12 @@ def test_a_state_of_several_devices_is_not_that_of_one(elsewhere):
 def test_earlier_formats_have_no_environment(kept):
     (file,) = (KEPT / kept).glob("*/meta/metadata")
     assert json.loads(file.read_text())["format"] == int(kept[-1])
-    assert jl.restore(KEPT / kept).environment == {}
+    state = jl.restore(KEPT / kept)
+    assert state.environment == {}
+    assert fitting.compared_environment(state, state.step_state)["platform"] == "cpu"  # no warning
 
 
+@pytest.mark.slow
 def test_a_trainer_of_format_3_ends_as_it_would_have(tmp_path):
     shutil.copytree(KEPT / "trainer_format_3", tmp_path / "kept")
     options = {"epochs": 4, "output_transform": lambda state: state}
