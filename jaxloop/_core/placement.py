@@ -154,12 +154,22 @@ def check_axes(state: PyTree) -> None:
     Raises:
         ShardingError: The types of the metrics' arrays would not fit those of the state.
     """
+    if all(_explicit_mesh(leaf) is None for leaf in jax.tree.leaves(state)):
+        return
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        mesh = getattr(getattr(leaf, "sharding", None), "mesh", None)
-        if mesh is not None and jax.sharding.AxisType.Explicit in mesh.axis_types:
+        mesh = _explicit_mesh(leaf)
+        if mesh is not None:
             raise ShardingError(
                 f"run: the axes of the mesh must be of type Auto, got explicit axes {mesh} for the "
                 f"leaf step_state{jax.tree_util.keystr(path)}",
                 fix="make the mesh with jax.make_mesh(shape, names, axis_types=(jax.sharding."
                 "AxisType.Auto,) * len(names))",
             )
+
+
+def _explicit_mesh(leaf: Any) -> Any:
+    """Returns the mesh of a leaf if it has explicit axes, or None."""
+    mesh = getattr(getattr(leaf, "sharding", None), "mesh", None)
+    if mesh is None or jax.sharding.AxisType.Explicit not in mesh.axis_types:
+        return None
+    return mesh

@@ -21,7 +21,6 @@ from jaxloop._core.batch import Batch
 from jaxloop._core.bounds import Bounds, is_wider, is_within
 from jaxloop._core.events import IN_EPOCH, ROWS, Event, Place
 from jaxloop._core.lazy import LazyDict
-from jaxloop._core.placement import placement
 from jaxloop._core.state import State
 from jaxloop._data.position import FROM_COUNTERS
 from jaxloop._engine import fitting
@@ -129,8 +128,7 @@ def attach(parts: Parts, state: State) -> Batch | None:
             progress.leave(row)
     loan = state.loan
     leaves = state_leaves(loan.step_state, "from_state: state.step_state")
-    carried = own((leaves, loan.accumulators), often=spec.programs.starts())
-    parts.carry.set(*placement(carried).commit(carried))
+    parts.carry.set(*own((leaves, loan.accumulators), often=spec.programs.starts()))
     parts.clock.continue_epoch(state.elapsed_s)
     in_epoch = progress.place in IN_EPOCH
     if not in_epoch and not progress.has_epoch():

@@ -57,10 +57,11 @@ def step_state_like(spec: LoopSpec, sample: Batch, init_state: Any, *, jit: bool
         return jax.tree.map(_shape_of_host, _given(init_state))
     init = _Init.of(spec.init_fn)
     if not jit:
-        return init.unchecked(put(sample.value), put(init.prepare(init_state)))[0]
-    arguments = sample.value, init.prepare(init_state)
-    jaxpr, shapes = init.traced(*arguments)
-    if jaxpr is not None and chooses_devices(jaxpr, arguments):
+        made, _ = init.unchecked(put(sample.value), put(init.prepare(init_state)))
+        return as_state(made, _FROM_INIT)
+    prepared = init.prepare(init_state)
+    traced, shapes = _trace(spec, init, sample.value, prepared)
+    if traced is not None and chooses_devices(traced.jaxpr, (sample.value, prepared)):
         return make_step_state(spec, sample, init_state, jit=jit)
     return shapes
 
@@ -79,11 +80,25 @@ def abstract_step_state(spec: LoopSpec, data: Any, init_state: Any) -> PyTree | 
     try:
         sample = sample_of(data)
         init = _Init.of(spec.init_fn)
-        return init.traced(sample.value, init.prepare(init_state))[1]
+        return _trace(spec, init, sample.value, init.prepare(init_state))[1]
     except Exception as error:
         if data is None:
             error.add_note("jaxloop: the init function got no batch; if it needs one, pass data=")
         raise
+
+
+def _trace(spec: LoopSpec, init: _Init, batch: PyTree, prepared: PyTree) -> tuple[Any, PyTree]:
+    """Returns the traced init function, and the shapes of the step state.
+
+    A function that cannot be traced runs op by op, and None is in place of its trace. A run that
+    starts afresh after all uses the trace.
+    """
+    try:
+        traced = spec.programs.init(init.fn, init.init_fn).trace(put(batch), put(prepared))
+    except TypeError:  # it reads values, or takes some that are no arrays
+        return None, as_state(init.unchecked(batch, prepared)[0], _FROM_INIT)
+    made, _ = traced.out_info
+    return traced, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), made)
 
 
 def _given(init_state: Any) -> PyTree:
@@ -129,14 +144,3 @@ class _Init:
         """
         state, evidence = self.unchecked(batch, prepared)
         return jax.tree.map(jnp.copy, state_leaves(state, _FROM_INIT)), evidence
-
-    def traced(self, batch: PyTree, prepared: PyTree) -> tuple[Any, PyTree]:
-        """Returns the jaxpr, and the shapes of the step state.
-
-        A function that cannot be traced runs op by op, and its jaxpr is None.
-        """
-        try:
-            jaxpr, (made, _) = jax.make_jaxpr(self.init_fn, return_shape=True)(batch, prepared)
-        except TypeError:  # it reads values, or takes some that are no arrays
-            return None, as_state(self.unchecked(batch, prepared)[0], _FROM_INIT)
-        return jaxpr, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), made)

@@ -18,7 +18,7 @@ from jaxloop._core.arrays import abstract
 from jaxloop._core.batch import Batch
 from jaxloop._core.events import Place
 from jaxloop._core.lazy import Constant
-from jaxloop._core.placement import check_axes, check_processes, placement
+from jaxloop._core.placement import check_axes, check_processes
 from jaxloop._core.state import Snapshot, State, make
 from jaxloop._core.types import PyTree
 from jaxloop._data.source import KEEPS_POSITION
@@ -50,7 +50,7 @@ def begin(parts: Parts, init_state: Any) -> State | None:
         assert sample is not None
         jit = parts.options.jit is not None
         step_state = make_step_state(spec, sample, init_state, jit=jit)
-        parts.carry.set(placement(step_state).commit(step_state), {})
+        parts.carry.set(step_state, {})
         parts.activity.first_state = parts.state
         _specialize(parts, sample)
         parts.blocks.reset_metrics()
@@ -139,6 +139,8 @@ def _specialize(parts: Parts, sample: Batch) -> None:
     parts.activity.now = ("while checking the step and its metrics on the first batch",)
     check_axes(parts.carry.step_state)
     program = parts.blocks.specialize(sample, parts.carry.step_state)
+    if parts.blocks.place.committed:
+        parts.carry.set(*parts.blocks.place.commit(parts.carry.values))
     if parts.spec.task is not None:
         parts.spec.task.check_data(parts.source.iterable, program.reported)
     if program.metrics.derived:

@@ -92,15 +92,14 @@ class ProgramCache:
         self._programs[key] = program
         return program
 
-    def init(self, init_fn: Callable[..., Any], compiled: Callable[..., Any]) -> Callable[..., Any]:
+    def init(self, init_fn: Callable[..., Any], compiled: Callable[..., Any]) -> Any:
         """Returns ``compiled``, which calls ``init_fn``, wrapped in `jax.jit`.
 
         Each call with the same ``init_fn`` returns the same object.
         """
         if init_fn not in self._inits:
             self._inits[init_fn] = jax.jit(compiled)
-        init: Callable[..., Any] = self._inits[init_fn]
-        return init
+        return self._inits[init_fn]
 
     def starts(self) -> bool:
         """Counts the start of a run, and returns whether runs of this loop start often."""
