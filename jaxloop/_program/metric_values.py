@@ -48,9 +48,13 @@ class MetricValues:
     def __init__(self, metrics: Metrics, *, jit: bool) -> None:
         self._metrics = metrics
         self.shapes: Packed = jax.eval_shape(self._fresh)
-        small = jax.default_backend() == "cpu" and size_bytes(self.shapes) <= _MOST_HOST_BYTES
-        self._host_init = on_host(self._fresh) if small else None
-        self._host_rows = on_host_rows(self._compute, self.shapes) if small else None
+        suits = (
+            jax.default_backend() == "cpu"
+            and len(self.shapes) == 1  # a vector, and no typed key
+            and size_bytes(self.shapes) <= _MOST_HOST_BYTES
+        )
+        self._host_init = on_host(self._fresh) if suits else None
+        self._host_rows = on_host_rows(self._compute, self.shapes) if suits else None
         self._init: Callable[[], Packed] = jax.jit(self._fresh) if jit else self._fresh
         self._compute_rows = jax.jit(self._of_ring)
         self._fresh_values: dict[str, PyTree] | None = None
@@ -66,6 +70,8 @@ class MetricValues:
         They are NumPy arrays if the host can make them. Passing these to a block takes a quarter of
         the time of a transfer, and no executable.
         """
+        if not self.shapes:
+            return []
         if self._host_init is None:
             return self._init()
         packed: Packed = self._host_init()
