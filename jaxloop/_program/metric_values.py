@@ -53,7 +53,8 @@ class MetricValues:
             and len(self.shapes) == 1  # a vector, and no typed key
             and size_bytes(self.shapes) <= _MOST_HOST_BYTES
         )
-        self._host_init = on_host(self._fresh) if suits else None
+        fresh = on_host(self._fresh) if suits else None
+        self._host_fresh: list[np.ndarray[Any, Any]] | None = None if fresh is None else fresh()
         self._host_rows = on_host_rows(self._compute, self.shapes) if suits else None
         self._init: Callable[[], Packed] = jax.jit(self._fresh) if jit else self._fresh
         self._compute_rows = jax.jit(self._of_ring)
@@ -72,10 +73,10 @@ class MetricValues:
         """
         if not self.shapes:
             return []
-        if self._host_init is None:
+        if self._host_fresh is None:
             return self._init()
-        packed: Packed = self._host_init()
-        return packed
+        # Copied, because a block may use the memory of an array that it gets.
+        return [one.copy() for one in self._host_fresh]  # type: ignore[misc]  # see above
 
     def fresh_values(self) -> dict[str, PyTree]:
         """Returns the metrics before the first update, as NumPy values."""
