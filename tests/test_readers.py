@@ -467,6 +467,25 @@ def test_unread_batches_are_those_that_were_read_and_stay_so():
     assert [int(b.value["n"]) for b in again.superbatch.unread()] == [6, 7, 8, 9, 10, 11]
 
 
+def test_a_run_that_failed_resumes_with_the_unread_batches_of_a_reused_array():
+    def reusing():
+        x = np.zeros(4, np.float32)
+        for i in range(30):
+            x[:] = i
+            yield x
+
+    def fail(snapshot):
+        raise ZeroDivisionError
+
+    loop = jl.loop(lambda batch, total: (3 * total + jnp.sum(batch)) % 4096)
+    iterator = reusing()
+    with pytest.raises(ZeroDivisionError) as caught:
+        loop.observe("iteration_completed", fail, jl.only(5)).run(iterator, 0.0, fuse=4)
+    state = loop.from_state(caught.value.loop_state).run(iterator)
+    assert state.step == 30
+    assert float(state.step_state) == float(loop.run([*map(np.copy, reusing())], 0.0).step_state)
+
+
 @pytest.mark.parametrize("num_late", [1, 3, 7])
 def test_a_late_request_ends_with_the_batches_it_has(num_late):
     answers = itertools.cycle([False] * (num_late - 1) + [True])
