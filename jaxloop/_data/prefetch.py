@@ -2,7 +2,7 @@
 
     with Prefetcher(source) as prefetcher:
         prefetcher.open(epoch=0, step=0)
-        prefetcher.configure(64, placement(state), numbers={})
+        prefetcher.configure(BufferPool(64, placement(state)), numbers={})
         while prefetcher.num_ready or prefetcher.has_more():
             if not prefetcher.num_ready:
                 prefetcher.read(64, late)
@@ -96,16 +96,15 @@ class Prefetcher:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def configure(self, num_rows: int, place: Placement, numbers: dict[Any, Any]) -> None:
-        """Sets the size of a superbatch and the placement of arrays.
+    def configure(self, pool: BufferPool, numbers: dict[Any, Any]) -> None:
+        """Sets the size of a superbatch and the placement of arrays, which are those of ``pool``.
 
         Args:
-            num_rows: The maximum number of batches in a superbatch.
-            place: The placement of arrays.
+            pool: The buffers of superbatches. No other prefetcher may use it at the same time.
             numbers: A cache of scalars on the device. It may outlive the prefetcher.
         """
-        self._pool = BufferPool(num_rows, place)
-        self._numbers = numbers.setdefault(place, {})
+        self._pool = pool
+        self._numbers = numbers.setdefault(pool.place, {})
 
     # --- epochs and positions ------------------------------------------------------------------
 
