@@ -13,8 +13,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 import jax
+import numpy as np
 
-from jaxloop._core.arrays import as_state
+from jaxloop._core.arrays import as_state, put
 from jaxloop._core.batch import Batch
 from jaxloop._core.bounds import Bounds
 from jaxloop._core.interrupts import ENDED_BY_SIGNAL, Interrupts
@@ -113,8 +114,10 @@ class _Evaluation:
         if pool is None or (pool.num_rows, pool.place) != (fold.num_rows, place):
             pool = BufferPool(fold.num_rows, place)
         self.prefetcher.configure(pool, programs.numbers)
-        self._leaves = place.commit(jax.tree.leaves(state))
         self._packed = place.commit(program.values.init())
+        leaves = place.commit(jax.tree.leaves(state))
+        # The first window takes scalars from the host only together with fresh accumulators.
+        self._leaves = leaves if program.values.on_host else put(leaves)
         self._begun = True
         return pool
 
@@ -167,7 +170,9 @@ class _Evaluation:
 
 
 def _strong(step_state: PyTree) -> PyTree:
+    """Returns the state with strongly typed arrays. Scalars of NumPy stay where they are."""
     for leaf in jax.tree.leaves(step_state):
-        if not isinstance(leaf, jax.Array) or getattr(leaf, "weak_type", False):
+        strong = isinstance(leaf, jax.Array) and not getattr(leaf, "weak_type", False)
+        if not strong and not isinstance(leaf, np.generic):
             return as_state(step_state, "the state of the evaluation")
     return step_state

@@ -12,25 +12,20 @@ import functools
 import uuid
 from typing import Any
 
-import jax
-
 from jaxloop._core.arrays import abstract
 from jaxloop._core.batch import Batch
 from jaxloop._core.events import Place
 from jaxloop._core.lazy import Constant
 from jaxloop._core.placement import check_axes, check_processes
 from jaxloop._core.state import Snapshot, State, make
-from jaxloop._core.types import PyTree
 from jaxloop._data.source import KEEPS_POSITION
 from jaxloop._engine import fitting
 from jaxloop._engine.attaching import attach, ends_other_epochs, fit_metrics, has_ended
 from jaxloop._engine.first_state import make_step_state, step_state_like
 from jaxloop._engine.parts import Parts
 from jaxloop._engine.watched import check_watched_metrics, known_better, warn_of_unknown
-from jaxloop._program.block import Program
 from jaxloop._spec import CheckpointTrigger, Handler, RunStart
 from jaxloop.errors import DataError
-from jaxloop.metrics.exact_int import is_exact
 
 
 def begin(parts: Parts, init_state: Any) -> State | None:
@@ -160,7 +155,7 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
         parts.spec,
         make(Snapshot, parts.progress.to_snapshot()),
         abstract(parts.carry.step_state),
-        {} if program is None else _values_of(program),
+        {} if program is None else program.values.value_shapes,
         parts.source.iterable,
         None if sample is None else sample.value,
         known_better(spec, names),
@@ -177,16 +172,3 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
     if program is not None:
         check_watched_metrics(spec, names)
     warn_of_unknown(openable, start)
-
-
-def _values_of(program: Program) -> dict[str, PyTree]:
-    """Returns the shapes and dtypes of the metrics' values."""
-    metrics = program.metrics
-    computed = jax.eval_shape(lambda: metrics.compute(metrics.init()))
-    # Exact numbers are one leaf, as on the host.
-    values: dict[str, PyTree] = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), computed, is_leaf=is_exact
-    )
-    for name, _ in metrics.derived:
-        values[name] = abstract(program.values.fresh_values()[name])
-    return values

@@ -12,6 +12,7 @@ does not depend on the other rows.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxloop._core.arrays import put, size_bytes
+from jaxloop._core.arrays import abstract, put, size_bytes
 from jaxloop._core.types import PyTree
 from jaxloop._program.host_eval import on_host, on_host_rows
 from jaxloop.metrics.collection import Metrics
-from jaxloop.metrics.exact_int import host_rows
+from jaxloop.metrics.exact_int import host_rows, is_exact
 from jaxloop.metrics.packing import Packed
 
 _MOST_HOST_BYTES = 2**16
@@ -88,6 +89,17 @@ class MetricValues:
             values = self.start(ring, 0, 1, lambda value: put(np.int32(value)))()
             self._fresh_values = self._metrics.with_derived(row_of(values, 0))
         return self._fresh_values
+
+    @functools.cached_property
+    def value_shapes(self) -> dict[str, PyTree]:
+        """The shapes and dtypes of the metrics' values. Exact numbers are one leaf."""
+        computed = jax.eval_shape(lambda: self._metrics.compute(self._metrics.init()))
+        values: dict[str, PyTree] = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), computed, is_leaf=is_exact
+        )
+        for name, _ in self._metrics.derived:
+            values[name] = abstract(self.fresh_values()[name])
+        return values
 
     def start(
         self, ring: Sequence[Any], start: int, stop: int, number: Callable[[int], Any]

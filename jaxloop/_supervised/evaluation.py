@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxloop._core.step_result import Emission, emit
 from jaxloop._core.types import PyTree
@@ -30,7 +31,7 @@ StepFn: TypeAlias = Callable[[PyTree, PyTree], Emission]
 
 def eval_state(model_state: PyTree) -> PyTree:
     """Returns the step state of an evaluation."""
-    return {"model_state": model_state, "num_steps": jnp.uint32(0)}
+    return {"model_state": model_state, "num_steps": np.uint32(0)}
 
 
 def evaluation_steps(

@@ -16,8 +16,8 @@ from typing import Any, ClassVar, TypeAlias
 
 import jax
 
-from jaxloop._core.arrays import abstract
-from jaxloop._core.batch import Batch
+from jaxloop._core.arrays import abstract, state_signature
+from jaxloop._core.batch import Batch, Signature
 from jaxloop._core.checks import in_words
 from jaxloop._core.step_result import Emission
 from jaxloop._core.types import BatchFn, Better, PyTree
@@ -128,12 +128,20 @@ class Evaluation:
         self._task, self._metrics = task, metrics
         _, self._step_fn = task.eval_steps(model)
         self._loops: dict[tuple[MetricSpec, ...], LoopSpec] = {}
+        self._states: dict[Signature, PyTree] = {}
         self._names: dict[tuple[MetricSpec, ...], tuple[str, ...]] = {}
 
     @property
     def eval_state(self) -> Callable[[PyTree], PyTree]:
         """Makes the step state of the evaluation from that of the training."""
         return self._task.eval_state
+
+    def state_shapes(self, step_state: PyTree) -> PyTree:
+        """Returns the shapes of the step state of the evaluation, given those of the training's."""
+        key = state_signature(step_state)
+        if key not in self._states:
+            self._states[key] = jax.eval_shape(self._task.eval_state, step_state)
+        return self._states[key]
 
     def declared(self, loop: LoopSpec) -> tuple[MetricSpec, ...]:
         """Returns the metrics to evaluate in a run of ``loop``."""

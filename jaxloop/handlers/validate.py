@@ -18,8 +18,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-import jax
-
 from jaxloop._core.batch import as_batch
 from jaxloop._core.checks import check_callable
 from jaxloop._core.events import Event, EventLike, Status, StatusLike, as_events
@@ -216,7 +214,9 @@ class _Validation:
     ) -> tuple[StatusLike, State[Any]]:
         """Adds the metrics of ``data`` to the state of a run."""
         with self._in_validation():
-            step_state = self.evaluation.eval_state(state.step_state)
+            # Not `state.step_state`, which would mark the arrays as read, so that the next block
+            # gets copies. They are not needed any more when the values are known.
+            step_state = self.evaluation.eval_state(state.loan.step_state)
             found = evaluator(data, step_state)
         values = {f"{self.prefix}{name}": value for name, value in found.items()}
         return Status.CONTINUE, state.replace(metrics={**state.metrics, **values})
@@ -243,7 +243,7 @@ class _Validation:
     def _checked_data(self, start: RunStart) -> Any:
         """Returns the data of this epoch, if they were opened to check them, or None."""
         with self._in_validation():
-            step_state = jax.eval_shape(self.evaluation.eval_state, start.step_state)
+            step_state = self.evaluation.state_shapes(start.step_state)
         now, first_epoch = start.snapshot.epoch, self._first_epoch(start)
         if self.is_function and self._counts_epochs and first_epoch is None:
             return None  # no epoch is validated, and the function may have no data for the others
