@@ -78,6 +78,10 @@ class LazyDict:
             self._make = None
         return self._value
 
+    def adding(self, values: Mapping[str, Any]) -> LazyDict:
+        """Returns a dict with more values, without computing this one."""
+        return LazyDict(lambda: {**self.get(), **values})
+
 
 class EpochRecords:
     """A mapping ``{epoch: value}`` whose values are read on demand.

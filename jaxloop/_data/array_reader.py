@@ -187,6 +187,9 @@ class ArrayReader:
             self.num_read = index + made.num_left
             return made
         # A last batch that is not full has a different shape.
+        if batches.device and self._order is None:
+            self.num_read = self.length
+            return self._last_on_device(request.pool)
         count = min(request.limit, full - index) if index < full else 1
         self.num_read = index + count
         return self._on_host(index, count, request.pool)
@@ -200,6 +203,14 @@ class ArrayReader:
         if isinstance(rows, Gathered) and self._epoch_arrays.are_used(self.batches, pool.place):
             arrays = self._epoch_arrays.gather(self.batches, rows.order, pool)
             superbatch.rows = dataclasses.replace(rows, arrays=arrays, order=None)
+
+    def _last_on_device(self, pool: BufferPool) -> Superbatch:
+        batches, arrays = self.batches, pool.put_once(self.batches)
+        first = batches.num_full * batches.batch_size
+        size, tree = batches.num_examples - first, batches.signature.tree
+        leaves = tuple(((size, *shape[1:]), dtype) for shape, dtype in batches.signature.leaves)
+        rows = Gathered(arrays, None, size, batches.num_examples, False, first)
+        return Superbatch(rows, 1, Signature(tree, leaves))
 
     def _on_host(self, index: int, count: int, pool: BufferPool) -> Superbatch:
         batches, size = self.batches, self.batches.batch_size

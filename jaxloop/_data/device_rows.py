@@ -67,12 +67,15 @@ class Gathered:
     batch_size: int = dataclasses.field(metadata={"static": True})
     num_examples: int = dataclasses.field(metadata={"static": True})
     pad: bool = dataclasses.field(metadata={"static": True})
+    first: int = dataclasses.field(default=0, metadata={"static": True})
 
     def row(self, index: Any) -> PyTree:
         """Returns the batch at ``index``, with padding and a mask if ``pad`` is set."""
         size, num_examples = self.batch_size, self.num_examples
         held = jax.tree.leaves(self.arrays)[0].shape[0]
         low = index * jnp.int32(size)
+        if self.first:
+            low += jnp.int32(self.first)
         if self.order is None and not self.pad:
             return self._slice(low)
         places = low + jnp.arange(size, dtype=jnp.int32)

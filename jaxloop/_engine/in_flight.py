@@ -102,7 +102,7 @@ class InFlight:
         length = before or 1
         if block_s > _LONG_BLOCK_S:
             length = max(1, int(count * _LONG_BLOCK_S / block_s))
-        elif block_s < _SHORT_BLOCK_S and count >= program.cut(length):
+        elif block_s < _SHORT_BLOCK_S and (count >= length or count >= program.cut(length)):
             length = int(count * min(_GROWTH, _SHORT_BLOCK_S / block_s))
         if length != before:
             self.length = self._lengths[program] = length

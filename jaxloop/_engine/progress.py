@@ -28,6 +28,7 @@ from jaxloop._core.state import (
     fields_by_change,
     make,
 )
+from jaxloop._program.metric_rows import MetricRow
 from jaxloop.errors import StructureError
 
 _STARTED, _COMPLETED = ITERATION_EVENTS
@@ -109,7 +110,10 @@ class Progress(State[Any]):
     def set_metrics(self, metrics: LazyDict, declared: tuple[str, ...]) -> None:
         """Replaces the metrics of the epoch, and finds those that handlers added."""
         self.lazy_metrics = metrics
-        self.added = {n: v for n, v in metrics.get().items() if n not in declared}
+        if isinstance(metrics, MetricRow):
+            self.added = dict(metrics.extra)  # without computing the others
+        else:
+            self.added = {n: v for n, v in metrics.get().items() if n not in declared}
 
     # --- states --------------------------------------------------------------------------------
 

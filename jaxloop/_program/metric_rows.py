@@ -102,6 +102,12 @@ class MetricRow(LazyDict):
             return self._known
         return {**self._known, **{n: v for n, v in self.extra.items() if n not in self._known}}
 
+    def adding(self, values: Mapping[str, Any]) -> LazyDict:
+        """Returns the row with more values of handlers."""
+        if self.rows is None:
+            return super().adding(values)
+        return MetricRow(self.rows, self._index, {**self.extra, **values})
+
     def start(self) -> None:
         """Starts the computation without waiting for it."""
         if self.rows is not None:

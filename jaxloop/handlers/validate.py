@@ -22,7 +22,7 @@ from jaxloop._core.batch import as_batch
 from jaxloop._core.checks import check_callable
 from jaxloop._core.events import Event, EventLike, Status, StatusLike, as_events
 from jaxloop._core.filters import Filter, FilterLike, Firing, as_filter
-from jaxloop._core.state import State
+from jaxloop._core.state import State, make
 from jaxloop._core.types import Better, DataLike
 from jaxloop._engine.evaluating import Evaluator
 from jaxloop._spec import Handler, HandlerFn, HandlerResult, LoopSpec, RunStart, SpecT, Task
@@ -219,7 +219,9 @@ class _Validation:
             step_state = self.evaluation.eval_state(state.loan.step_state)
             found = evaluator(data, step_state)
         values = {f"{self.prefix}{name}": value for name, value in found.items()}
-        return Status.CONTINUE, state.replace(metrics={**state.metrics, **values})
+        # Not `state.replace`, which would read the metrics of the epoch and wait for the device.
+        metrics = state.lazy_metrics.adding(values)
+        return Status.CONTINUE, make(State, {**state.__dict__, "lazy_metrics": metrics})
 
     # --- before the first step -----------------------------------------------------------------
 
