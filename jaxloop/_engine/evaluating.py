@@ -162,8 +162,6 @@ class _Evaluation:
         )
         superbatch.marker = marker
         in_flight.add(marker, count, now())
-        if prefetcher.idle:
-            prefetcher.ahead(min(fold.num_rows, limit))
         # While the time of a step is unknown, waits to measure it.
         in_flight.settle(0 if in_flight.length is None else MOST_IN_FLIGHT)
         return count
