@@ -162,9 +162,17 @@ def copy_later(tree: PyTree) -> PyTree:
 
 @jax.jit
 def _copy_with_arithmetic(tree: PyTree) -> tuple[PyTree, jax.Array]:
+    return jax.tree.map(jnp.copy, tree), some_arithmetic()
+
+
+def some_arithmetic() -> jax.Array:
+    """Returns an array that takes so much arithmetic that JAX computes it in its own threads.
+
+    A computation that returns it too does not keep the caller waiting on a CPU.
+    """
     # The barrier keeps XLA from computing the product when it compiles.
     matrix = jax.lax.optimization_barrier(jnp.ones((16, 16), jnp.float32))
-    return jax.tree.map(jnp.copy, tree), matrix @ matrix
+    return matrix @ matrix
 
 
 def key_impl(dtype: Any) -> str:

@@ -20,8 +20,9 @@ import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn, Literal
 
+from jaxloop._core.arrays import some_arithmetic
 from jaxloop._core.types import PyTree
-from jaxloop._data.device_rows import Rows
+from jaxloop._data.device_rows import Rows, Stacked
 from jaxloop._program.step import Step
 from jaxloop.metrics.collection import Metrics
 from jaxloop.metrics.packing import Packed
@@ -83,8 +84,8 @@ class Fold:
             length: The same number on the host. If it is one of `lengths`, the bound is constant.
 
         Returns:
-            The new leaves and accumulators, and a marker, an int32 scalar that is ready when the
-            device is done.
+            The new leaves and accumulators, and a marker, an array that is ready when the device
+            is done.
         """
         call = self._static.get(length, self._call)
         if packed and isinstance(packed[0], np.ndarray):
@@ -135,7 +136,9 @@ class Fold:
         for index in counters:
             changed[index] = leaves[index] + jnp.asarray(bound, leaves[index].dtype)
         # The marker must be computed. JAX returns an unchanged input as is, which is always ready.
-        return changed, packed, bound + jnp.int32(1)
+        # XLA does not count the arithmetic of a loop, and the host has to read the next batches.
+        marker = some_arithmetic() if isinstance(rows, Stacked) else bound + jnp.int32(1)
+        return changed, packed, marker
 
     def _advance(self, packed: Packed, leaves: Leaves, batch: PyTree) -> tuple[Leaves, Packed]:
         new, outputs = self._step(batch, jax.tree.unflatten(self._structure, leaves))
