@@ -132,7 +132,7 @@ def watching(patch):
         return out
 
     def counted_settle(self, most):
-        counts["in flight"] = max(counts["in flight"], len(self))
+        counts["in flight"] = max(counts["in flight"], len(self.blocks))
         settle(self, most)
 
     patch.setattr(Fold, "run", counted_run)
@@ -254,7 +254,9 @@ def test_errors_say_where_they_happened():
 
     with pytest.raises(RuntimeError, match="disk") as caught:
         of_evaluator(METRICS, lambda epoch: data(), STATE)
-    assert caught.value.__notes__ == ["jaxloop: while reading the data from iteration 3 on"]
+    assert caught.value.__notes__ == [
+        "jaxloop: while reading the data of epoch 0 from iteration 3 on"
+    ]
     with pytest.raises(DataError, match="at least one batch, got empty data") as caught:
         of_evaluator(METRICS, [], STATE)
     assert not hasattr(caught.value, "__notes__")

@@ -26,7 +26,7 @@ from jaxloop._engine.activity import Activity
 from jaxloop._engine.carry import Carry
 from jaxloop._engine.clock import EpochClock, RunClock, now
 from jaxloop._engine.fitting import meanings_of
-from jaxloop._engine.in_flight import MOST_IN_FLIGHT, InFlight
+from jaxloop._engine.in_flight import MOST_IN_FLIGHT, Block, InFlight
 from jaxloop._engine.observers import Observers
 from jaxloop._engine.options import RunOptions
 from jaxloop._engine.progress import Progress
@@ -155,7 +155,7 @@ class Blocks:
         progress.advance(count)
         progress.lazy_metrics = metrics
         # From here on, the state is consistent again, even if an error follows.
-        self._in_flight.add(marker, count, dispatched)
+        self._in_flight.blocks.append(Block(marker, count, dispatched))
         if ahead > 0:
             prefetcher.ahead(ahead)
         self._clock.epoch.data_s += read - began

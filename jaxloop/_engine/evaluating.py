@@ -26,7 +26,7 @@ from jaxloop._data.source import DataSource
 from jaxloop._data.superbatch import BufferPool
 from jaxloop._engine.activity import Activity
 from jaxloop._engine.clock import now
-from jaxloop._engine.in_flight import MOST_IN_FLIGHT, InFlight
+from jaxloop._engine.in_flight import MOST_IN_FLIGHT, Block, InFlight
 from jaxloop._engine.signatures import Signatures
 from jaxloop._spec import LoopSpec
 from jaxloop.errors import DataError, JaxloopError
@@ -136,7 +136,7 @@ class _Evaluation:
         iteration = 0
         while True:
             interrupts.poll()
-            activity.now = ("while reading the data from iteration {} on", iteration)
+            activity.now = ("while reading the data of epoch 0 from iteration {} on", iteration)
             if not (prefetcher.num_ready or prefetcher.has_more()):
                 break
             iteration += self._dispatch(iteration)
@@ -156,12 +156,13 @@ class _Evaluation:
         superbatch, count = window.superbatch, window.length
         if superbatch.signature is not self._known and superbatch.signature != self._known:
             self._signatures.add(self._known, superbatch.signature)
-        self._activity.now = ("in the step, iterations {} to {}", iteration, iteration + count - 1)
+        last = iteration + count - 1
+        self._activity.now = ("in the step, epoch 0, iterations {} to {}", iteration, last)
         self._leaves, self._packed, marker = fold.run(
             self._leaves, self._packed, window.rows, window.start, window.bound, count
         )
         superbatch.marker = marker
-        in_flight.add(marker, count, now())
+        in_flight.blocks.append(Block(marker, count, now()))
         # While the time of a step is unknown, waits to measure it.
         in_flight.settle(0 if in_flight.length is None else MOST_IN_FLIGHT)
         return count

@@ -2,7 +2,7 @@
 
     in_flight = InFlight()
     in_flight.use(program, programs.block_lengths)
-    in_flight.add(marker, count, now())
+    in_flight.blocks.append(Block(marker, count, now()))
     in_flight.settle(MOST_IN_FLIGHT)        # waits for the device
     in_flight.length                        # of the next block, or None while that is unknown
 
@@ -33,8 +33,17 @@ class Cuts(Hashable, Protocol):
         """Returns how many of ``length`` iterations the next block has."""
 
 
-class _Block:
-    """A block that the device may not have finished, and the clock of an epoch that ends there."""
+class Block:
+    """A block in flight.
+
+    Args:
+        marker: An array that is ready when the block is done.
+        count: The number of its iterations.
+        dispatched_s: When it was dispatched, on the scale of `now`.
+
+    Attributes:
+        clock: The clock of an epoch that ends with the block, or None.
+    """
 
     __slots__ = ("clock", "count", "dispatched_s", "marker")
 
@@ -47,19 +56,17 @@ class InFlight:
     """The blocks in flight.
 
     Attributes:
+        blocks: The blocks, in order.
         length: The number of iterations that a block may have, as far as time decides it, or None
             before the first block of a program.
     """
 
     def __init__(self) -> None:
         self.length: int | None = None
-        self._blocks: collections.deque[_Block] = collections.deque()
+        self.blocks: collections.deque[Block] = collections.deque()
         self._settled_s = 0.0
         self._program: Cuts | None = None
         self._lengths: dict[Any, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._blocks)
 
     def use(self, program: Cuts, lengths: dict[Any, int]) -> None:
         """Sets the program of later blocks.
@@ -71,21 +78,17 @@ class InFlight:
         self._program, self._lengths = program, lengths
         self.length = lengths.get(program)
 
-    def add(self, marker: Any, count: int, dispatched_s: float) -> None:
-        """Adds a block of ``count`` iterations, which is done when ``marker`` is ready."""
-        self._blocks.append(_Block(marker, count, dispatched_s))
-
     def end_epoch(self, clock: EpochClock) -> Any:
         """Lets the last block settle the clock of an epoch. Returns its marker, if there is one."""
-        if not self._blocks:
+        if not self.blocks:
             return None
-        self._blocks[-1].clock = clock
-        return self._blocks[-1].marker
+        self.blocks[-1].clock = clock
+        return self.blocks[-1].marker
 
     def settle(self, most: int) -> None:
         """Waits until at most ``most`` blocks are in flight."""
-        while len(self._blocks) > most:
-            block = self._blocks.popleft()
+        while len(self.blocks) > most:
+            block = self.blocks.popleft()
             block.marker.block_until_ready()
             settled_s = now()
             if block.clock is not None:
