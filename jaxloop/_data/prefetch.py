@@ -2,7 +2,7 @@
 
     with Prefetcher(source) as prefetcher:
         prefetcher.open(epoch=0, step=0)
-        prefetcher.configure(64, placement(state), numbers={})
+        prefetcher.configure(64, placement(state), Reusable())
         while prefetcher.num_ready or prefetcher.has_more():
             if not prefetcher.num_ready:
                 prefetcher.read(64, late)
@@ -16,6 +16,7 @@ unread.
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import threading
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from jaxloop._data.iterator_reader import IteratorReader
 from jaxloop._data.position import FROM_COUNTERS, NO_DATA, Position, Unread
 from jaxloop._data.readers import Fill, Late
 from jaxloop._data.source import NO_BATCH, DataSource
-from jaxloop._data.superbatch import BufferPool, Superbatch
+from jaxloop._data.superbatch import BufferPool, KeptBuffers, Superbatch
 
 PATIENCE_S = 0.02
 """How long a block may wait to become full. After that it runs with the batches that are ready."""
@@ -61,6 +62,19 @@ class Window:
     def __init__(self, superbatch: Superbatch, start: Any, bound: Any, length: int) -> None:
         self.superbatch, self.rows = superbatch, superbatch.rows
         self.start, self.bound, self.length = start, bound, length
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reusable:
+    """What a run leaves to the next run of the same program.
+
+    Attributes:
+        numbers: Scalars on the device, by placement and value.
+        buffers: Memory for superbatches.
+    """
+
+    numbers: dict[Placement, dict[int, Any]] = dataclasses.field(default_factory=dict)
+    buffers: KeptBuffers = dataclasses.field(default_factory=dict)
 
 
 class Prefetcher:
@@ -96,16 +110,16 @@ class Prefetcher:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def configure(self, num_rows: int, place: Placement, numbers: dict[Any, Any]) -> None:
+    def configure(self, num_rows: int, place: Placement, reusable: Reusable) -> None:
         """Sets the size of a superbatch and the placement of arrays.
 
         Args:
             num_rows: The maximum number of batches in a superbatch.
             place: The placement of arrays.
-            numbers: A cache of scalars on the device. It may outlive the prefetcher.
+            reusable: What earlier runs left, and what this one leaves.
         """
-        self._pool = BufferPool(num_rows, place)
-        self._numbers = numbers.setdefault(place, {})
+        self._pool = BufferPool(num_rows, place, reusable.buffers)
+        self._numbers = reusable.numbers.setdefault(place, {})
 
     # --- epochs and positions ------------------------------------------------------------------
 
@@ -277,6 +291,11 @@ class Prefetcher:
         if number is None:
             number = self._numbers[value] = self._pool.place(np.int32(value))
         return number
+
+    def keep_buffers(self) -> None:
+        """Leaves the buffers to the next run, when the device has finished this one."""
+        if self._pending is None:  # else the thread may write to one
+            self._pool.keep()
 
     # --- the thread ----------------------------------------------------------------------------
 

@@ -113,7 +113,7 @@ class Blocks:
         self._progress.metric_meanings = meanings_of(self._spec, program)
         self._length = programs.block_lengths.get(program)
         self.place = placement(step_state)
-        self._prefetcher.configure(program.num_rows, self.place, programs.numbers)
+        self._prefetcher.configure(program.num_rows, self.place, programs.reusable)
         return program
 
     @property
