@@ -173,9 +173,10 @@ class BufferPool:
 
     def put_once(self, batches: Batches) -> PyTree:
         """Returns the arrays of ``batches`` on the device, where they stay for the next run."""
-        if self.place not in batches.placed:
-            batches.placed[self.place] = self.place(batches.arrays)
-        return batches.placed[self.place]
+        arrays = batches.placed.get(self.place)
+        if arrays is None:
+            arrays = batches.placed[self.place] = self.place(batches.arrays)
+        return arrays
 
 
 class _Buffer:
