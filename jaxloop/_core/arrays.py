@@ -117,11 +117,11 @@ def own(tree: PyTree, *, often: bool = False) -> PyTree:
         often: Whether such a tree is copied often. If not, nothing is compiled. A compiled copy
             takes less time than a transfer of each leaf, but the first one takes far more.
     """
-    leaves, tree_structure = jax.tree.flatten(tree)
-    if often or any(map(_may_move, leaves)):
+    if often or any(map(_may_move, jax.tree.leaves(tree))):
         with jax.transfer_guard_host_to_device("allow"):  # the transfer is meant
             copied: PyTree = copy(tree)
         return copied
+    leaves, tree_structure = jax.tree.flatten(tree)
     # JAX may use the memory of a NumPy array as it is, so it gets a copy.
     parts = [_data_of(leaf) if isinstance(leaf, jax.Array) else np.array(leaf) for leaf in leaves]
     made = [
