@@ -273,13 +273,13 @@ def test_the_length_by_time_grows_past_a_cut(monkeypatch):
     choose(monkeypatch, 64, 8)
     parts = Parts.of(jl.loop(total), pairs(9, False), RunOptions.of({"fuse": 128}))
     begin(parts, 0.0)
-    running = parts.blocks
-    running._fit(1, 0.03 / 9.5)
-    assert running._length == 9
-    running._fit(8, 0.03 / 16)
-    assert running._length == 8 * 16
-    running._fit(8, 0.03 / 20)  # a block that a handler cut short
-    assert running._length == 8 * 16
+    running = parts.blocks._in_flight
+    running.fit(1, 0.03 / 9.5)
+    assert running.length == 9
+    running.fit(8, 0.03 / 16)
+    assert running.length == 8 * 16
+    running.fit(8, 0.03 / 20)  # a block that a handler cut short
+    assert running.length == 8 * 16
 
 
 # --- the compiled block --------------------------------------------------------------------------

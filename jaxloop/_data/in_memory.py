@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxloop._core.batch import Signature, canonical, describe_leaves
+from jaxloop._core.batch import Batch, Signature, canonical, describe_leaves
 from jaxloop._core.placement import Placement, check_whole
 from jaxloop._core.types import PyTree
 from jaxloop._data.padding import marked
@@ -210,6 +210,12 @@ class Batches:
         leaves, tree = jax.tree.flatten(marked(first, np.ones(1, bool)) if self.pad else first)
         size = self.batch_size
         return Signature(tree, tuple(((size, *a.shape[1:]), a.dtype) for a in leaves))
+
+    @functools.cached_property
+    def shapes(self) -> Batch:
+        """A batch with shapes in place of arrays."""
+        shapes = [jax.ShapeDtypeStruct(*leaf) for leaf in self.signature.leaves]
+        return Batch(self.signature.tree.unflatten(shapes), self.signature)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[PyTree]:
         """Yields the batches of one epoch, from batch ``start``."""

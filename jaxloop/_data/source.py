@@ -105,6 +105,16 @@ class DataSource:
         with self.interrupts.waiting:
             return self.reader.sample()
 
+    def sample_shapes(self) -> Batch | None:
+        """Returns the next batch like `sample`, with shapes in place of arrays that are not read.
+
+        The signature of `Batches` is known, so none of their batches is gathered.
+        """
+        reader = self.reader
+        if isinstance(reader, ArrayReader) and reader.num_read < reader.batches.num_full:
+            return reader.batches.shapes
+        return self.sample()
+
     def open(self, epoch: int, skip: int, position: Position = FROM_COUNTERS) -> None:
         """Opens an epoch after ``skip`` batches that were consumed in an earlier run.
 

@@ -6,15 +6,13 @@
     blocks.settle(0)                        # waits for the device
 
 Three rules limit the length of a block: `jaxloop._core.schedule` for handlers,
-`jaxloop._program.sizing` for memory, and `_fit`, below, for time. No computed value depends on
-where a block ends.
+`jaxloop._program.sizing` for memory, and `jaxloop._engine.in_flight` for time. No computed value
+depends on where a block ends.
 """
 
 from __future__ import annotations
 
-import collections
 import warnings
-from typing import Any
 
 from jaxloop._core.batch import Batch, Signature, signature_change
 from jaxloop._core.events import IN_EPOCH, Event
@@ -27,36 +25,20 @@ from jaxloop._engine.activity import Activity
 from jaxloop._engine.carry import Carry
 from jaxloop._engine.clock import EpochClock, RunClock, now
 from jaxloop._engine.fitting import meanings_of
+from jaxloop._engine.in_flight import MOST_IN_FLIGHT, InFlight
 from jaxloop._engine.observers import Observers
 from jaxloop._engine.options import RunOptions
 from jaxloop._engine.progress import Progress
+from jaxloop._engine.signatures import SAME_SHAPES, Signatures
 from jaxloop._program.block import Program
 from jaxloop._program.metric_rows import MetricRow, MetricRows
 from jaxloop._spec import LoopSpec
 from jaxloop.errors import RecompilationError, StructureError
 
-_IN_FLIGHT = 2
-"""The maximum number of blocks that the device may not have finished."""
-_SIGNATURES_BEFORE_WARNING = 3
-_SHORT_BLOCK_S, _LONG_BLOCK_S, _GROWTH = 0.03, 0.5, 64
-"""Logs, interrupts and filters with a clock wait for the end of a block, so blocks must not take
-long. A program's first block is one iteration. If a block takes less than `_SHORT_BLOCK_S`, later
-blocks are longer, by at most a factor of `_GROWTH`. If it takes more than `_LONG_BLOCK_S`, later
-blocks are shorter."""
 _LOOK_AHEAD = 1024
 """How many iterations ahead the handlers' filters are evaluated."""
 _OBSERVED_ITERATIONS = 4096
 """The maximum length of a block in which each iteration may be observed."""
-
-
-class _InFlight:
-    """A block that the device may not have finished, and the clock of an epoch that ends there."""
-
-    __slots__ = ("clock", "count", "dispatched_s", "marker")
-
-    def __init__(self, marker: Any, count: int, dispatched_s: float) -> None:
-        self.marker, self.count, self.dispatched_s = marker, count, dispatched_s
-        self.clock: EpochClock | None = None
 
 
 class Blocks:
@@ -90,11 +72,9 @@ class Blocks:
         self.sample: Batch | None = None
         self.place = Placement()
         self.quiet = 0
-        self._length: int | None = None  # of a block, as far as time decides it
-        self._in_flight: collections.deque[_InFlight] = collections.deque()
-        self._settled_s = 0.0
-        self._signatures: set[Signature] = set()
-        self._warned: set[str] = set()
+        self._in_flight = InFlight()
+        self._signatures = Signatures()
+        self._warned = False
 
     # --- the program ---------------------------------------------------------------------------
 
@@ -111,7 +91,7 @@ class Blocks:
             options=options.jit,
         )
         self._progress.metric_meanings = meanings_of(self._spec, program)
-        self._length = programs.block_lengths.get(program)
+        self._in_flight.use(program, programs.block_lengths)
         self.place = placement(step_state)
         self._prefetcher.configure(program.num_rows, self.place, programs.reusable)
         return program
@@ -164,7 +144,6 @@ class Blocks:
         queue = observers.take() if observers.queue else []
         rows = MetricRows(program.values, ring, carry.values[1], prefetcher.number)
         metrics = MetricRow(rows, count - 1, progress.added)
-        block = _InFlight(marker, count, dispatched)
         ahead = 0
         if prefetcher.idle:
             ahead = self._superbatch_length(program, count, count + prefetcher.num_ready)
@@ -175,7 +154,7 @@ class Blocks:
         progress.advance(count)
         progress.lazy_metrics = metrics
         # From here on, the state is consistent again, even if an error follows.
-        self._in_flight.append(block)
+        self._in_flight.add(marker, count, dispatched)
         if ahead > 0:
             prefetcher.ahead(ahead)
         self._clock.epoch.data_s += read - began
@@ -186,12 +165,12 @@ class Blocks:
         # While the time of a step is unknown, waits to measure it and to size the next blocks.
         # Blocks of constant lengths are soon as long as they can be.
         grows = prefetcher.source.data is None and not program.lengths
-        growing = grows and (self._length or 1) < program.capacity
-        self.settle(0 if self._length is None or growing else _IN_FLIGHT)
+        growing = grows and (self._in_flight.length or 1) < program.capacity
+        self.settle(0 if self._in_flight.length is None or growing else MOST_IN_FLIGHT)
 
     def _limit(self, program: Program) -> int:
         """Returns how many iterations the next block may have."""
-        room = self.room(min(program.capacity, self._length or 1))
+        room = self.room(min(program.capacity, self._in_flight.length or 1))
         if not self.quiet:
             firings = self._progress.firings
             self.quiet = block_length(self.watches, firings, max(room, _LOOK_AHEAD))
@@ -207,7 +186,7 @@ class Blocks:
 
     def _superbatch_length(self, program: Program, count: int, offset: int) -> int:
         """Returns how many batches to stack, ``offset`` iterations from now, after a block."""
-        most = min(program.num_rows, self._length or 1)
+        most = min(program.num_rows, self._in_flight.length or 1)
         if offset + most <= self.quiet:
             return most
         firings = self._progress.firings
@@ -222,55 +201,25 @@ class Blocks:
 
     def end_epoch_clock(self) -> EpochClock:
         """Ends the epoch's clock when the device finishes its last block, and returns it."""
-        last = self._in_flight[-1] if self._in_flight else None
-        clock = self._clock.end_epoch(None if last is None else last.marker)
-        if last is not None:
-            last.clock = clock
-        return clock
+        return self._clock.end_epoch(self._in_flight.end_epoch(self._clock.epoch))
 
     def settle(self, in_flight: int) -> None:
         """Waits until at most ``in_flight`` blocks are in flight."""
-        while len(self._in_flight) > in_flight:
-            block = self._in_flight.popleft()
-            block.marker.block_until_ready()
-            settled_s = now()
-            if block.clock is not None:
-                block.clock.settle()
-            block_s = settled_s - max(block.dispatched_s, self._settled_s)
-            self._settled_s = settled_s
-            self._fit(block.count, block_s)
-
-    def _fit(self, count: int, block_s: float) -> None:
-        """Updates the length of blocks after a block of ``count`` iterations."""
-        if (program := self.program) is None:
-            return
-        before = self._length
-        length = before or 1
-        full = program.cut(length) if program.lengths else length
-        if block_s > _LONG_BLOCK_S:
-            length = max(1, int(count * _LONG_BLOCK_S / block_s))
-        elif block_s < _SHORT_BLOCK_S and count >= full:
-            length = int(count * min(_GROWTH, _SHORT_BLOCK_S / block_s))
-        if length != before:
-            self._length = self._spec.programs.block_lengths[program] = length
+        self._in_flight.settle(in_flight)
 
     # --- recompilations ------------------------------------------------------------------------
 
     def _report_shape(self, known: Signature, signature: Signature) -> None:
         """Reports a batch whose shape requires another compilation of the step."""
-        self._signatures |= {known, signature}
-        progress = self._progress
-        what = signature_change(known, signature)
-        fix = "use batches of one shape: jl.batches(..., pad=True) or drop_remainder=True"
+        change = signature_change(known, signature)
         if self._options.strict:
+            progress = self._progress
             raise RecompilationError(
                 f"strict=True, but epoch {progress.epoch}, iteration {progress.iteration} would "
-                f"recompile the step: {what}",
-                fix=fix,
+                f"recompile the step: {change}",
+                fix=SAME_SHAPES,
             )
-        if len(self._signatures) >= _SIGNATURES_BEFORE_WARNING:
-            message = f"the shapes of the batches keep changing: {what}\n  fix: {fix}"
-            self._warn_once("shapes", message)
+        self._signatures.add(known, signature)
 
     def recompile(self, step_state: PyTree, what: str) -> None:
         """Makes the program for a step state whose structure a handler changed.
@@ -281,7 +230,9 @@ class Blocks:
         fix = "keep the structure, shapes and dtypes; Python numbers are cast to the old dtype"
         if self._options.strict:
             raise RecompilationError(what, fix=fix)
-        self._warn_once("structure", f"{what}\n  fix: {fix}")
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"{what}\n  fix: {fix}", stacklevel=2)
         if self.sample is not None:
             before = self.program
             self._refit_metrics(before, self.specialize(self.sample, step_state), what)
@@ -302,8 +253,3 @@ class Blocks:
                 fix="change it between two epochs, or keep the shapes that metrics read",
             )
         self._carry.set_accumulators(self._fresh_accumulators(program))
-
-    def _warn_once(self, key: str, message: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            warnings.warn(message, stacklevel=2)

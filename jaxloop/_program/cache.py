@@ -19,6 +19,7 @@ from jaxloop._core.placement import devices_of
 from jaxloop._core.types import Fuse, PyTree
 from jaxloop._data.prefetch import Reusable
 from jaxloop._program.block import Program
+from jaxloop._program.fold import Fold
 from jaxloop._program.sizing import capacity_of, rows_of, static_lengths
 from jaxloop._program.step import Step
 from jaxloop.metrics.binding import bind
@@ -34,16 +35,17 @@ class ProgramCache:
 
     Attributes:
         reusable: What a run leaves to the next one.
-        block_lengths: The preferred number of iterations in a block, by program. The engine
+        block_lengths: The preferred number of iterations in a block, by program or fold. The engine
             measures it and stores it here for the next run. The programs themselves use no clock.
     """
 
     def __init__(self) -> None:
         self._programs: dict[Any, Program] = {}
+        self._folds: dict[Program, Fold] = {}
         self._inits: dict[Any, Any] = {}
         self._num_starts = 0
         self.reusable = Reusable()
-        self.block_lengths: dict[Program, int] = {}
+        self.block_lengths: dict[Any, int] = {}
 
     def specialize(
         self,
@@ -92,6 +94,29 @@ class ProgramCache:
         )
         self._programs[key] = program
         return program
+
+    def fold(self, program: Program, batch: PyTree, state: PyTree) -> Fold:
+        """Returns the executable of an evaluation with the step and the metrics of a program.
+
+        Args:
+            program: The program, for the same arguments. It is not compiled.
+            batch: The first batch, or its shapes.
+            state: The step state.
+        """
+        if program not in self._folds:
+            shapes, platform = abstract(batch), devices_of(state)[0].platform
+            jaxpr, _ = program.step.trace(shapes, state)
+            # Without a ring, the accumulators take no memory.
+            capacity = capacity_of(jaxpr, shapes, {}, "auto", platform)
+            self._folds[program] = Fold(
+                program.step,
+                program.metrics,
+                jax.tree.structure(state),
+                capacity=capacity,
+                num_rows=rows_of(capacity, shapes),
+                lengths=static_lengths(platform, capacity),
+            )
+        return self._folds[program]
 
     def init(self, init_fn: Callable[..., Any], compiled: Callable[..., Any]) -> Any:
         """Returns ``compiled``, which calls ``init_fn``, wrapped in `jax.jit`.

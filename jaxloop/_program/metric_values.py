@@ -58,6 +58,9 @@ class MetricValues:
         self._host_rows = on_host_rows(self._compute, self.shapes) if suits else None
         self._init: Callable[[], Packed] = jax.jit(self._fresh) if jit else self._fresh
         self._compute_rows = jax.jit(self._of_ring)
+        self._compute_one = jax.jit(
+            lambda packed: self._of_ring([one[None] for one in packed], jnp.int32(0), jnp.int32(1))
+        )
         self._fresh_values: dict[str, PyTree] | None = None
 
     @property
@@ -125,6 +128,17 @@ class MetricValues:
         """
         ring = [np.stack([np.asarray(one) for one in column]) for column in zip(*rows, strict=True)]
         return self.start(ring, 0, len(rows), int)()
+
+    def of_last(self, packed: Packed) -> dict[str, PyTree]:
+        """Returns all metrics of some accumulators, also the derived ones. It waits for the device.
+
+        The values are those of the same accumulators as a row of a ring.
+        """
+        if self.on_host:
+            values = self.of_rows([packed])
+        else:
+            values = host_rows(jax.device_get(self._compute_one(packed)))
+        return self.derived(row_of(values, 0))
 
     def derived(self, row: dict[str, PyTree]) -> dict[str, PyTree]:
         """Returns the values of a row together with those of the derived metrics."""

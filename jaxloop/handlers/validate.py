@@ -24,10 +24,9 @@ from jaxloop._core.batch import as_batch
 from jaxloop._core.checks import check_callable
 from jaxloop._core.events import Event, EventLike, Status, StatusLike, as_events
 from jaxloop._core.filters import Filter, FilterLike, Firing, as_filter
-from jaxloop._core.interrupts import Interrupted
 from jaxloop._core.state import State
 from jaxloop._core.types import Better, DataLike
-from jaxloop._engine.run import run
+from jaxloop._engine.evaluating import Evaluator
 from jaxloop._spec import Handler, HandlerFn, HandlerResult, LoopSpec, RunStart, SpecT, Task
 from jaxloop.errors import ArgumentError, ArgumentTypeError, DataError, JaxloopError
 from jaxloop.handlers.evaluation import EvalStepFn, Evaluation, StepTask, no_metrics, own_metrics
@@ -213,15 +212,13 @@ class _Validation:
             return self.data(epoch)
 
     def evaluate(
-        self, loop: LoopSpec, state: State[Any], data: Any
+        self, evaluator: Evaluator, state: State[Any], data: Any
     ) -> tuple[StatusLike, State[Any]]:
-        """Adds the metrics of ``data`` to the state of a run of ``loop``."""
+        """Adds the metrics of ``data`` to the state of a run."""
         with self._in_validation():
             step_state = self.evaluation.eval_state(state.step_state)
-            result = run(self.evaluation.of(loop), data, step_state)
-        if result.status == "interrupted":
-            raise Interrupted(result.halted_by)
-        values = {f"{self.prefix}{name}": value for name, value in result.history[0].items()}
+            found = evaluator(data, step_state)
+        values = {f"{self.prefix}{name}": value for name, value in found.items()}
         return Status.CONTINUE, state.replace(metrics={**state.metrics, **values})
 
     # --- before the first step -----------------------------------------------------------------
@@ -240,7 +237,8 @@ class _Validation:
 
     def open(self, start: RunStart) -> HandlerFn:
         """Checks the evaluation on the first batch, and returns the handler of one run."""
-        return _OneRun(self, start.loop, self._checked_data(start))
+        data = self._checked_data(start)
+        return _OneRun(self, Evaluator(self.evaluation.of(start.loop)), data)
 
     def _checked_data(self, start: RunStart) -> Any:
         """Returns the data of this epoch, if they were opened to check them, or None."""
@@ -313,14 +311,14 @@ class _OneRun:
 
     Args:
         validation: The validation.
-        loop: The loop that runs.
+        evaluator: Evaluates the metrics of the loop that runs.
         data: The data of the epoch in which the run starts, or None if they are not open.
     """
 
-    def __init__(self, validation: _Validation, loop: LoopSpec, data: Any) -> None:
-        self._validation, self._loop, self._opened = validation, loop, data
+    def __init__(self, validation: _Validation, evaluator: Evaluator, data: Any) -> None:
+        self._validation, self._evaluator, self._opened = validation, evaluator, data
 
     def __call__(self, state: State[Any]) -> tuple[StatusLike, State[Any]]:
         opened, self._opened = self._opened, None
         data = self._validation.data_of(state.epoch) if opened is None else opened
-        return self._validation.evaluate(self._loop, state, data)
+        return self._validation.evaluate(self._evaluator, state, data)
