@@ -166,7 +166,7 @@ class Blocks:
         # Blocks of constant lengths are soon as long as they can be.
         grows = prefetcher.source.data is None and not program.lengths
         growing = grows and (self._in_flight.length or 1) < program.capacity
-        self.settle(0 if self._in_flight.length is None or growing else MOST_IN_FLIGHT)
+        self._in_flight.settle(0 if self._in_flight.length is None or growing else MOST_IN_FLIGHT)
 
     def _limit(self, program: Program) -> int:
         """Returns how many iterations the next block may have."""
