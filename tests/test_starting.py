@@ -134,12 +134,6 @@ def test_a_sharded_state_compiles_the_block_once(mesh):
     assert final.step_state["w"].sharding.is_equivalent_to(spread, 1)
 
 
-def test_a_fresh_trainer_compiles_its_init_function_and_the_block():
-    with compiling() as names:
-        trainer().run(DATA, epochs=3)
-    assert names == ["init_fn", "_block"]
-
-
 def test_a_loop_that_starts_often_compiles_one_copy(monkeypatch):
     monkeypatch.setattr(cache, "_FEW_STARTS", 2)
     loop, state = own_loop(), host_state()
@@ -253,20 +247,18 @@ def test_a_resumed_run_compiles_the_block_once_and_nothing_else(how, earlier):
     assert final.history == expected.history
 
 
-def test_a_resumed_trainer_compiles_the_block_once_and_nothing_else(tmp_path):
-    loop = trainer().checkpoint(tmp_path)
-    loop.run(DATA, epochs=1)
-    expected = loop.final_state(DATA, epochs=2)
+def test_a_trainer_compiles_its_init_function_if_it_is_new_and_the_block_once(tmp_path):
     with compiling() as names:
-        final = trainer().resume(tmp_path).final_state(DATA, epochs=2)
-    assert names == []  # the run had ended
+        expected = trainer().run(DATA, epochs=2)
+    assert names == ["init_fn", "_block"]
+    trainer().checkpoint(tmp_path).run(DATA, epochs=1)
     with compiling() as names:
-        trainer().resume(tmp_path).final_state(DATA, epochs=3)
+        final = trainer().resume(tmp_path).run(DATA, epochs=2)
     assert names == ["_block"]
-    same(final.step_state, expected.step_state)
+    same(final, expected)
 
 
-@pytest.mark.parametrize("kind", ["host", "committed", "another device"])
+@pytest.mark.parametrize("kind", ["committed", "another device"])
 def test_a_resumed_step_state_is_where_it_was(kind, tmp_path):
     state = STATES[kind]()
     before = own_loop().checkpoint(tmp_path).run(DATA, state)
@@ -350,28 +342,23 @@ def test_nothing_of_the_users_is_traced_twice(tmp_path):
 
         return call
 
-    def squared(y_true, y_pred):
-        return jnp.square(y_pred[:, 0] - y_true)
-
-    def make(index):
-        if index == 0:
-            return jl.loop(counted("step", step), counted("init", init_step))
-        model = counted("init", init_model), counted("step", apply_model)
-        return jl.trainer(model, counted("loss", squared), "sgd", log=0)
-
-    with jax.numpy_dtype_promotion("standard"):
-        for index, once in enumerate(({"init": 1, "step": 1}, {"init": 1, "step": 1, "loss": 1})):
-            for epochs in (1, 4):
-                loop = make(index).checkpoint(tmp_path / str(index), resume=True)
-                calls.clear()
-                loop.run(DATA, epochs=epochs)
-                assert calls == once
-                loop.run(DATA, epochs=epochs + 1)
-                assert calls == once
-        # A validation evaluates the model in another program, which is one more trace.
+    for epochs in (1, 4):
+        loop = jl.loop(counted("step", step), counted("init", init_step))
+        loop = loop.checkpoint(tmp_path, resume=True)
         calls.clear()
-        make(1).validate(DATA).run(DATA)
-        assert calls == {"init": 1, "step": 2, "loss": 2}
+        loop.run(DATA, epochs=epochs)
+        assert calls == {"init": 1, "step": 1}
+        loop.run(DATA, epochs=epochs + 1)  # this one resumes too
+        assert calls == {"init": 1, "step": 1}
+
+    def squared(y_true, y_pred):
+        return jnp.square(y_pred[:, 0] - y_true.astype(jnp.float32))
+
+    # A validation evaluates the model in another program, which is one more trace.
+    model = counted("init", init_model), counted("apply", apply_model)
+    calls.clear()
+    jl.trainer(model, counted("loss", squared), "sgd", log=0).validate(DATA).run(DATA)
+    assert calls == {"init": 1, "apply": 2, "loss": 2}
 
 
 # --- the persistent compilation cache ------------------------------------------------------------
