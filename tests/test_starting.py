@@ -24,9 +24,6 @@ X = np.arange(128, dtype=np.float32).reshape(32, 4) / 128
 Y = np.arange(32, dtype=np.int32) % 3
 DATA = jl.batches((X, Y), 8)
 
-HELPERS = {"jit(_fresh_metrics)", "jit(_compute_rows)"}
-"""The programs of the metrics, which are counted elsewhere."""
-
 
 @contextlib.contextmanager
 def compiling():
@@ -34,7 +31,7 @@ def compiling():
     names = []
 
     def compiled(event, duration, **about):
-        if event.endswith("backend_compile_duration") and about.get("fun_name") not in HELPERS:
+        if event.endswith("backend_compile_duration"):
             names.append(about["fun_name"].removeprefix("jit(").removesuffix(")"))
 
     jax.monitoring.register_event_duration_secs_listener(compiled)

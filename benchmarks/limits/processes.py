@@ -40,6 +40,8 @@ def child(module, what, *rest, environment=()):
     command = [sys.executable, "-m", f"benchmarks.limits.{module}", what, str(NUM_BATCHES), *rest]
     # On a GPU, this process has taken most of the memory already.
     settings = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", **dict(environment)}
+    # An installed package has compiled modules, whatever is set here.
+    settings.pop("PYTHONDONTWRITEBYTECODE", None)
     settings[STARTED] = repr(time.time())
     done = subprocess.run(command, capture_output=True, text=True, env=settings)
     if done.returncode:
