@@ -577,7 +577,6 @@ def test_a_batch_of_other_arrays_is_a_short_way(leaf):
 def test_a_buffer_is_put_on_the_device_once():
     data = [np.full((8, 8), i, np.float32) for i in range(40)]
     loop = jl.loop(lambda batch, total: total + jnp.sum(batch))
-    loop.run(data, 0.0, fuse=4)
     puts = []
     original = jax.device_put
 
@@ -587,6 +586,7 @@ def test_a_buffer_is_put_on_the_device_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "device_put", counted)
+        loop.run(data, 0.0, fuse=4)
         state = loop.run(data, 0.0, fuse=4, epochs=20)
     assert float(state.step_state) == 20 * 64 * sum(range(40))
     stacks = [shapes for shapes in puts if (4, 8, 8) in shapes]

@@ -142,7 +142,7 @@ class Blocks:
         dispatched = now()
         window.superbatch.marker = marker
         queue = observers.take() if observers.queue else []
-        rows = MetricRows(program.values, ring, carry.values[1], prefetcher.number)
+        rows = MetricRows(program.values, ring, carry.values[1], prefetcher.numbers)
         metrics = MetricRow(rows, count - 1, progress.added)
         ahead = 0
         if prefetcher.idle:
