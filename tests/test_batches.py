@@ -125,7 +125,7 @@ def test_no_gather_in_a_block_is_split_between_threads(num_examples, order):
     assert prefetcher.has_more()
     prefetcher.read(4, lambda: False)
     window = prefetcher.take(4)
-    carry = parts.carry.step_state, program.init_metrics()
+    carry = parts.carry.step_state, program.values.init()
     lowered = program._call.lower(carry, window.rows, window.start, window.bound)
     assert "outer_dimension_partitions" not in lowered.compile().as_text()
 

@@ -70,7 +70,7 @@ def test_a_second_run_compiles_nothing_and_the_first_little():
     loop = jl.loop(step).metric(lambda x: x, "mean", None, ["x"])
     with counting() as first:
         loop.run(DATA, np.float32(0), epochs=3)
-    assert first["compilations"] <= 2  # the block, and a copy of the state
+    assert first["compilations"] == 1  # the block
     zero = jnp.float32(0)
     with counting() as second:
         loop.run(DATA, 0.0, epochs=3)
@@ -259,9 +259,11 @@ def test_memory_does_not_grow():
 def test_an_epoch_leaves_its_history_and_no_more():
     loop = MEAN.observe("epoch_completed", lambda snapshot: None)
     before = held(), resident_mb()
+    size = sum(x.nbytes for x in jax.live_arrays())
     state = loop.run(DATA, 0.0, epochs=1000)
     assert held()["objects"] - before[0]["objects"] < 6 * 1000
-    assert sum(x.nbytes for x in jax.live_arrays()) < 1e6  # rows of blocks that are long done
+    # Rows of blocks that are long done would take more.
+    assert sum(x.nbytes for x in jax.live_arrays()) - size < 1e6
     assert resident_mb() - before[1] < 20
     assert len(state.history) == 1000
 
@@ -308,7 +310,7 @@ def calls_of_blocks(loop, num_blocks):
     "every, calls, files",
     # It was 126 calls that changed the file 63 times with a handler after each block, and 63 calls
     # and 38 changes without.
-    [(100, 55, 37), (None, 28, 22)],
+    [(100, 58, 38), (None, 30, 21)],
 )
 def test_a_block_is_a_short_way(every, calls, files):
     loop = MEAN

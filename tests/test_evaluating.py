@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 import jaxloop as jl
 from jaxloop._core import arrays as core_arrays
 from jaxloop._core.interrupts import Interrupted, Interrupts
+from jaxloop._data import superbatch
 from jaxloop._data.array_reader import ArrayReader
 from jaxloop._data.device_rows import Stacked
 from jaxloop._data.prefetch import Prefetcher
-from jaxloop._data.superbatch import BufferPool
 from jaxloop._engine import carry
-from jaxloop._engine.evaluating import Evaluator
+from jaxloop._engine.evaluating import evaluate
 from jaxloop._engine.in_flight import InFlight
 from jaxloop._program import cache
 from jaxloop._program.fold import Fold
@@ -57,9 +57,9 @@ def of_run(loop, data, state):
     return loop.final_state(data, state).history[0]
 
 
-def of_evaluator(loop, data, state, evaluator=None):
+def of_evaluation(loop, data, state):
     state = jax.tree.map(jnp.asarray, state)
-    values = (evaluator or Evaluator(loop))(data, state)
+    values = evaluate(loop, data, state)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     return values
 
@@ -94,10 +94,9 @@ def test_the_values_are_those_of_a_run(num, size, kind, changing):
     elif kind == "generator":
         data = (lambda rows: lambda epoch: iter(rows))(list(data))
     loop, state = (CHANGING, ROLLING) if changing else (METRICS, STATE)
-    evaluator = Evaluator(loop)
     expected = of_run(loop, data, state)
     for _ in range(3):  # the first one measures, and the later ones use its buffers
-        check_equal(of_evaluator(loop, data, state, evaluator), expected)
+        check_equal(of_evaluation(loop, data, state), expected)
 
 
 def test_batches_of_many_shapes_are_evaluated_and_reported():
@@ -105,16 +104,16 @@ def test_batches_of_many_shapes_are_evaluated_and_reported():
     with pytest.warns(UserWarning, match="the shapes of the batches keep changing"):
         expected = of_run(METRICS, data, STATE)
     with pytest.warns(UserWarning, match="the shapes of the batches keep changing") as caught:
-        check_equal(of_evaluator(METRICS, data, STATE), expected)
+        check_equal(of_evaluation(METRICS, data, STATE), expected)
     assert len(caught) == 1
 
 
 def test_the_last_batch_on_the_device_is_not_gathered_on_the_host(monkeypatch):
     monkeypatch.setattr(ArrayReader, "_on_host", None)
     data = jl.batches(examples(10), 4, device=True)
-    check_equal(of_evaluator(METRICS, data, STATE), of_run(METRICS, list(data), STATE))
+    check_equal(of_evaluation(METRICS, data, STATE), of_run(METRICS, list(data), STATE))
     data = jl.batches(examples(3), 4, device=True)
-    check_equal(of_evaluator(METRICS, data, STATE), of_run(METRICS, list(data), STATE))
+    check_equal(of_evaluation(METRICS, data, STATE), of_run(METRICS, list(data), STATE))
 
 
 @contextlib.contextmanager
@@ -151,26 +150,25 @@ def test_a_window_is_one_dispatch_and_nothing_else_comes_out(kind, windows, monk
     data = list(data) if kind == "list" else data
     loop = jl.loop(weighted).metric("mean_absolute_error")
     monkeypatch.setattr(cache, "rows_of", lambda capacity, batch: 64)
-    evaluator = Evaluator(loop)
-    of_evaluator(loop, data, STATE, evaluator)
+    of_evaluation(loop, data, STATE)
     as_long_as_possible(loop)
     with watching(monkeypatch) as counts, counting() as costs:
-        of_evaluator(loop, data, STATE, evaluator)
+        of_evaluation(loop, data, STATE)
     assert counts["windows"] == windows and counts["in flight"] <= 3
     assert counts["largest output"] < 2000  # accumulators and a marker, and no ring of them
     assert costs["compilations"] == costs["blocks"] == costs["computed"] - 1 == 0
 
 
 def test_buffers_serve_all_evaluations_and_no_thread_is_started(monkeypatch):
-    pools = []
-    make = BufferPool.__init__
-    monkeypatch.setattr(BufferPool, "__init__", lambda s, n, p: (pools.append(n), make(s, n, p))[0])
+    made, make = [], superbatch._aligned
+    monkeypatch.setattr(superbatch, "_aligned", lambda *a: made.append(a) or make(*a))
     monkeypatch.setattr(Prefetcher, "ahead", None)
-    evaluator, data = Evaluator(METRICS), jl.batches(examples(12), 4)
-    of_evaluator(METRICS, data, STATE, evaluator)
-    first = sum(n > 1 for n in pools)
-    of_evaluator(METRICS, data, STATE, evaluator)
-    assert first == 1 == sum(n > 1 for n in pools)
+    data, loop = jl.batches(examples(12), 4), jl.loop(weighted).metric("mean_absolute_error")
+    of_evaluation(loop, data, STATE)
+    assert made
+    made.clear()
+    of_evaluation(loop, data, STATE)
+    assert not made
 
 
 def test_a_validation_leaves_the_state_and_the_metrics_of_the_epoch_alone(monkeypatch):
@@ -201,9 +199,9 @@ def test_a_step_that_must_not_be_fused_runs_batch_by_batch(monkeypatch):
 
     loop = jl.loop(step).metric(lambda x: x, "mean", None, ["x"])
     data, kernel = [np.full((2, 1, 4), i, np.float32) for i in range(5)], jnp.ones((1, 1, 2))
-    of_evaluator(loop, data, kernel)
+    of_evaluation(loop, data, kernel)
     with watching(monkeypatch) as counts:
-        values = of_evaluator(loop, data, kernel)
+        values = of_evaluation(loop, data, kernel)
     assert counts["windows"] == 5
     check_equal(values, of_run(loop, data, kernel))
     assert "while" not in str(jax.make_jaxpr(step)(data[0], kernel))
@@ -215,12 +213,12 @@ def test_constant_lengths(kind, monkeypatch):
     data = jl.batches(examples(2 * 23), 2, device=True)
     data = data if kind == "device" else list(data)
     loop = jl.loop(rolling).metric(lambda x: x, "mean", None, ["x"])
-    of_evaluator(loop, data, ROLLING)
+    of_evaluation(loop, data, ROLLING)
     as_long_as_possible(loop)
     lengths = []
     run = Fold.run
     monkeypatch.setattr(Fold, "run", lambda *a: (lengths.append(a[-1]), run(*a))[1])
-    values = of_evaluator(loop, data, ROLLING)
+    values = of_evaluation(loop, data, ROLLING)
     assert lengths == [8, 8, 4, 3]
     expected = of_run(jl.loop(rolling).metric(lambda x: x, "mean", None, ["x"]), data, ROLLING)
     check_equal(values, expected)
@@ -233,7 +231,7 @@ def test_a_counter_that_nothing_reads_is_not_carried_through_the_loop():
     loop = jl.loop(step).metric(lambda x: x, "mean", None, ["x"])
     state = jax.tree.map(jnp.asarray, {**STATE, "n": np.uint32(2**32 - 3)})
     rows = list(jl.batches(examples(20), 4))
-    of_evaluator(loop, rows, state)
+    of_evaluation(loop, rows, state)
     (fold,) = loop.programs._folds.values()
     leaves = jax.tree.leaves(state)
     assert fold._changing(rows[0], leaves) == ([], [0])
@@ -253,22 +251,22 @@ def test_errors_say_where_they_happened():
         raise RuntimeError("the disk is gone")
 
     with pytest.raises(RuntimeError, match="disk") as caught:
-        of_evaluator(METRICS, lambda epoch: data(), STATE)
+        of_evaluation(METRICS, lambda epoch: data(), STATE)
     assert caught.value.__notes__ == [
         "jaxloop: while reading the data of epoch 0 from iteration 3 on"
     ]
     with pytest.raises(DataError, match="at least one batch, got empty data") as caught:
-        of_evaluator(METRICS, [], STATE)
+        of_evaluation(METRICS, [], STATE)
     assert not hasattr(caught.value, "__notes__")
 
 
-def test_an_evaluator_goes_on_after_an_error():
-    evaluator, rows = Evaluator(METRICS), list(jl.batches(examples(40), 4))
+def test_an_evaluation_works_after_an_error():
+    rows = list(jl.batches(examples(40), 4))
     expected = of_run(METRICS, rows, STATE)
     for _ in range(3):
         with pytest.raises(DataError):
-            of_evaluator(METRICS, [*rows, ("x", "y")], STATE, evaluator)
-        check_equal(of_evaluator(METRICS, rows, STATE, evaluator), expected)
+            of_evaluation(METRICS, [*rows, ("x", "y")], STATE)
+        check_equal(of_evaluation(METRICS, rows, STATE), expected)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -295,7 +293,7 @@ def test_a_signal_ends_an_evaluation_between_two_windows_and_while_data_wait(num
         handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
         with Interrupts() as outer:
             with pytest.raises(Interrupted, match=signal.Signals(number).name):
-                of_evaluator(METRICS, data, STATE)
+                of_evaluation(METRICS, data, STATE)
             assert outer.flag.name == signal.Signals(number).name
         assert {n: signal.getsignal(n) for n in handlers} == handlers
 
@@ -307,13 +305,12 @@ def test_sharded_and_committed_states():
     committed = jax.device_put(ROLLING, device)
     loop = jl.loop(rolling).metric(lambda x: x, "mean", None, ["x"])
     loop = loop.metric(lambda n: n, "last", "last", ["last"])
-    evaluator = Evaluator(loop)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_equal(evaluator(rows, committed), expected)
+        check_equal(evaluate(loop, rows, committed), expected)
         with counting() as counts:
-            check_equal(evaluator(rows, committed), expected)
+            check_equal(evaluate(loop, rows, committed), expected)
         assert counts["compilations"] == 0
     mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    check_equal(evaluator(rows, jax.device_put(ROLLING, everywhere)), expected)
+    check_equal(evaluate(loop, rows, jax.device_put(ROLLING, everywhere)), expected)

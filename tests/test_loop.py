@@ -333,9 +333,9 @@ def test_observers_cost_no_handler_calls_and_no_more_blocks():
     blocks = []
     run = Program.run
 
-    def counted(self, carry, source, start, bound):
+    def counted(self, carry, source, start, bound, length):
         blocks.append(int(bound))
-        return run(self, carry, source, start, bound)
+        return run(self, carry, source, start, bound, length)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Program, "run", counted)

@@ -577,7 +577,6 @@ def test_a_batch_of_other_arrays_is_a_short_way(leaf):
 def test_a_buffer_is_put_on_the_device_once():
     data = [np.full((8, 8), i, np.float32) for i in range(40)]
     loop = jl.loop(lambda batch, total: total + jnp.sum(batch))
-    loop.run(data, 0.0, fuse=4)
     puts = []
     original = jax.device_put
 
@@ -587,6 +586,7 @@ def test_a_buffer_is_put_on_the_device_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "device_put", counted)
+        loop.run(data, 0.0, fuse=4)
         state = loop.run(data, 0.0, fuse=4, epochs=20)
     assert float(state.step_state) == 20 * 64 * sum(range(40))
     stacks = [shapes for shapes in puts if (4, 8, 8) in shapes]
@@ -643,3 +643,41 @@ def test_what_was_learned_of_a_type_holds_for_its_structure_only():
     short, long = both_ways([item, item, ([1.0, 2.0], 1.0), item])
     assert_equal(short, long)
     assert [made.count for made in short[0]] == [2, 1, 1]
+
+
+def addresses(loop):
+    return {
+        array.ctypes.data
+        for buffers in loop.programs.reusable.buffers.values()
+        for buffer in buffers
+        for array in buffer.arrays
+    }
+
+
+def test_a_run_leaves_its_buffers_to_the_next_one():
+    loop = jl.loop(lambda batch, total: total + batch.sum())
+    data = [np.full((4, 3), i, np.float32) for i in range(300)]
+    loop.run(data, 0.0, fuse=8)
+    before = addresses(loop)
+    assert before
+    assert float(loop.run(data, 0.0, fuse=8, epochs=3).step_state) == 3 * 12 * sum(range(300))
+    assert addresses(loop) == before
+
+    def inside(state):  # a run in a run takes other buffers
+        assert not addresses(loop)
+        assert float(loop.run(data[:5], 0.0, fuse=8).step_state) == 12 * 10
+
+    outer = loop.handle("epoch_completed", inside)
+    assert outer.programs is loop.programs
+    assert float(outer.run(data, 0.0, fuse=8).step_state) == 12 * sum(range(300))
+
+
+def test_a_run_that_fails_leaves_no_buffer():
+    def batches():
+        yield from [np.ones(3, np.float32)] * 9
+        raise OSError("gone")
+
+    loop = jl.loop(lambda batch, total: total + batch.sum())
+    with pytest.raises(OSError, match="gone"):
+        loop.run(lambda epoch: batches(), 0.0, fuse=2)
+    assert not addresses(loop)

@@ -38,7 +38,11 @@ class Process(NamedTuple):
 def child(module, what, *rest, environment=()):
     """Runs one process and returns what it printed, or None."""
     command = [sys.executable, "-m", f"benchmarks.limits.{module}", what, str(NUM_BATCHES), *rest]
-    settings = {**os.environ, **dict(environment), STARTED: repr(time.time())}
+    # On a GPU, this process has taken most of the memory already.
+    settings = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", **dict(environment)}
+    # An installed package has compiled modules, whatever is set here.
+    settings.pop("PYTHONDONTWRITEBYTECODE", None)
+    settings[STARTED] = repr(time.time())
     done = subprocess.run(command, capture_output=True, text=True, env=settings)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")

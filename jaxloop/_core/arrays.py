@@ -118,12 +118,12 @@ def own(tree: PyTree, *, often: bool = False) -> PyTree:
             takes less time than a transfer of each leaf, but the first one takes far more.
     """
     leaves, tree_structure = jax.tree.flatten(tree)
+    # JAX may read the memory of a NumPy array later, or use it as it is, so it gets a copy.
+    safe = [leaf if isinstance(leaf, jax.Array) else np.array(leaf) for leaf in leaves]
     if often or any(map(_may_move, leaves)):
         with jax.transfer_guard_host_to_device("allow"):  # the transfer is meant
-            copied: PyTree = copy(tree)
-        return copied
-    # JAX may use the memory of a NumPy array as it is, so it gets a copy.
-    parts = [_data_of(leaf) if isinstance(leaf, jax.Array) else np.array(leaf) for leaf in leaves]
+            return jax.tree.unflatten(tree_structure, copy(safe))
+    parts = [_data_of(leaf) if isinstance(leaf, jax.Array) else leaf for leaf in safe]
     made = [
         jax.random.wrap_key_data(new, impl=key_impl(old.dtype)) if is_key(old) else new
         for old, new in zip(leaves, jax.device_put(parts, may_alias=False), strict=True)

@@ -111,7 +111,7 @@ def _gather_into(spare: PyTree, arrays: PyTree, order: Any) -> PyTree:
 
 def _is_faster_at_once(batches: Batches, place: Placement) -> bool:
     # On a GPU, the gather of a batch is one kernel, as is a slice, whatever the size of the array.
-    if not batches.shuffle or not place.known or _platform(place) != "cpu":
+    if not place.known or _platform(place) != "cpu":
         return False
     sizes = [a.nbytes + a[:1].nbytes * batches.batch_size for a in jax.tree.leaves(batches.arrays)]
     order_bytes = batches.num_examples * np.dtype(np.int32).itemsize
@@ -200,7 +200,9 @@ class ArrayReader:
         All blocks of the epoch before must have been dispatched.
         """
         rows = superbatch.rows
-        if isinstance(rows, Gathered) and self._epoch_arrays.are_used(self.batches, pool.place):
+        if not isinstance(rows, Gathered) or rows.order is None:
+            return
+        if self._epoch_arrays.are_used(self.batches, pool.place):
             arrays = self._epoch_arrays.gather(self.batches, rows.order, pool)
             superbatch.rows = dataclasses.replace(rows, arrays=arrays, order=None)
 

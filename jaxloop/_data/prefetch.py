@@ -2,7 +2,7 @@
 
     with Prefetcher(source) as prefetcher:
         prefetcher.open(epoch=0, step=0)
-        prefetcher.configure(BufferPool(64, placement(state)), numbers={})
+        prefetcher.configure(64, placement(state), Reusable())
         while prefetcher.num_ready or prefetcher.has_more():
             if not prefetcher.num_ready:
                 prefetcher.read(64, late)
@@ -16,6 +16,7 @@ unread.
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import threading
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from jaxloop._data.iterator_reader import IteratorReader
 from jaxloop._data.position import FROM_COUNTERS, NO_DATA, Position, Unread
 from jaxloop._data.readers import Fill, Late
 from jaxloop._data.source import NO_BATCH, DataSource
-from jaxloop._data.superbatch import BufferPool, Superbatch
+from jaxloop._data.superbatch import BufferPool, KeptBuffers, Superbatch
 
 PATIENCE_S = 0.02
 """How long a block may wait to become full. After that it runs with the batches that are ready."""
@@ -63,6 +64,35 @@ class Window:
         self.start, self.bound, self.length = start, bound, length
 
 
+class Numbers(dict[int, Any]):
+    """Int32 scalars on the device by value. Each is transferred once, when it is first read.
+
+    Args:
+        place: Their placement.
+    """
+
+    def __init__(self, place: Placement) -> None:
+        super().__init__()
+        self._place = place
+
+    def __missing__(self, value: int) -> Any:
+        number = self[value] = self._place(np.int32(value))
+        return number
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reusable:
+    """What a run leaves to the next run of the same program.
+
+    Attributes:
+        numbers: Scalars on the device, by placement.
+        buffers: Memory for superbatches.
+    """
+
+    numbers: dict[Placement, Numbers] = dataclasses.field(default_factory=dict)
+    buffers: KeptBuffers = dataclasses.field(default_factory=dict)
+
+
 class Prefetcher:
     """A reader that works ahead of the device.
 
@@ -71,6 +101,7 @@ class Prefetcher:
 
     Attributes:
         num_ready: The number of batches that can be taken.
+        numbers: Scalars on the device.
         idle: Whether the thread has nothing to do and could prepare more data.
         limit: How many iterations the open epoch may have, or None.
     """
@@ -82,7 +113,7 @@ class Prefetcher:
         self.limit: int | None = None
         self._interrupts = source.interrupts
         self._pool = BufferPool(1, Placement())
-        self._numbers: dict[int, Any] = {}
+        self.numbers = Numbers(Placement())
         self._superbatch: Superbatch | None = None
         self._pending: Fill | None = None
         self._next_epoch: ArrayReader | None = None
@@ -96,15 +127,16 @@ class Prefetcher:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def configure(self, pool: BufferPool, numbers: dict[Any, Any]) -> None:
-        """Sets the size of a superbatch and the placement of arrays, which are those of ``pool``.
+    def configure(self, num_rows: int, place: Placement, reusable: Reusable) -> None:
+        """Sets the size of a superbatch and the placement of arrays.
 
         Args:
-            pool: The buffers of superbatches. No other prefetcher may use it at the same time.
-            numbers: A cache of scalars on the device. It may outlive the prefetcher.
+            num_rows: The maximum number of batches in a superbatch.
+            place: The placement of arrays.
+            reusable: What earlier runs left, and what this one leaves.
         """
-        self._pool = pool
-        self._numbers = numbers.setdefault(pool.place, {})
+        self._pool = BufferPool(num_rows, place, reusable.buffers)
+        self.numbers = reusable.numbers.setdefault(place, Numbers(place))
 
     # --- epochs and positions ------------------------------------------------------------------
 
@@ -230,7 +262,7 @@ class Prefetcher:
         if superbatch is None:
             assert self.source.data is None  # a step without data
             nothing = Superbatch(Single(None), limit, NO_BATCH.signature)
-            return Window(nothing, self.number(0), self.number(limit), limit)
+            return Window(nothing, self.numbers[0], self.numbers[limit], limit)
         count = min(limit, superbatch.num_left)
         row = superbatch.next_row
         superbatch.marker = None  # set first, because the thread may call `is_done` at any time
@@ -238,10 +270,7 @@ class Prefetcher:
         superbatch.num_left = self.num_ready = superbatch.num_left - count
         self._num_consumed += count
         self.source.reader.num_consumed += count
-        numbers = self._numbers
-        start = numbers[row] if row in numbers else self.number(row)
-        bound = numbers[count] if count in numbers else self.number(count)
-        return Window(superbatch, start, bound, count)
+        return Window(superbatch, self.numbers[row], self.numbers[count], count)
 
     def ahead(self, most: int) -> None:
         """Prepares at most ``most`` of the next batches, in the thread unless that is quick."""
@@ -270,12 +299,10 @@ class Prefetcher:
             return most
         return min(most, self.limit - self._num_consumed - self.num_ready)
 
-    def number(self, value: int) -> Any:
-        """Returns an int32 scalar on the device. Each value is transferred once."""
-        number = self._numbers.get(value)
-        if number is None:
-            number = self._numbers[value] = self._pool.place(np.int32(value))
-        return number
+    def keep_buffers(self) -> None:
+        """Leaves the buffers to the next run, when the device has finished this one."""
+        if self._pending is None:  # else the thread may write to one
+            self._pool.keep()
 
     # --- the thread ----------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ memory is reused with it, because making one takes as long as copying a hundred 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -26,6 +26,9 @@ from jaxloop._data.rows import Target
 
 _BUFFER_ALIGNMENT = 64
 """In bytes. The CPU backend uses memory with this alignment without copying it."""
+_KEPT_BYTES = 16 * 2**20
+"""The maximum size of the buffers that a run leaves to the next one. New memory costs a run with
+many short epochs, or a validation, more than reading its batches."""
 _LENT_BUFFERS = 6
 """The number of buffers kept for reuse: two for blocks in flight, one waiting, one being filled,
 and two spare. Older ones are dropped."""
@@ -73,15 +76,33 @@ class Superbatch:
 class BufferPool:
     """A pool of host buffers from which superbatches are made.
 
-    Attributes:
+    Args:
         num_rows: The maximum number of batches in a superbatch.
         place: The placement of arrays.
+        kept: The buffers that earlier runs left. A pool takes them out, so no two runs share them.
+
+    Attributes:
+        num_rows: See above.
+        place: See above.
     """
 
-    def __init__(self, num_rows: int, place: Placement) -> None:
+    def __init__(self, num_rows: int, place: Placement, kept: KeptBuffers | None = None) -> None:
         self.num_rows, self.place = num_rows, place
-        self._lent: list[_Buffer] = []
+        self._kept = {} if kept is None else kept
+        self._lent: list[_Buffer] = self._kept.pop((num_rows, place), [])
         self._borrowed: _Buffer | None = None
+
+    def keep(self) -> None:
+        """Leaves the buffers that nobody reads any more to the next run."""
+        kept, size = [], 0
+        for buffer in self._lent:
+            size += sum(array.nbytes for array in buffer.arrays)
+            if size > _KEPT_BYTES:
+                break
+            if buffer.superbatch is not None and buffer.superbatch.is_done():
+                kept.append(buffer)
+        self._lent = []
+        self._kept[self.num_rows, self.place] = kept
 
     def borrow(self, like: Signature) -> list[np.ndarray[Any, Any]]:
         """Returns an array of shape ``(num_rows, *shape)`` for each leaf, uninitialized.
@@ -152,9 +173,10 @@ class BufferPool:
 
     def put_once(self, batches: Batches) -> PyTree:
         """Returns the arrays of ``batches`` on the device, where they stay for the next run."""
-        if self.place not in batches.placed:
-            batches.placed[self.place] = self.place(batches.arrays)
-        return batches.placed[self.place]
+        arrays = batches.placed.get(self.place)
+        if arrays is None:
+            arrays = batches.placed[self.place] = self.place(batches.arrays)
+        return arrays
 
 
 class _Buffer:
@@ -175,6 +197,10 @@ class _Buffer:
         self.target: Target | None = None
         self.aliases: dict[int, jax.Array] = {}
         self.superbatch: Superbatch | None = None
+
+
+KeptBuffers: TypeAlias = dict[tuple[int, Placement], list[_Buffer]]
+"""Buffers by the number of their rows and their placement."""
 
 
 def _reads(placed: Any, array: np.ndarray[Any, Any]) -> bool:

@@ -127,8 +127,10 @@ def attach(parts: Parts, state: State) -> Batch | None:
                 )
             progress.leave(row)
     loan = state.loan
-    leaves = state_leaves(loan.step_state, "from_state: state.step_state")
-    parts.carry.set(*own((leaves, loan.accumulators), often=spec.programs.starts()))
+    carried = state_leaves(loan.step_state, "from_state: state.step_state"), loan.accumulators
+    if spec.start is not None:  # no other code holds the arrays of a state that was just read
+        carried = own(carried, often=spec.programs.starts())
+    parts.carry.set(*carried)
     parts.clock.continue_epoch(state.elapsed_s)
     in_epoch = progress.place in IN_EPOCH
     if not in_epoch and not progress.has_epoch():

@@ -21,7 +21,6 @@ from jaxloop._core.placement import Placement, placement
 from jaxloop._core.schedule import Watch, block_length, superbatch_length
 from jaxloop._core.types import PyTree
 from jaxloop._data.prefetch import PATIENCE_S, Prefetcher
-from jaxloop._data.superbatch import BufferPool
 from jaxloop._engine.activity import Activity
 from jaxloop._engine.carry import Carry
 from jaxloop._engine.clock import EpochClock, RunClock, now
@@ -94,7 +93,7 @@ class Blocks:
         self._progress.metric_meanings = meanings_of(self._spec, program)
         self._in_flight.use(program, programs.block_lengths)
         self.place = placement(step_state)
-        self._prefetcher.configure(BufferPool(program.num_rows, self.place), programs.numbers)
+        self._prefetcher.configure(program.num_rows, self.place, programs.reusable)
         return program
 
     @property
@@ -143,7 +142,7 @@ class Blocks:
         dispatched = now()
         window.superbatch.marker = marker
         queue = observers.take() if observers.queue else []
-        rows = MetricRows(program.values, ring, carry.values[1], prefetcher.number)
+        rows = MetricRows(program.values, ring, carry.values[1], prefetcher.numbers)
         metrics = MetricRow(rows, count - 1, progress.added)
         ahead = 0
         if prefetcher.idle:
@@ -167,8 +166,7 @@ class Blocks:
         # Blocks of constant lengths are soon as long as they can be.
         grows = prefetcher.source.data is None and not program.lengths
         growing = grows and (self._in_flight.length or 1) < program.capacity
-        most = 0 if self._in_flight.length is None or growing else MOST_IN_FLIGHT
-        self._in_flight.settle(most)
+        self._in_flight.settle(0 if self._in_flight.length is None or growing else MOST_IN_FLIGHT)
 
     def _limit(self, program: Program) -> int:
         """Returns how many iterations the next block may have."""

@@ -1,7 +1,6 @@
 """Evaluations inside a run: the metrics of a step over data, and nothing else.
 
-    evaluator = Evaluator(spec)             # made once in a run
-    values = evaluator(data, step_state)    # {"loss": array(0.3, dtype=float32)}
+    values = evaluate(spec, data, step_state)       # {"loss": array(0.3, dtype=float32)}
 
 A run of the loop would give the same values. This has no events, handlers or `State`, so it starts
 in a fraction of the time, and its program keeps no metrics of single iterations. An evaluation that
@@ -23,7 +22,6 @@ from jaxloop._core.placement import placement
 from jaxloop._core.types import PyTree
 from jaxloop._data.prefetch import PATIENCE_S, Prefetcher
 from jaxloop._data.source import DataSource
-from jaxloop._data.superbatch import BufferPool
 from jaxloop._engine.activity import Activity
 from jaxloop._engine.clock import now
 from jaxloop._engine.in_flight import MOST_IN_FLIGHT, Block, InFlight
@@ -34,40 +32,27 @@ from jaxloop.errors import DataError, JaxloopError
 _ONE_EPOCH: Final = Bounds(1, None, None)
 
 
-class Evaluator:
-    """Evaluates the metrics of a loop on data, any number of times in a run.
+def evaluate(spec: LoopSpec, data: Any, step_state: PyTree) -> dict[str, Any]:
+    """Returns the metrics of a loop for one epoch of the data, as NumPy values.
 
     Args:
         spec: The loop. Only its step and its metrics are used.
+        data: A re-iterable of batches, an iterator, or a function ``epoch -> iterable``.
+        step_state: The step state. It is not changed, and its arrays are not donated.
+
+    Raises:
+        DataError: The data are empty or unsuitable.
+        Interrupted: A signal arrived, which ends the run too.
     """
-
-    def __init__(self, spec: LoopSpec) -> None:
-        self._spec = spec
-        self._pool: BufferPool | None = None  # its buffers serve all evaluations
-
-    def __call__(self, data: Any, step_state: PyTree) -> dict[str, Any]:
-        """Returns the metrics of one epoch of the data, as NumPy values.
-
-        Args:
-            data: A re-iterable of batches, an iterator, or a function ``epoch -> iterable``.
-            step_state: The step state. It is not changed, and its arrays are not donated.
-
-        Raises:
-            DataError: The data are empty or unsuitable.
-            Interrupted: A signal arrived, which ends the run too.
-        """
-        one = _Evaluation(self._spec, data)
-        pool, self._pool = self._pool, None  # after an error, a thread may still fill a buffer
-        try:
-            with one.interrupts, one.prefetcher:
-                with one.interrupts.waiting:
-                    pool = one.begin(step_state, pool)
-                values = one.finish()
-        except BaseException as error:
-            one.explain(error)
-            raise
-        self._pool = pool
-        return values
+    one = _Evaluation(spec, data)
+    try:
+        with one.interrupts, one.prefetcher:
+            with one.interrupts.waiting:
+                one.begin(step_state)
+            return one.finish()
+    except BaseException as error:
+        one.explain(error)
+        raise
 
 
 class _Evaluation:
@@ -94,12 +79,8 @@ class _Evaluation:
         if not isinstance(error, expected):
             error.add_note(f"jaxloop: {self._activity}")
 
-    def begin(self, step_state: PyTree, pool: BufferPool | None) -> BufferPool:
-        """Opens the data, and finds or makes the executable.
-
-        Returns:
-            The buffers that it uses: ``pool``, or new ones if these do not fit.
-        """
+    def begin(self, step_state: PyTree) -> None:
+        """Opens the data, and finds or makes the executable."""
         self._activity.now = ("while reading the first batch",)
         self.prefetcher.open(epoch=0, step=0)
         sample = self._sample()
@@ -111,15 +92,12 @@ class _Evaluation:
         self._fold = fold = programs.fold(program, sample.value, state)
         self._in_flight.use(fold, programs.block_lengths)
         self._known, place = sample.signature, placement(state)
-        if pool is None or (pool.num_rows, pool.place) != (fold.num_rows, place):
-            pool = BufferPool(fold.num_rows, place)
-        self.prefetcher.configure(pool, programs.numbers)
+        self.prefetcher.configure(fold.num_rows, place, programs.reusable)
         self._packed = place.commit(program.values.init())
         leaves = place.commit(jax.tree.leaves(state))
         # The first window takes scalars from the host only together with fresh accumulators.
         self._leaves = leaves if program.values.on_host else put(leaves)
         self._begun = True
-        return pool
 
     def _sample(self) -> Batch:
         sample = self._source.sample_shapes()
@@ -142,6 +120,7 @@ class _Evaluation:
             iteration += self._dispatch(iteration)
         activity.now = ("while waiting for the metrics",)
         self._in_flight.settle(0)
+        prefetcher.keep_buffers()
         values: dict[str, Any] = self._program.values.of_last(self._packed)
         return values
 

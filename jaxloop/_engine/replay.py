@@ -20,7 +20,7 @@ from jaxloop._core.filters import before
 from jaxloop._core.state import State
 from jaxloop._core.types import DataLike, PyTree, S
 from jaxloop._data.source import NO_BATCH, sample_of
-from jaxloop._engine.first_state import make_step_state
+from jaxloop._engine.first_state import step_state_like
 from jaxloop._engine.options import RunArguments, RunOptions, takes_run_arguments
 from jaxloop._engine.parts import Parts
 from jaxloop._engine.run import Run
@@ -100,7 +100,7 @@ def replay(
     like = None
     if loop.init_fn is not None or init_state is not None:
         sample = NO_BATCH if loop.init_fn is None else sample_of(data)
-        like = make_step_state(loop, sample, init_state, jit=options.jit is not None)
+        like = step_state_like(loop, sample, init_state, jit=options.jit is not None)
     start = run.load_before(step, like)
     if start is None:
         start = _beginning(loop, first)

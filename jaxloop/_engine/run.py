@@ -298,6 +298,7 @@ class Run:
             yield from walk(parts, firing, give=give)
             flush(parts)
             parts.blocks.settle(0)
+            parts.prefetcher.keep_buffers()
         except GeneratorExit:
             recovery.close(None)
             raise

@@ -70,13 +70,17 @@ class Program:
 
     def __post_init__(self) -> None:
         block = self._single if self.capacity == 1 else self._block
-        self._call: Callable[..., Any] = block
+        self._call: Callable[..., Any] = self._eager(block)
         if self.options is not None:
             self._call = self._compiled(block)
         self._static = {
             n: self._compiled(functools.partial(self._block, length=n)) for n in self.lengths
         }
         self.values = MetricValues(self.metrics, jit=self.options is not None)
+
+    def _eager(self, block: Callable[..., Any]) -> Callable[..., Any]:
+        # The marker is an operation of its own, which does not wait for the others.
+        return lambda *arguments: jax.block_until_ready(block(*arguments))
 
     def _compiled(self, block: Callable[..., Any]) -> Any:
         return jax.jit(block, **{"donate_argnums": (0,), **(self.options or {})})

@@ -17,6 +17,7 @@ from jaxloop._core.arrays import abstract, state_signature
 from jaxloop._core.batch import Batch
 from jaxloop._core.placement import devices_of
 from jaxloop._core.types import Fuse, PyTree
+from jaxloop._data.prefetch import Reusable
 from jaxloop._program.block import Program
 from jaxloop._program.fold import Fold
 from jaxloop._program.sizing import capacity_of, rows_of, static_lengths
@@ -33,7 +34,7 @@ class ProgramCache:
     """The programs of a loop.
 
     Attributes:
-        numbers: Small integers on the device, by placement.
+        reusable: What a run leaves to the next one.
         block_lengths: The preferred number of iterations in a block, by program or fold. The engine
             measures it and stores it here for the next run. The programs themselves use no clock.
     """
@@ -43,7 +44,7 @@ class ProgramCache:
         self._folds: dict[Program, Fold] = {}
         self._inits: dict[Any, Any] = {}
         self._num_starts = 0
-        self.numbers: dict[Any, Any] = {}
+        self.reusable = Reusable()
         self.block_lengths: dict[Any, int] = {}
 
     def specialize(

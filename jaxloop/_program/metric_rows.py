@@ -1,6 +1,6 @@
 """The metrics after each iteration of a block, computed only when they are read.
 
-    rows = MetricRows(program.values, ring, last, number)
+    rows = MetricRows(program.values, ring, last, numbers)
     row = MetricRow(rows, 9, extra={})      # after the block's tenth iteration
     row.get()["loss"]                       # waited for and computed here
 
@@ -14,7 +14,7 @@ metrics nobody has read.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from jaxloop._core.lazy import LazyDict, ReadOnlyDict
@@ -30,16 +30,16 @@ class MetricRows:
         values: Computes them.
         ring: The accumulators, one row per iteration.
         last: The accumulators after the last iteration. The next block may donate them.
-        number: Returns an int32 scalar on the device.
+        numbers: Int32 scalars on the device, by value.
     """
 
-    __slots__ = ("_fetch", "_number", "_range", "_ring", "_rows", "last", "values")
+    __slots__ = ("_fetch", "_numbers", "_range", "_ring", "_rows", "last", "values")
 
     def __init__(
-        self, values: MetricValues, ring: PyTree, last: Packed, number: Callable[[int], Any]
+        self, values: MetricValues, ring: PyTree, last: Packed, numbers: Mapping[int, Any]
     ) -> None:
         self.values, self.last = values, last
-        self._ring, self._number = ring, number
+        self._ring, self._numbers = ring, numbers
         self._range = (0, 0)
         self._fetch: Fetch = dict
         self._rows: dict[str, PyTree] | None = None
@@ -48,7 +48,7 @@ class MetricRows:
         """Starts to compute some rows, unless they are already requested."""
         if self._ring is None or self.is_requested(start, stop):
             return
-        self._fetch = self.values.start(self._ring, start, stop, self._number)
+        self._fetch = self.values.start(self._ring, start, stop, self._numbers)
         self._range, self._rows = (start, stop), None
 
     def is_requested(self, start: int, stop: int) -> bool:
@@ -80,7 +80,7 @@ class MetricRow(LazyDict):
         rows: The rows of the block, or None if they are not needed any more.
     """
 
-    __slots__ = ("_index", "_known", "_pending", "extra", "rows")
+    __slots__ = ("_index", "_pending", "extra", "rows")
 
     def __init__(self, rows: MetricRows, index: int, extra: Mapping[str, Any]) -> None:
         # Sets the fields of LazyDict directly, for speed: every block makes a row.
@@ -88,19 +88,16 @@ class MetricRow(LazyDict):
         self._index, self.extra = index, extra
         self.rows: MetricRows | None = rows
         self._pending: PendingRows | None = None
-        self._known: dict[str, Any] | None = None
 
-    def _read(self) -> dict[str, Any]:
-        pending = self._pending
+    def _read(self) -> ReadOnlyDict:
+        # Another thread may do the same at any time, so what is read comes before what is freed.
+        rows, pending = self.rows, self._pending
         if pending is not None:
             pending.compute()
-        if self._known is None:
-            assert self.rows is not None
-            self._known = self.rows.get(self._index)
-        self.rows = None  # the values are known, so the block can be freed
-        if not self.extra:
-            return self._known
-        return {**self._known, **{n: v for n, v in self.extra.items() if n not in self._known}}
+        elif self._make is not None:
+            assert rows is not None
+            self.set(rows.get(self._index))
+        return self._value
 
     def adding(self, values: Mapping[str, Any]) -> LazyDict:
         """Returns the row with more values of handlers."""
@@ -133,9 +130,11 @@ class MetricRow(LazyDict):
         self.rows, self._pending = None, pending
         return rows
 
-    def set(self, row: dict[str, Any]) -> None:
-        """Sets the values that `PendingRows` computed."""
-        self._known, self._pending = row, None
+    def set(self, row: Mapping[str, Any]) -> None:
+        """Sets the values, and frees the block."""
+        added = {name: value for name, value in self.extra.items() if name not in row}
+        self._value = ReadOnlyDict({**row, **added})
+        self._make = self._pending = self.rows = None
 
 
 class PendingRows:

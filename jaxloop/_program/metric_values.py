@@ -2,7 +2,7 @@
 
     values = MetricValues(metrics)
     packed = values.init()
-    fetch = values.start(ring, 3, 7, number)       # metrics after the fourth to the seventh row
+    fetch = values.start(ring, 3, 7, numbers)      # metrics after the fourth to the seventh row
     fetch()["loss"]                                # NumPy, with a leading axis of four rows
 
 On a CPU, NumPy computes them if it can, because that compiles and dispatches nothing. Invariant:
@@ -86,7 +86,7 @@ class MetricValues:
         """Returns the metrics before the first update, as NumPy values."""
         if self._fresh_values is None:
             ring = put([one[None] for one in self.init()])
-            values = self.start(ring, 0, 1, lambda value: put(np.int32(value)))()
+            values = self.start(ring, 0, 1, put({0: np.int32(0), 1: np.int32(1)}))()
             self._fresh_values = self._metrics.with_derived(row_of(values, 0))
         return self._fresh_values
 
@@ -102,7 +102,7 @@ class MetricValues:
         return values
 
     def start(
-        self, ring: Sequence[Any], start: int, stop: int, number: Callable[[int], Any]
+        self, ring: Sequence[Any], start: int, stop: int, numbers: Mapping[int, Any]
     ) -> Fetch:
         """Starts to compute the metrics of the rows from ``start`` to ``stop``.
 
@@ -112,7 +112,7 @@ class MetricValues:
             ring: Packed accumulators with a leading axis.
             start: The first row.
             stop: The row after the last one.
-            number: Returns an int32 scalar on the device.
+            numbers: Int32 scalars on the device, by value.
 
         Returns:
             A function that waits for the values. Only the host holds integers of more than 32 bits,
@@ -123,7 +123,7 @@ class MetricValues:
             return dict
         if host is not None:
             return lambda: host_rows(host([np.asarray(one)[start:stop] for one in ring]))
-        computed = self._compute_rows(ring, number(start), number(stop))
+        computed = self._compute_rows(ring, numbers[start], numbers[stop])
         for leaf in jax.tree.leaves(computed):
             leaf.copy_to_host_async()
 
@@ -139,7 +139,7 @@ class MetricValues:
         It waits for the device.
         """
         ring = [np.stack([np.asarray(one) for one in column]) for column in zip(*rows, strict=True)]
-        return self.start(ring, 0, len(rows), int)()
+        return self.start(ring, 0, len(rows), {})()
 
     def of_last(self, packed: Packed) -> dict[str, PyTree]:
         """Returns all metrics of some accumulators, also the derived ones. It waits for the device.
