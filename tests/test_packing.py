@@ -203,11 +203,22 @@ def test_accumulators_of_earlier_formats_are_converted():
     metrics = bind(specs, outputs, {}, None)
     accs = metrics.update(metrics.init(), outputs, {}, None)
     packed = metrics.packing.pack(accs)
-    (restored,) = metrics.packing.restored(older(accs))
+    (restored,) = metrics.packing.restored(older(accs), by_dtype=True)
     np.testing.assert_array_equal(restored, packed[0])
-    assert metrics.packing.restored(packed) == packed
-    assert metrics.packing.restored(older(accs)[:-1]) is None
-    assert metrics.packing.restored([packed[0][1:]]) is None
+    assert metrics.packing.restored(packed, by_dtype=False) == packed
+    assert metrics.packing.restored(older(accs)[:-1], by_dtype=True) is None
+    assert metrics.packing.restored([packed[0][1:]], by_dtype=False) is None
+
+
+def test_integers_of_earlier_formats_are_converted_although_their_shapes_are_those_of_today():
+    outputs = {"x": jnp.asarray([2**20, 3, 5]), "y": jnp.asarray([7, 2**28, 1])}
+    specs = [declare(name, name, "running_average") for name in ("x", "y")]
+    metrics = bind(specs, outputs, {}, None)
+    accs = metrics.update(metrics.init(), outputs, {}, None)
+    (packed,), saved = metrics.packing.pack(accs), older(accs)
+    assert [(one.shape, one.dtype) for one in saved] == [(packed.shape, packed.dtype)]
+    (restored,) = metrics.packing.restored(saved, by_dtype=True)
+    np.testing.assert_array_equal(restored, packed)
 
 
 def test_a_skipped_step_changes_only_the_count_of_skipped_steps():

@@ -171,7 +171,7 @@ def fit_metrics(parts: Parts, state: State) -> None:
     if not has_begun and fitting.metric_changes(state, mine):
         _renew_metrics(parts, blocks.program, state.metric_meanings or {})
     else:
-        _continue_metrics(parts, blocks.program)
+        _continue_metrics(parts, blocks.program, by_dtype=state.packs_by_dtype)
 
 
 def _derive_metrics(parts: Parts, program: Program, changed: set[str]) -> None:
@@ -198,14 +198,21 @@ def _renew_metrics(parts: Parts, program: Program, before: Mapping[str, Any]) ->
     progress.set_metrics(LazyDict(lambda: known), parts.blocks.metric_names)
 
 
-def _continue_metrics(parts: Parts, program: Program) -> None:
+def _continue_metrics(parts: Parts, program: Program, *, by_dtype: bool) -> None:
     """Continues the metrics of an epoch with accumulators from a state.
+
+    Args:
+        parts: The parts of the run.
+        program: The program.
+        by_dtype: See `Packing.restored`.
 
     Raises:
         SerializationError: The accumulators have other shapes.
     """
     # A checkpoint stores only the leaves. The metrics give the structure.
-    accumulators = program.metrics.packing.restored(jax.tree.leaves(parts.carry.values[1]))
+    accumulators = program.metrics.packing.restored(
+        jax.tree.leaves(parts.carry.values[1]), by_dtype=by_dtype
+    )
     if accumulators is None:
         raise SerializationError(
             "the state to resume from is in the middle of an epoch, and its accumulators do not "

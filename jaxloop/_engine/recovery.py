@@ -67,7 +67,9 @@ class Recovery:
         saved, place = found.loan, parts.blocks.place
         program, accumulators = parts.blocks.program, None
         if program is not None and found.epoch == progress.epoch and found.place in IN_EPOCH:
-            accumulators = program.metrics.packing.restored(jax.tree.leaves(saved.accumulators))
+            accumulators = program.metrics.packing.restored(
+                jax.tree.leaves(saved.accumulators), by_dtype=found.packs_by_dtype
+            )
         if accumulators is not None:
             parts.carry.set(*place.commit(own((saved.step_state, accumulators))))
             progress.set_metrics(found.lazy_metrics, parts.blocks.metric_names)

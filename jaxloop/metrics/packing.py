@@ -115,15 +115,18 @@ class Packing:
             [_joined([nodes[index] for index in group.indices]) for group in self._groups], accs
         )
 
-    def restored(self, saved: Sequence[jax.Array]) -> Packed | None:
+    def restored(self, saved: Sequence[jax.Array], *, by_dtype: bool) -> Packed | None:
         """Returns saved accumulators, or None if they do not fit.
 
-        Up to format 3, a checkpoint has one vector for each dtype, and its parts in the order of
-        the metrics' names.
+        Args:
+            saved: The arrays.
+            by_dtype: Whether they are of format 3 or earlier, which has one vector for each dtype,
+                and its parts in the order of the metrics' names. Shapes do not tell, because exact
+                integers have the dtype of the words.
         """
-        shapes = jax.eval_shape(self.pack, self._like)
-        if _shapes_of(saved) == _shapes_of(shapes):
-            return list(saved)
+        if not by_dtype:
+            shapes = jax.eval_shape(self.pack, self._like)
+            return list(saved) if _shapes_of(saved) == _shapes_of(shapes) else None
         leaves, structure = jax.tree.flatten(self._like)
         groups: dict[Any, list[int]] = {}
         for index, leaf in enumerate(leaves):
