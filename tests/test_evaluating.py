@@ -52,6 +52,8 @@ METRICS = METRICS.derive("twice", lambda value: 2 * value, "mean_absolute_error"
 CHANGING = jl.loop(rolling).metric(lambda x: x, "mean", None, ["x"])
 CHANGING = CHANGING.metric(lambda n: n, "last", "last", ["last"])
 
+DATA = [np.ones(3, np.float32)] * 4
+
 
 def of_run(loop, data, state):
     return loop.final_state(data, state).history[0]
@@ -114,6 +116,23 @@ def test_the_last_batch_on_the_device_is_not_gathered_on_the_host(monkeypatch):
     check_equal(of_evaluation(METRICS, data, STATE), of_run(METRICS, list(data), STATE))
     data = jl.batches(examples(3), 4, device=True)
     check_equal(of_evaluation(METRICS, data, STATE), of_run(METRICS, list(data), STATE))
+
+
+def test_accumulators_that_are_too_large_for_the_host():
+    loop = jl.loop(weighted).metric(lambda y: y, "x", jl.window(10_000), ["y_pred"])
+    data = list(jl.batches(examples(20), 4))
+    expected = of_run(loop, data, STATE)
+    check_equal(of_evaluation(loop, data, STATE), expected)
+    (program,) = loop.programs._folds
+    assert not program.values.on_host
+    with counting() as counts, jax.transfer_guard("disallow"):
+        values = evaluate(loop, jl.batches(examples(20), 4), jax.device_put(STATE))
+    check_equal(values, expected)
+    assert counts["compilations"] == 0
+
+
+def test_a_loop_without_metrics():
+    assert evaluate(jl.loop(lambda batch, state: state), DATA, jax.device_put(STATE)) == {}
 
 
 @contextlib.contextmanager

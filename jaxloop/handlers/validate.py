@@ -210,14 +210,14 @@ class _Validation:
             return self.data(epoch)
 
     def evaluate(
-        self, loop: LoopSpec, state: State[Any], data: Any
+        self, spec: LoopSpec, state: State[Any], data: Any
     ) -> tuple[StatusLike, State[Any]]:
-        """Adds the metrics of ``data`` to the state of a run of ``loop``."""
+        """Adds the metrics that ``spec`` evaluates on ``data`` to the state of a run."""
         with self._in_validation():
             # Not `state.step_state`, which would mark the arrays as read, so that the next block
             # gets copies. They are not needed any more when the values are known.
             step_state = self.evaluation.eval_state(state.loan.step_state)
-            found = evaluate(self.evaluation.of(loop), data, step_state)
+            found = evaluate(spec, data, step_state)
         values = {f"{self.prefix}{name}": value for name, value in found.items()}
         # Not `state.replace`, which would read the metrics of the epoch and wait for the device.
         metrics = state.lazy_metrics.adding(values)
@@ -239,7 +239,8 @@ class _Validation:
 
     def open(self, start: RunStart) -> HandlerFn:
         """Checks the evaluation on the first batch, and returns the handler of one run."""
-        return _OneRun(self, start.loop, self._checked_data(start))
+        data = self._checked_data(start)
+        return _OneRun(self, self.evaluation.of(start.loop), data)
 
     def _checked_data(self, start: RunStart) -> Any:
         """Returns the data of this epoch, if they were opened to check them, or None."""
@@ -312,14 +313,14 @@ class _OneRun:
 
     Args:
         validation: The validation.
-        loop: The loop that runs.
+        spec: The loop that evaluates.
         data: The data of the epoch in which the run starts, or None if they are not open.
     """
 
-    def __init__(self, validation: _Validation, loop: LoopSpec, data: Any) -> None:
-        self._validation, self._loop, self._opened = validation, loop, data
+    def __init__(self, validation: _Validation, spec: LoopSpec, data: Any) -> None:
+        self._validation, self._spec, self._opened = validation, spec, data
 
     def __call__(self, state: State[Any]) -> tuple[StatusLike, State[Any]]:
         opened, self._opened = self._opened, None
         data = self._validation.data_of(state.epoch) if opened is None else opened
-        return self._validation.evaluate(self._loop, state, data)
+        return self._validation.evaluate(self._spec, state, data)
