@@ -246,11 +246,6 @@ class State(Snapshot, Generic[S]):
     """The versions and devices of the run. It is empty if they are unknown."""
 
     @property
-    def packs_by_dtype(self) -> bool:
-        """Whether the accumulators are packed as formats 1 to 3 did, which knew no environment."""
-        return not self.environment
-
-    @property
     def step_state(self) -> S:
         """The pytree of arrays that the step carries. It stays valid for as long as you keep it."""
         self.loan.read = True

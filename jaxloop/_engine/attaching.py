@@ -171,7 +171,7 @@ def fit_metrics(parts: Parts, state: State) -> None:
     if not has_begun and fitting.metric_changes(state, mine):
         _renew_metrics(parts, blocks.program, state.metric_meanings or {})
     else:
-        _continue_metrics(parts, blocks.program, by_dtype=state.packs_by_dtype)
+        _continue_metrics(parts, blocks.program, by_dtype=fitting.packs_by_dtype(state))
 
 
 def _derive_metrics(parts: Parts, program: Program, changed: set[str]) -> None:

@@ -137,3 +137,8 @@ def check_metrics(state: State[Any], mine: Meanings) -> None:
             "and change them after it, continue from a checkpoint at the end of an epoch with "
             "from_state(jl.restore(path, step, like=...)), or use another folder",
         )
+
+
+def packs_by_dtype(state: State[Any]) -> bool:
+    """Returns whether accumulators are packed as in formats 1 to 3, which knew no environment."""
+    return not state.environment

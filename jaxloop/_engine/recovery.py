@@ -22,6 +22,7 @@ from jaxloop._core.events import IN_EPOCH
 from jaxloop._core.interrupts import ENDED_BY_SIGNAL
 from jaxloop._core.lazy import ReadOnlyDict
 from jaxloop._core.state import State
+from jaxloop._engine.fitting import packs_by_dtype
 from jaxloop._engine.parts import Parts
 from jaxloop._spec import Guard, GuardAction
 from jaxloop.errors import CheckpointError, JaxloopError
@@ -68,7 +69,7 @@ class Recovery:
         program, accumulators = parts.blocks.program, None
         if program is not None and found.epoch == progress.epoch and found.place in IN_EPOCH:
             accumulators = program.metrics.packing.restored(
-                jax.tree.leaves(saved.accumulators), by_dtype=found.packs_by_dtype
+                jax.tree.leaves(saved.accumulators), by_dtype=packs_by_dtype(found)
             )
         if accumulators is not None:
             parts.carry.set(*place.commit(own((saved.step_state, accumulators))))
