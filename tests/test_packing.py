@@ -1,5 +1,6 @@
 """All accumulators are one vector, and the sums of all metrics are added together."""
 
+import dataclasses
 import fractions
 import itertools
 
@@ -250,6 +251,29 @@ def test_a_sum_of_another_shape_is_an_error_that_names_the_metric():
     metrics = bind([declare(metric, "mine", None, ["x"])], {"x": jnp.ones(3)}, {}, None)
     with pytest.raises(jl.errors.ShapeError, match="'mine': the sum of the examples must have"):
         metrics.update(metrics.init(), {"x": jnp.ones(5)}, {}, None)
+
+
+def test_an_update_that_replaces_that_of_a_built_in_metric_counts():
+    mean = jl.metrics.mean(lambda x: x)
+    metric = dataclasses.replace(
+        mean, update=lambda acc, x, weight=None: mean.update(acc, x * 2, weight=weight)
+    )
+    metrics = bind([declare(metric, "mine", None, ["x"])], {"x": jnp.ones(3)}, {}, None)
+    accs = metrics.update(metrics.init(), {"x": jnp.asarray([1.0, 2.0, 3.0])}, {}, None)
+    assert float(metrics.compute(accs)["mine"]) == 4.0
+
+
+@pytest.mark.parametrize("zero", [jnp.int32(0), 0.0])
+def test_a_delta_of_plain_numbers_is_an_error(zero):
+    metric = jl.Metric(
+        lambda: {"n": zero},
+        lambda acc, x: {"n": acc["n"] + 1},
+        lambda a, b: {"n": a["n"] + b["n"]},
+        lambda acc: acc["n"],
+        delta=lambda x: {"n": jnp.ones_like(zero)},
+    )
+    with pytest.raises(jl.errors.ArgumentError, match="'mine': the accumulator of a metric with"):
+        bind([declare(metric, "mine", None, ["x"])], {"x": jnp.ones(3)}, {}, None)
 
 
 def jl_zero():

@@ -260,6 +260,32 @@ def test_data_may_reuse_their_arrays(num_rows, one_shot):
     np.testing.assert_array_equal(y, -np.arange(11))
 
 
+@pytest.mark.parametrize("beside", [jax.random.key(0), READY])
+@pytest.mark.parametrize("num_rows", [1, 4])
+def test_data_may_reuse_their_arrays_beside_arrays_of_jax(beside, num_rows):
+    """Such batches wait for the others of their superbatch, or are read where they are."""
+
+    def reusing():
+        x = np.zeros(64, np.float32)
+        for i in range(8):
+            x[:] = i
+            yield x, beside
+
+    place = placement(READY)
+    reader = IteratorReader(reusing(), 0, one_shot=True)
+    found = []
+    while True:
+        fill = Fill(reader, num_rows, BufferPool(num_rows, place), None)
+        fill.run()
+        assert fill.error is None
+        if (made := fill.superbatch) is None:
+            break
+        rows = range(made.next_row, made.next_row + made.num_left)
+        found += [(made, row) for row in rows]
+    values = [float(made.rows.row(row)[0][-1]) for made, row in found]
+    assert values == list(range(8))
+
+
 @pytest.mark.parametrize("size", [16, 3_000_000])
 def test_large_batches_in_a_reused_array_arrive_as_they_were(size):
     """Superbatches of large batches have one row, and that too is a copy."""

@@ -247,8 +247,8 @@ class IteratorReader:
         self.held.extendleft(reversed(batches))
 
     def _whole(self, request: Fill) -> Superbatch:
-        """Returns the next batches in one superbatch without copying them on the host."""
-        held, batches = self.held, [self.held[0]]
+        """Returns the next batches in one superbatch, without copying the arrays of JAX."""
+        held, batches = self.held, [_kept(self.held[0])]
         signature = batches[0].signature
         try:
             held.popleft()
@@ -262,6 +262,7 @@ class IteratorReader:
                     break
                 if batch is None or batch.signature != signature:
                     break
+                batch = _kept(batch)
                 batches = [*batches, batch]  # not a call, after which a signal may raise
                 held.popleft()
             superbatch = request.pool.superbatch_of(batches)
@@ -271,6 +272,12 @@ class IteratorReader:
         if not self.one_shot:
             superbatch.source = None
         return superbatch
+
+
+def _kept(batch: Batch) -> Batch:
+    """Returns a batch with copies of its NumPy arrays, which the data may reuse for the next."""
+    copy = jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, batch.value)
+    return Batch(copy, batch.signature)
 
 
 def _fits_rows(batch: Batch, num_rows: int) -> bool:

@@ -40,7 +40,7 @@ from jaxloop.metrics.declare import (
 from jaxloop.metrics.derived import in_order
 from jaxloop.metrics.exact_int import is_exact
 from jaxloop.metrics.inputs import Inputs
-from jaxloop.metrics.metric import Metric, updated
+from jaxloop.metrics.metric import Metric, delta_of, updated
 from jaxloop.metrics.names import resolved
 from jaxloop.metrics.observations import (
     Observe,
@@ -204,12 +204,12 @@ def _bind_metric(spec: MetricSpec, metric: Metric) -> Slot:
         return updated(metric, acc, inputs.arguments(spec), inputs.weight, spec.title)
 
     slot = Slot(spec.name, metric.init, update, metric.merge, metric.compute)
-    adds = metric.delta
+    adds = delta_of(metric, spec.title)
     if adds is None:
         return slot
 
     def delta(inputs: Inputs) -> PyTree:
-        return adds(*inputs.arguments(spec), weight=inputs.weight)
+        return adds(inputs.arguments(spec), inputs.weight)
 
     return dataclasses.replace(slot, delta=delta)
 

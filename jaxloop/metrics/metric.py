@@ -22,6 +22,7 @@ from jax.typing import ArrayLike
 
 from jaxloop import errors, losses
 from jaxloop._core.types import Better, PyTree
+from jaxloop.metrics.accumulators import strongly_typed
 from jaxloop.metrics.exact_int import is_integer, sum_ints, sum_limbs
 from jaxloop.metrics.exact_sum import (
     Pair,
@@ -31,7 +32,7 @@ from jaxloop.metrics.exact_sum import (
     sum_weights,
     zero_pair,
 )
-from jaxloop.metrics.sums import Examples, merge_sums, summed
+from jaxloop.metrics.sums import Examples, is_node, merge_sums, nodes_of, summed
 from jaxloop.metrics.weights import check_weight, leading_axis, scalar_with_weights
 
 
@@ -52,8 +53,9 @@ class Metric:
         better: Which values are better, "min" (the smaller ones) or "max". Monitors and checkpoint
             criteria with ``mode="auto"`` read it. None means that this is unknown.
         delta: ``(*values, weight=None) -> acc``, what a batch adds, for a metric whose accumulator
-            is a sum. A loop then adds the sums of all its metrics at once. The built-in metrics
-            have it; see `jaxloop.metrics.sums`. ``update`` must do the same.
+            is a sum; see `jaxloop.metrics.sums`. A loop then adds the sums of all its metrics at
+            once. ``update`` must do the same. The built-in metrics have it, and a loop leaves it
+            out if you replace their ``update``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -91,6 +93,8 @@ def of_sums(
     def update(acc: PyTree, *values: PyTree, weight: ArrayLike | None = None) -> PyTree:
         return merge_sums(acc, summed(delta(*values, weight=weight), acc))
 
+    # `dataclasses.replace(metric, update=mine)` keeps the delta, which is then another sum.
+    delta.belongs_to = update  # type: ignore[attr-defined]  # a function has any attributes
     return Metric(init, update, merge_sums, compute, name, weighted, better, delta)
 
 
@@ -102,17 +106,48 @@ def updated(
     Raises:
         ArgumentError: The batch has weights, and ``update`` does not take them.
     """
-    if _takes_weight(metric.update):
-        return metric.update(acc, *args, weight=weight)
+    return _weighted("update", metric.update, (acc, *args), weight, title)
+
+
+def delta_of(
+    metric: Metric, title: str
+) -> Callable[[tuple[PyTree, ...], ArrayLike | None], PyTree] | None:
+    """Returns the ``(args, weight) -> delta`` of a metric, or None if it has only an update.
+
+    Raises:
+        ArgumentError: The metric has a delta, and its accumulator is no sum.
+    """
+    delta = metric.delta
+    if delta is None or getattr(delta, "belongs_to", metric.update) is not metric.update:
+        return None
+    for node in nodes_of(jax.eval_shape(lambda: strongly_typed(metric.init())))[0]:
+        if not is_node(node) and node.dtype != jnp.bool_:
+            raise errors.ArgumentError(
+                f"{title}: the accumulator of a metric with a delta must consist of the sums of "
+                f"jaxloop.metrics.sums and of bools, got {node.dtype}{list(node.shape)}",
+                fix="leave out delta; update alone gives the same value",
+            )
+    return lambda args, weight: _weighted("delta", delta, args, weight, title)
+
+
+def _weighted(
+    name: str,
+    fn: Callable[..., PyTree],
+    args: tuple[PyTree, ...],
+    weight: ArrayLike | None,
+    title: str,
+) -> PyTree:
+    if _takes_weight(fn):
+        return fn(*args, weight=weight)
     if weight is not None:
         # Without the weights, the padding of a batch would count as examples.
         raise errors.ArgumentError(
-            f"{title}: update must take weight= when the batch has sample weights or a mask, got "
-            "an update without it",
-            fix="give update the keyword weight=None, of shape (batch,), and leave out examples of "
-            "weight 0",
+            f"{title}: {name} must take weight= when the batch has sample weights or a mask, got "
+            f"one without it",
+            fix=f"give {name} the keyword weight=None, of shape (batch,), and leave out examples "
+            "of weight 0",
         )
-    return metric.update(acc, *args)
+    return fn(*args)
 
 
 def _takes_weight(update: Callable[..., PyTree]) -> bool:
