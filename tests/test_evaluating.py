@@ -79,7 +79,7 @@ def examples(num, seed=0):
     return draw(-8, 8, (num, 3)).astype(np.float32), draw(-8, 8, num).astype(np.float32)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     num=st.integers(1, 23),
     size=st.sampled_from([1, 4]),
@@ -118,6 +118,7 @@ def test_the_last_batch_on_the_device_is_not_gathered_on_the_host(monkeypatch):
     check_equal(of_evaluation(METRICS, data, STATE), of_run(METRICS, list(data), STATE))
 
 
+@pytest.mark.slow
 def test_accumulators_that_are_too_large_for_the_host():
     loop = jl.loop(weighted).metric(lambda y: y, "x", jl.window(10_000), ["y_pred"])
     data = list(jl.batches(examples(20), 4))

@@ -177,7 +177,8 @@ def test_binary_against_sklearn():
         if weight is not None:
             outputs["sample_weight"] = jnp.asarray(weight)
         bound = bind(tuple(map(declare, expected)), outputs, {}, None)
-        got = bound.compute(bound.update(bound.init(), outputs, {}, None))
+        update = jax.jit(lambda outputs, bound=bound: bound.update(bound.init(), outputs, {}, None))
+        got = bound.compute(update(outputs))
         for name, value in expected.items():
             np.testing.assert_allclose(got[name], value, rtol=1e-6, err_msg=name)
         is_float = weight is w

@@ -466,6 +466,7 @@ def test_a_missing_part_has_its_nearest_name():
         trainer(PAIR, classify, targets="label")
 
 
+@pytest.mark.slow
 def test_weights_of_tokens_in_a_plain_loss():
     tokens = RNG.integers(0, 3, (16, 5))
     mask = RNG.random((16, 5)) < 0.6

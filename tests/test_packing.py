@@ -96,29 +96,16 @@ FUNCTIONS = {
 }
 
 
-RANDOM = given(
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None)
+@given(
     names=st.lists(st.sampled_from(sorted(FUNCTIONS)), min_size=2, max_size=5, unique=True),
     how=st.sampled_from(["running_average", "running_sum"]),
     weighted=st.sampled_from([None, "bool", "float32"]),
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
     seed=st.integers(0, 100),
 )
-
-
-@settings(max_examples=3, deadline=None)
-@RANDOM
 def test_together_they_are_what_each_is_alone(names, how, weighted, sizes, seed):
-    compare_together_and_alone(names, how, weighted, sizes, seed)
-
-
-@pytest.mark.slow
-@settings(max_examples=40, deadline=None)
-@RANDOM
-def test_many_are_together_what_each_is_alone(names, how, weighted, sizes, seed):
-    compare_together_and_alone(names, how, weighted, sizes, seed)
-
-
-def compare_together_and_alone(names, how, weighted, sizes, seed):
     rng = np.random.default_rng(seed)
     if weighted is not None:
         names = [name for name in names if name != "scalar"]  # an error with weights
