@@ -120,6 +120,7 @@ class _Evaluation:
             iteration += self._dispatch(iteration)
         activity.now = ("while waiting for the metrics",)
         self._in_flight.settle(0)
+        interrupts.poll()
         prefetcher.keep_buffers()
         values: dict[str, Any] = self._program.values.of_last(self._packed)
         return values
