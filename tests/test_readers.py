@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import gc
 import itertools
 import sys
 from typing import Any, NamedTuple
@@ -564,11 +565,13 @@ def calls_of_reading(batches):
 
     reader = IteratorReader(iter(batches), 0, False)
     fill = Fill(reader, len(batches), BufferPool(len(batches), Placement()), None)
+    gc.disable()  # its callbacks would be counted
     sys.setprofile(count)
     try:
         fill.run()
     finally:
         sys.setprofile(None)
+        gc.enable()
     assert fill.superbatch.num_left == len(batches)
     return counts
 
