@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from jaxloop._core.jaxprs import equations, parts_of
 from jaxloop._core.types import PyTree
 from jaxloop.errors import ShardingError
 
@@ -95,22 +96,16 @@ def chooses_devices(jaxpr: Any, arguments: PyTree) -> bool:
     """
     default = {jax.local_devices()[0]}
     arrays = [x for x in jax.tree.leaves((arguments, jaxpr.consts)) if isinstance(x, jax.Array)]
-    return any(x.devices() != default for x in arrays) or _names_devices(jaxpr.jaxpr)
+    return any(x.devices() != default for x in arrays) or _names_devices(jaxpr)
 
 
 def _names_devices(jaxpr: Any) -> bool:
     """Returns whether an equation of a jaxpr, at any depth, has a sharding or a device."""
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "shard_map":
-            return True
-        for value in eqn.params.values():
-            for part in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(part, jax.sharding.Sharding | jax.Device):
-                    return True
-                inner = getattr(part, "jaxpr", part)
-                if hasattr(inner, "eqns") and _names_devices(inner):
-                    return True
-    return False
+    return any(
+        equation.primitive.name == "shard_map"
+        or any(isinstance(part, jax.sharding.Sharding | jax.Device) for part in parts_of(equation))
+        for equation in equations(jaxpr)
+    )
 
 
 def check_processes() -> None:

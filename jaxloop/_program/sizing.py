@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from jaxloop._core.arrays import size_bytes
+from jaxloop._core.jaxprs import equations
 from jaxloop._core.types import Fuse, PyTree
 
 _CAPACITIES = (1024, 256, 64, 32, 16, 8, 4, 2)
@@ -48,7 +49,7 @@ def capacity_of(jaxpr: Any, batch: PyTree, accumulators: PyTree, fuse: Fuse, pla
     """Returns the capacity of a block. If 1, the step runs alone, outside any loop."""
     if isinstance(fuse, int):
         return fuse
-    if platform == "cpu" and _contains(jaxpr, _SLOW_IN_CPU_LOOPS):
+    if platform == "cpu" and _is_slow_in_a_loop(jaxpr):
         return 1
     row, ring = size_bytes(batch), size_bytes(accumulators)
     if not jax.tree.leaves(batch):
@@ -88,14 +89,5 @@ def rows_of(capacity: int, batch: PyTree) -> int:
     return max(1, min(_ROWS_UNFUSED, _SUPERBATCH_BYTES // row))
 
 
-def _contains(jaxpr: Any, names: tuple[str, ...]) -> bool:
-    """Returns whether a primitive occurs in a jaxpr, at any depth of ``eqn.params``."""
-    inner = getattr(jaxpr, "jaxpr", jaxpr)
-    for eqn in inner.eqns:
-        if eqn.primitive.name in names:
-            return True
-        for value in eqn.params.values():
-            for part in value if isinstance(value, tuple | list) else (value,):
-                if (hasattr(part, "eqns") or hasattr(part, "jaxpr")) and _contains(part, names):
-                    return True
-    return False
+def _is_slow_in_a_loop(jaxpr: Any) -> bool:
+    return any(one.primitive.name in _SLOW_IN_CPU_LOOPS for one in equations(jaxpr))
