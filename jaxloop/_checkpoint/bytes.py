@@ -24,7 +24,6 @@ import numpy as np
 
 from jaxloop._checkpoint.dtypes import leaf_dtype
 from jaxloop._checkpoint.older import as_now, as_saved
-from jaxloop._checkpoint.packing import is_key
 from jaxloop._checkpoint.parsing import parse
 from jaxloop._checkpoint.record import (
     check_format,
@@ -37,7 +36,7 @@ from jaxloop._checkpoint.record import (
 )
 from jaxloop._checkpoint.schema import MOST_BYTES, NUMBERED, check_size
 from jaxloop._checkpoint.unpacking import on_device
-from jaxloop._core.arrays import key_impl
+from jaxloop._core.arrays import data_of, key_impl
 from jaxloop._core.state import State
 from jaxloop._core.types import PyTree
 from jaxloop.errors import ArgumentTypeError, DamagedError, SerializationError
@@ -54,7 +53,7 @@ _EXTRA_CONTENT = 2**26
 
 
 def _raw(leaf: Any) -> bytes:
-    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf).tobytes()
+    return np.asarray(data_of(leaf)).tobytes()
 
 
 def _checksum(flag: bytes, body: Any) -> bytes:

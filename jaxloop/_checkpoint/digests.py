@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxloop._checkpoint.packing import is_key
+from jaxloop._core.arrays import data_of
 from jaxloop._core.types import PyTree
 from jaxloop.errors import DamagedError
 
@@ -58,7 +58,7 @@ def digest(leaf: Any) -> str:
         True
     """
     dtype = str(leaf.dtype)
-    array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+    array = np.asarray(data_of(leaf))
     if array.dtype.kind == "V" and array.dtype.names is None and _is_below_a_byte(dtype):
         array = array.astype(np.float32)  # the unused bits of each byte have no meaning
     found = hashlib.sha256(f"{dtype}{list(array.shape)}".encode())

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxloop._checkpoint.digests import plain_path
-from jaxloop._checkpoint.packing import is_key
+from jaxloop._core.arrays import is_key
 from jaxloop._core.types import PyTree
 
 PRIVATE_FROM, PRIVATE_BEFORE = (0, 12, 5), (0, 13, 0)

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from jaxloop._checkpoint.dtypes import describe_dtype, is_native, key_dtype
-from jaxloop._core.arrays import structure
+from jaxloop._core.arrays import is_key, structure
 from jaxloop._core.events import Event, Place, Status
 from jaxloop._core.lazy import ReadOnlyDict
 from jaxloop._core.state import EpochTime
@@ -62,11 +62,6 @@ _FIX = (
 def is_array(leaf: Any) -> bool:
     """Returns whether a leaf has a shape and a dtype."""
     return isinstance(leaf, np.ndarray | np.generic | jax.Array)
-
-
-def is_key(leaf: Any) -> bool:
-    """Returns whether a leaf is an array of typed PRNG keys."""
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def plain_name(name: Any) -> Any:

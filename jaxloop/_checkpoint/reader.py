@@ -29,7 +29,7 @@ from jaxloop._checkpoint.lock import FolderLock
 from jaxloop._checkpoint.names import UNFINISHED, check_path
 from jaxloop._checkpoint.older import as_now, as_saved
 from jaxloop._checkpoint.orbax_io import restore_trees, stored_tree
-from jaxloop._checkpoint.packing import is_array, is_key
+from jaxloop._checkpoint.packing import is_array
 from jaxloop._checkpoint.record import (
     check_format,
     check_leaves,
@@ -39,7 +39,7 @@ from jaxloop._checkpoint.record import (
 )
 from jaxloop._checkpoint.reshaped import reshaped
 from jaxloop._checkpoint.schema import NUMBERED
-from jaxloop._core.arrays import key_impl
+from jaxloop._core.arrays import data_of, is_key, key_impl
 from jaxloop._core.placement import Placement, placement
 from jaxloop._core.state import State
 from jaxloop._core.types import PyTree
@@ -320,8 +320,8 @@ def _uncommitted(tree: PyTree) -> PyTree:
     leaves, tree_structure = jax.tree.flatten(tree)
     default = {jax.local_devices()[0]}
     at = [i for i, x in enumerate(leaves) if not isinstance(x, jax.Array) or x.devices() == default]
-    hosts = [jax.random.key_data(leaves[i]) if is_key(leaves[i]) else leaves[i] for i in at]
-    for i, array in zip(at, jax.device_put(list(map(np.asarray, hosts))), strict=True):
+    hosts = [np.asarray(data_of(leaves[i])) for i in at]
+    for i, array in zip(at, jax.device_put(hosts), strict=True):
         key = is_key(leaves[i])
         leaves[i] = wrap_key_data(array, impl=key_impl(leaves[i].dtype)) if key else array
     return jax.tree.unflatten(tree_structure, leaves)

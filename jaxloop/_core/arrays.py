@@ -123,7 +123,8 @@ def own(tree: PyTree, *, often: bool = False) -> PyTree:
     if often or any(map(_may_move, leaves)):
         with jax.transfer_guard_host_to_device("allow"):  # the transfer is meant
             return jax.tree.unflatten(tree_structure, copy(safe))
-    parts = [_data_of(leaf) if isinstance(leaf, jax.Array) else leaf for leaf in safe]
+    # As data, because a transfer of typed keys would ignore where they are.
+    parts = [data_of(leaf) for leaf in safe]
     made = [
         jax.random.wrap_key_data(new, impl=key_impl(old.dtype)) if is_key(old) else new
         for old, new in zip(leaves, jax.device_put(parts, may_alias=False), strict=True)
@@ -132,13 +133,13 @@ def own(tree: PyTree, *, often: bool = False) -> PyTree:
 
 
 def is_key(leaf: Any) -> bool:
-    """Returns whether an array holds typed PRNG keys."""
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    """Returns whether a leaf is an array of typed PRNG keys."""
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _data_of(array: jax.Array) -> jax.Array:
-    # A transfer of typed keys would ignore where they are.
-    return jax.random.key_data(array) if is_key(array) else array
+def data_of(leaf: Any) -> Any:
+    """Returns the data of typed PRNG keys as a plain array, and any other leaf as it is."""
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def _may_move(leaf: Any) -> bool:
