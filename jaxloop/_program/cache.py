@@ -80,7 +80,7 @@ class ProgramCache:
         shapes = abstract(batch.value)
         jaxpr, (new, outputs) = step.trace(shapes, state)
         metrics = bind(specs, outputs, new, shapes)
-        accumulators = jax.eval_shape(metrics.init)
+        accumulators = metrics.empty
         capacity = 1 if eager else capacity_of(jaxpr, shapes, accumulators, fuse, platform)
         program = Program(
             step,

@@ -69,15 +69,21 @@ class Metrics:
         return {slot.name: strongly_typed(slot.init()) for slot in self.slots}
 
     @functools.cached_property
+    def empty(self) -> Accumulators:
+        """Empty accumulators, with shapes in place of arrays."""
+        shapes: Accumulators = jax.eval_shape(self.init)
+        return shapes
+
+    @property
     def shapes(self) -> Signature:
         """The structure, shapes and dtypes of the accumulators."""
-        return state_signature(jax.eval_shape(self.init))
+        return state_signature(self.empty)
 
     @functools.cached_property
     def packing(self) -> Packing:
         """The places of the accumulators in one vector."""
         sums = [slot.name for slot in self.slots if slot.delta is not None]
-        return Packing(jax.eval_shape(self.init), sums)
+        return Packing(self.empty, sums)
 
     def add(self, packed: Packed, outputs: PyTree, step_state: PyTree, batch: PyTree) -> Packed:
         """Adds a batch of any size to packed accumulators.
