@@ -3,7 +3,7 @@
     program = Program(step, metrics, capacity=64, num_rows=64, options={})
     carry = (state, program.values.init())
     carry, outputs, ring, marker = program.run(carry, rows, start, bound)
-    fetch = program.values.start(ring, 9, 10, number)         # metrics after ten iterations
+    fetch = program.values.start(ring, 9, 10, numbers)        # metrics after ten iterations
 
 On a platform where a traced bound is slow, blocks of a few fixed lengths are compiled with a
 constant bound; see `jaxloop._program.sizing.static_lengths`. They compute the same bits.
@@ -131,7 +131,7 @@ class Program:
     def _single(self, carry: Any, rows: Rows, start: Any, bound: Any) -> BlockOutput:
         state, packed, outputs = self._advance(carry, rows.row(start))
         ring = jax.tree.map(lambda a: a[None], packed)
-        return (state, packed), outputs, ring, _after(bound)
+        return (state, packed), outputs, ring, marker_after(bound)
 
     def _block(
         self, carry: Any, rows: Rows, start: Any, bound: Any, length: int | None = None
@@ -155,7 +155,7 @@ class Program:
         stop = bound if length is None else length
         begin = (jnp.int32(0), carry, jax.tree.map(_zeros, outputs), ring)
         _, carry, outputs, ring = lax.while_loop(lambda loop: loop[0] < stop, body, begin)
-        return carry, outputs, ring, _after(bound)
+        return carry, outputs, ring, marker_after(bound)
 
 
 def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
@@ -168,7 +168,7 @@ def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
     return jnp.zeros(shape.shape, shape.dtype)
 
 
-def _after(bound: Any) -> Any:
-    # The marker must be computed. JAX returns an unchanged input as is, and that is ready long
-    # before the block is done.
+def marker_after(bound: Any) -> Any:
+    """Returns an int32 scalar that is ready when the block that returns it is done."""
+    # It must be computed. JAX returns an unchanged input as is, and that is ready long before.
     return bound + jnp.int32(1)

@@ -23,6 +23,7 @@ from jax.extend.core import JaxprEqn, Literal
 from jaxloop._core.arrays import some_arithmetic
 from jaxloop._core.types import PyTree
 from jaxloop._data.device_rows import Rows, Stacked
+from jaxloop._program.block import marker_after
 from jaxloop._program.step import Step
 from jaxloop.metrics.collection import Metrics
 from jaxloop.metrics.packing import Packed
@@ -105,7 +106,7 @@ class Fold:
         batch = rows.row(start)
         carried, counters = self._changing(batch, leaves)
         new, packed = self._advance(packed, leaves, batch)
-        return {i: new[i] for i in (*carried, *counters)}, packed, bound + jnp.int32(1)
+        return {i: new[i] for i in (*carried, *counters)}, packed, marker_after(bound)
 
     def _over_rows(
         self,
@@ -135,9 +136,8 @@ class Fold:
         _, changed, packed = lax.while_loop(lambda loop: loop[0] < stop, body, begin)
         for index in counters:
             changed[index] = leaves[index] + jnp.asarray(bound, leaves[index].dtype)
-        # The marker must be computed. JAX returns an unchanged input as is, which is always ready.
         # XLA does not count the arithmetic of a loop, and the host has to read the next batches.
-        marker = some_arithmetic() if isinstance(rows, Stacked) else bound + jnp.int32(1)
+        marker = some_arithmetic() if isinstance(rows, Stacked) else marker_after(bound)
         return changed, packed, marker
 
     def _advance(self, packed: Packed, leaves: Leaves, batch: PyTree) -> tuple[Leaves, Packed]:
