@@ -257,7 +257,12 @@ def sample_of(data: Any) -> Batch:
     if own is not None:
         own.set(before)
     if sample is None:
-        raise DataError(
-            "data must have at least one batch, got empty data", fix="pass at least one batch"
-        )
+        raise no_batch("data")
     return sample
+
+
+def no_batch(what: str) -> DataError:
+    """Returns the error for data without a batch."""
+    return DataError(
+        f"{what} must have at least one batch, got empty data", fix="pass at least one batch"
+    )

@@ -21,13 +21,13 @@ from jaxloop._core.interrupts import ENDED_BY_SIGNAL, Interrupts
 from jaxloop._core.placement import placement
 from jaxloop._core.types import PyTree
 from jaxloop._data.prefetch import PATIENCE_S, Prefetcher
-from jaxloop._data.source import DataSource
+from jaxloop._data.source import DataSource, no_batch
 from jaxloop._engine.activity import Activity
 from jaxloop._engine.clock import now
 from jaxloop._engine.in_flight import MOST_IN_FLIGHT, Block, InFlight
 from jaxloop._engine.signatures import Signatures
 from jaxloop._spec import LoopSpec
-from jaxloop.errors import DataError, JaxloopError
+from jaxloop.errors import JaxloopError
 
 _ONE_EPOCH: Final = Bounds(1, None, None)
 
@@ -102,10 +102,7 @@ class _Evaluation:
     def _sample(self) -> Batch:
         sample = self._source.sample_shapes()
         if sample is None:
-            raise DataError(
-                "run: data must have at least one batch, got empty data",
-                fix="pass at least one batch",
-            )
+            raise no_batch("run: data")
         return sample
 
     def finish(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from jaxloop._core.events import Place
 from jaxloop._core.lazy import Constant
 from jaxloop._core.placement import check_axes, check_processes
 from jaxloop._core.state import Snapshot, State, make
-from jaxloop._data.source import KEEPS_POSITION
+from jaxloop._data.source import KEEPS_POSITION, no_batch
 from jaxloop._engine import fitting
 from jaxloop._engine.attaching import attach, ends_other_epochs, fit_metrics, has_ended
 from jaxloop._engine.first_state import make_step_state, step_state_like
@@ -108,9 +108,7 @@ def _read_sample(parts: Parts) -> Batch:
     parts.progress.max_iteration = parts.prefetcher.open(epoch=0, step=0)
     sample = parts.source.sample()
     if sample is None:
-        raise DataError(
-            "run: data must have at least one batch, got empty data", fix="pass at least one batch"
-        )
+        raise no_batch("run: data")
     return sample
 
 
