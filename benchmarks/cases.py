@@ -81,15 +81,19 @@ def hand_shuffled(work):
     return train
 
 
-def scan(work):
-    """Runs one `lax.scan` per epoch over data on the device. This is the lower limit."""
-    stacked = jax.device_put(jax.tree.map(lambda *b: np.stack(b), *work.batches))
-    first = work.init()
-
+def _whole_epoch(work):
     @partial(jax.jit, donate_argnums=0)
     def whole(state, stacked):
         state, losses = jax.lax.scan(lambda s, b: work.step(b, s), state, stacked)
         return state, losses.mean()
+
+    return whole
+
+
+def scan(work):
+    """Runs one `lax.scan` per epoch over data on the device. This is the lower limit."""
+    stacked = jax.device_put(jax.tree.map(lambda *b: np.stack(b), *work.batches))
+    first, whole = work.init(), _whole_epoch(work)
 
     def train():
         state = _fresh(first)
@@ -103,18 +107,13 @@ def scan(work):
 def scan_shuffled(work):
     """Does the same as `scan`, and shuffles the data on the device before each epoch."""
     arrays, size, num_batches = jax.device_put((work.x, work.y)), work.batch_size, len(work.batches)
-    first = work.init()
+    first, whole = work.init(), _whole_epoch(work)
 
     @jax.jit
     def shuffled(arrays, epoch):
         order = jax.random.permutation(jax.random.fold_in(jax.random.key(0), epoch), len(work.x))
         order = order[: num_batches * size]
         return jax.tree.map(lambda a: a[order].reshape(-1, size, *a.shape[1:]), arrays)
-
-    @partial(jax.jit, donate_argnums=0)
-    def whole(state, stacked):
-        state, losses = jax.lax.scan(lambda s, b: work.step(b, s), state, stacked)
-        return state, losses.mean()
 
     def train():
         state = _fresh(first)
