@@ -24,6 +24,7 @@ FLOORS = [
     ["_program"],
     ["_checkpoint"],
     ["_spec"],
+    ["_plotting"],
     ["_engine"],
     ["handlers"],
     ["_loop"],

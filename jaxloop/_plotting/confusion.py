@@ -82,7 +82,9 @@ def plot_confusion_matrix(
         shown = np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
     side = min(12.0, max(4.0, 1.6 + 0.45 * num))
     figure, (axes,) = new_figure(1, figure, size=(side + 1.0, side))
-    most = 1.0 if normalize is not None else max(float(shown.max()), 1.0)
+    most = 1.0
+    if normalize is None or normalize == "all":
+        most = float(np.nanmax(shown, initial=0.0)) or 1.0
     image = axes.imshow(shown, cmap="cividis", vmin=0, vmax=most)
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
     bar.set_label("examples" if normalize is None else f"share of the {_SHARES[normalize]}")
@@ -107,8 +109,7 @@ def _checked(matrix: Any) -> np.ndarray[Any, Any]:
         ) from error
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not counts.size:
         raise ShapeError(
-            "plot_confusion_matrix: matrix must have shape (classes, classes), got "
-            f"{counts.shape}",
+            f"plot_confusion_matrix: matrix must have shape (classes, classes), got {counts.shape}",
             fix="pass the value of jl.metrics.confusion_matrix(num_classes)",
         )
     if not np.all(np.isfinite(counts)) or np.any(counts < 0):
@@ -120,9 +121,7 @@ def _checked(matrix: Any) -> np.ndarray[Any, Any]:
     return counts
 
 
-def _write_numbers(
-    axes: Axes, shown: np.ndarray[Any, Any], most: float, *, as_share: bool
-) -> None:
+def _write_numbers(axes: Axes, shown: np.ndarray[Any, Any], most: float, *, as_share: bool) -> None:
     size = 9 if len(shown) <= 12 else 7
     for (row, column), value in np.ndenumerate(shown):
         if np.isnan(value):

@@ -17,7 +17,16 @@ import numpy as np
 
 from jaxloop._core.state import Snapshot
 from jaxloop._core.types import Better
-from jaxloop._plotting.figures import GREY, VERMILION, as_text, line, new_figure, tidy
+from jaxloop._plotting.figures import (
+    GREY,
+    add_legend,
+    as_text,
+    in_lines,
+    line,
+    new_figure,
+    star,
+    tidy,
+)
 from jaxloop._plotting.runs import (
     Run,
     RunsLike,
@@ -33,6 +42,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_BEST, _GAPS = "best epoch", "not finite"
 _EVENT_STYLES: tuple[Any, ...] = ("dotted", (0, (6, 3)), "dashdot")
 _LARGE_DROP = 0.5
 """A learning rate that falls to this part of the one before was lowered, not scheduled."""
@@ -98,16 +108,14 @@ def plot(
         wants_log = log_scale if isinstance(log_scale, bool) else panel.name in log_scale
         if wants_log and panel.is_positive():
             axes.set_yscale("log")
+    if len(found) > 1:
+        legend |= _kinds(panels)
+    for label in legend.keys() & {_BEST, _GAPS}:
+        legend[label] = legend.pop(label)  # after the lines
     if len(found) == 1:
         _mark_events(all_axes, found[0], legend)
     if len(legend) > 1:
-        figure.legend(
-            legend.values(),
-            legend.keys(),
-            loc="outside lower center",
-            ncols=min(len(legend), 1 + 2 * len(all_axes)),
-            frameon=False,
-        )
+        add_legend(figure, legend)
     if title is not None:
         figure.suptitle(title)
     return figure
@@ -163,6 +171,10 @@ def _base_of(name: str, prefixes: tuple[str, ...]) -> tuple[str, str]:
     return prefix, name.removeprefix(prefix)
 
 
+def _kind(prefix: str) -> str:
+    return prefix.rstrip("_") or "training"
+
+
 # --- one panel -----------------------------------------------------------------------------------
 
 
@@ -179,22 +191,22 @@ def _draw_panel(
     epochs: set[int] = set()
     for i, (run, by_prefix) in enumerate(zip(runs, panel.series, strict=True)):
         for dash, (prefix, series) in enumerate(by_prefix.items()):
-            kind = prefix.rstrip("_") or "training"
-            label = ", ".join(filter(None, (run.label, kind)))
+            kind = _kind(prefix)
             index = i if len(runs) > 1 else dash if "" in by_prefix else 1
             style = line(index, len(series.epochs), dash if "" in by_prefix else 1)
+            label = ", ".join(filter(None, (run.label, kind)))
             (drawn,) = axes.plot(series.epochs, series.values, label=label, **style)
-            legend.setdefault(label, drawn)
+            legend.setdefault(kind if len(runs) == 1 else run.label, drawn)
             _draw_gaps(axes, series, style, legend)
             epochs.update(series.epochs.tolist())
         watched = list(by_prefix.values())[-1]
         best = watched.best(direction) if direction is not None else None
         if best is not None:
             epoch, value = best
-            star = axes.plot(
-                epoch, value, "*", markersize=11, color=VERMILION, markeredgecolor="white", zorder=5
-            )[0]
-            legend.setdefault("best epoch", star)
+            marked = axes.plot(epoch, value, label=_BEST, **star())[0]
+            if len(runs) > 1:
+                marked.set_markerfacecolor(line(i, 1)["color"])
+            legend.setdefault(_BEST, marked)
             if len(runs) == 1:
                 axes.set_title(
                     f"best {as_text(value)} at epoch {epoch}", loc="left", fontsize="medium"
@@ -203,14 +215,32 @@ def _draw_panel(
     if not np.any(np.isfinite(np.concatenate(values))):
         axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", va="center")
         axes.set_yticks([])
-    axes.set(xlabel="epoch (from 0)", ylabel=panel.name)
+    axes.set(xlabel="epoch (from 0)", ylabel=in_lines(panel.name))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(epochs) == 1:
         axes.set_xlim(min(epochs) - 0.5, min(epochs) + 0.5)
     tidy(axes)
 
 
-def _draw_gaps(axes: Axes, series: Series, style: Mapping[str, Any], legend: dict[str, Any]) -> None:
+def _kinds(panels: Sequence[_Panel]) -> dict[str, Any]:
+    """Returns what tells training and validation apart if the colours stand for runs."""
+    # Imported here, because matplotlib is an extra.
+    from matplotlib.lines import Line2D
+
+    kinds: dict[str, int] = {}
+    for panel in panels:
+        for by_prefix in panel.series:
+            for dash, prefix in enumerate(by_prefix):
+                kinds.setdefault(_kind(prefix), dash if "" in by_prefix else 1)
+    if len(kinds) == 1:
+        return {}
+    styles = {kind: line(0, 0, dash)["linestyle"] for kind, dash in kinds.items()}
+    return {kind: Line2D([], [], color=GREY, linestyle=style) for kind, style in styles.items()}
+
+
+def _draw_gaps(
+    axes: Axes, series: Series, style: Mapping[str, Any], legend: dict[str, Any]
+) -> None:
     """Draws the values between two gaps, which no line reaches, and marks the gaps."""
     finite = np.isfinite(series.values)
     if np.all(finite):
@@ -236,7 +266,7 @@ def _draw_gaps(axes: Axes, series: Series, style: Mapping[str, Any], legend: dic
         transform=axes.get_xaxis_transform(),
         clip_on=False,
     )[0]
-    legend.setdefault("not finite", missing)
+    legend.setdefault(_GAPS, missing)
 
 
 # --- events --------------------------------------------------------------------------------------

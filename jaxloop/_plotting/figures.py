@@ -11,6 +11,8 @@ Source: Okabe, Ito, "Color Universal Design", 2008, https://jfly.uni-koeln.de/co
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from jaxloop.errors import MissingExtraError
@@ -93,11 +95,53 @@ def line(index: int, num_points: int, dash: int = 0) -> dict[str, Any]:
     }
 
 
+def star() -> dict[str, Any]:
+    """Returns the style of the mark of a best epoch, which stands out from every line."""
+    return {
+        "linestyle": "none",
+        "marker": "*",
+        "markersize": 13,
+        "color": "#F0E442",
+        "markeredgecolor": "black",
+        "markeredgewidth": 0.8,
+        "zorder": 5,
+    }
+
+
+def add_legend(figure: Figure, entries: Mapping[str, Any]) -> None:
+    """Adds a legend below the panels, with as many columns as fit."""
+    longest = max(map(len, entries))
+    column = 0.085 * longest + 0.7  # inches
+    figure.legend(
+        entries.values(),
+        entries.keys(),
+        loc="outside lower center",
+        ncols=max(1, min(len(entries), int(figure.get_figwidth() / column))),
+        frameon=False,
+        columnspacing=1.2,
+    )
+
+
+def in_lines(name: str, most: int = 28) -> str:
+    """Breaks a long name after an underscore or a slash.
+
+    Example:
+        >>> in_lines("mean_absolute_error"), in_lines("validation_of_the_second_head/loss")
+        ('mean_absolute_error', 'validation_of_the_second_\\nhead/loss')
+    """
+    lines = [""]
+    for part in re.findall(r"[^_/]*[_/]?", name):
+        if lines[-1] and len(lines[-1]) + len(part) > most:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
 def as_text(value: float) -> str:
     """Returns a number with four significant digits.
 
     Example:
-        >>> as_text(0.98765), as_text(12345.6), as_text(1e-9)
+        >>> as_text(0.98764), as_text(12345.6), as_text(1e-9)
         ('0.9876', '1.235e+04', '1e-09')
     """
     return f"{value:.4g}"

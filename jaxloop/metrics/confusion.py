@@ -78,7 +78,7 @@ def confusion_matrix(num_classes: int, *, threshold: float = 0.5) -> Metric:
 
     def delta(y_true: PyTree, y_pred: PyTree, *, weight: ArrayLike | None = None) -> ExactInt:
         index, checked = cells(y_true, y_pred, weight)
-        if is_float_weight(checked):
+        if checked is not None and is_float_weight(checked):
             raise errors.ArgumentTypeError(
                 f"the weights of metric {name!r} must be bool or integer, got {checked.dtype}",
                 fix=f"use {name}({num_classes}).weighted, or pass a bool or integer mask",
@@ -86,9 +86,7 @@ def confusion_matrix(num_classes: int, *, threshold: float = 0.5) -> Metric:
         counts = scatter_ints(index, checked, num_cells, count_limbs())
         return jax.tree.map(lambda limb: limb.reshape(shape), counts)
 
-    def delta_weighted(
-        y_true: PyTree, y_pred: PyTree, *, weight: ArrayLike | None = None
-    ) -> Pair:
+    def delta_weighted(y_true: PyTree, y_pred: PyTree, *, weight: ArrayLike | None = None) -> Pair:
         index, checked = cells(y_true, y_pred, weight)
         if checked is None:
             checked = jnp.ones(index.shape, jnp.bool_)
