@@ -27,6 +27,7 @@ FLOORS = [
     ["_plotting"],
     ["_engine"],
     ["handlers"],
+    ["_learning_rates"],
     ["_loop"],
     ["_factories", "_adopted"],
     ["__init__"],

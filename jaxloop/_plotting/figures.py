@@ -111,7 +111,7 @@ def star() -> dict[str, Any]:
 def add_legend(figure: Figure, entries: Mapping[str, Any]) -> None:
     """Adds a legend below the panels, with as many columns as fit."""
     longest = max(map(len, entries))
-    column = 0.085 * longest + 0.7  # inches
+    column = 0.08 * longest + 0.6  # inches
     figure.legend(
         entries.values(),
         entries.keys(),
