@@ -143,6 +143,8 @@ def test_utilization_says_what_is_missing():
         report.utilization(0.1)
     with pytest.raises(jl.errors.ArgumentError, match="finished an epoch"):
         report.utilization(Snapshot(step=3, iteration=3), peak_flops=1e12)
+    with pytest.raises(jl.errors.ArgumentError, match="must have matrix multiplications"):
+        jl.loop(lambda b, s: s + b).check([1.0], 0.0).utilization(0.1, peak_flops=1e12)
     for seconds in (0.0, -1.0, float("nan")):
         with pytest.raises(jl.errors.ArgumentError, match="must be positive"):
             report.utilization(seconds, peak_flops=1e12)

@@ -101,6 +101,11 @@ def test_the_panels_of_many_metrics(num):
     assert len({axes.get_position().bounds for axes in figure.axes}) == num
 
 
+def test_the_loss_comes_first():
+    figure = jl.plot({0: {"accuracy": 0.5, "validation_loss": 2.0, "loss": 1.0}})
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "accuracy"]
+
+
 def test_chosen_metrics_in_their_order():
     figure = jl.plot(HISTORY, metrics=["accuracy", "loss"])
     assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy", "loss"]
@@ -334,13 +339,14 @@ def test_wrong_matrices():
 def test_nothing_global_changes_and_pyplot_is_not_imported():
     code = """
 import sys, numpy as np, matplotlib
-before = dict.copy(matplotlib.rcParams)  # without resolving the backend
+rc = matplotlib.rcParams
+before = {k: dict.__getitem__(rc, k) for k in dict.keys(rc)}  # resolves no backend
 import jaxloop as jl
 assert jl.plot and "matplotlib.figure" not in sys.modules
 state = jl.loop(lambda b, s: jl.emit(s, x=b)).metric("x").run([1.0, 2.0], epochs=2)
 for figure in (jl.plot(state), jl.plot_timeline(state), jl.plot_confusion_matrix(np.eye(2))):
     assert figure._repr_png_().startswith(b"\\x89PNG")
-assert dict.copy(matplotlib.rcParams) == before
+assert {k: dict.__getitem__(rc, k) for k in dict.keys(rc)} == before
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)

@@ -91,7 +91,8 @@ class Report:
                 that of the report.
 
         Raises:
-            ArgumentError: The peak rate is unknown, or nothing was measured.
+            ArgumentError: The peak rate is unknown, the step has no matrix multiplications, or
+                nothing was measured.
 
         Source: Chowdhery and others, "PaLM: Scaling language modeling with pathways", 2022,
         appendix B.
@@ -104,6 +105,11 @@ class Report:
             >>> report.model_flops, report.utilization(1e-6, peak_flops=1e10)
             (1024, 0.1024)
         """
+        if not self.model_flops:
+            raise ArgumentError(
+                "utilization: the step must have matrix multiplications, got a report without any",
+                fix="check a loop that has not ended, with a step whose work is in these",
+            )
         peak = self.peak_flops if peak_flops is None else peak_flops
         if peak is None:
             raise ArgumentError(
