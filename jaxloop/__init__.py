@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jaxloop._checkpoint.reader import restore
     from jaxloop._core.events import Event, Status
     from jaxloop._core.filters import after, before, every, every_seconds, once, only
+    from jaxloop._core.sessions import Session
     from jaxloop._core.state import Snapshot, State
     from jaxloop._core.step_result import Emission, emit
     from jaxloop._data.in_memory import batches
@@ -45,6 +46,7 @@ __all__ = [
     "Loop",
     "Metric",
     "Model",
+    "Session",
     "Snapshot",
     "State",
     "Status",
@@ -84,6 +86,7 @@ _HOMES = {
     "_checkpoint.reader": ("restore",),
     "_core.events": ("Event", "Status"),
     "_core.filters": ("after", "before", "every", "every_seconds", "once", "only"),
+    "_core.sessions": ("Session",),
     "_core.state": ("Snapshot", "State"),
     "_core.step_result": ("Emission", "emit"),
     "_data.in_memory": ("batches",),
