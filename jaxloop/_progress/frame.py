@@ -41,8 +41,8 @@ def frame(view: View, width: int, *, ascii_only: bool = False) -> list[list[Span
         >>> view = View(epochs=1, max_epochs=4, batches=5, max_batches=10, elapsed_s=3.0)
         >>> for line in frame(view, 72, ascii_only=True):
         ...     print("".join(span.text for span in line))
-        epochs  ===========-----------------  1/4   0:03
-        batches ==============--------------  5/10
+        epochs  ==========-------------------  1/4   0:03
+        batches ==============---------------  5/10
     """
     width = max(1, width - 1)  # some terminals wrap after their last column
     rows = _rows(view)
