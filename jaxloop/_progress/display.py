@@ -1,6 +1,7 @@
 """The display of one run: which form it has, and what it is told.
 
-    display = Display(form_of(sys.stdout, nested=False, plot=False), start)
+    meter = Meter(start.snapshot, num_examples(start.sample))
+    display = Display(form_of(nested=False, plot=False), meter, start, summarizes=True)
     display.at_time(snapshot)
     display.close()
 
@@ -60,13 +61,14 @@ class Display:
 
     Args:
         form: How it is shown.
+        meter: What is shown.
         start: What is known before the first event.
         summarizes: Whether a summary ends it.
     """
 
-    def __init__(self, form: Form, start: RunStart, *, summarizes: bool) -> None:
-        self._form, self._start, self._summarizes = form, start, summarizes
-        self._meter = Meter(start.snapshot, num_examples(start.sample))
+    def __init__(self, form: Form, meter: Meter, start: RunStart, *, summarizes: bool) -> None:
+        self._form, self._meter = form, meter
+        self._start, self._summarizes = start, summarizes
         self._epoch_began_s = clock()
         self._last: Snapshot | None = None
         self._failure: BaseException | None = None
@@ -139,18 +141,14 @@ def form_of(*, nested: bool, plot: bool) -> Form:
         return Notebook(plot=plot)
     if os.environ.get("TERM", "").lower() in ("", "dumb", "unknown") or not stream.isatty():
         return Lines()
-    # Imported here, because only a terminal needs rich.
-    from rich.console import Console
-    from rich.file_proxy import FileProxy
+    # Imported here, because it imports rich, which only a terminal needs.
+    from jaxloop._progress.terminal import Terminal, console_of
 
-    # Imported here, because it imports rich.
-    from jaxloop._progress.terminal import Terminal
-
-    # Another display is in this terminal: that of another thread, or one of the script.
-    if isinstance(stream, FileProxy):
+    console = console_of(stream)
+    if not console.is_interactive:
         return Lines()
-    console = Console(file=stream, markup=False, emoji=False, highlight=False, soft_wrap=True)
-    return Terminal(console) if console.is_interactive else Lines()
+    terminal = Terminal(console)
+    return terminal if terminal.claim() else Lines()
 
 
 def is_notebook(stream: object) -> bool:

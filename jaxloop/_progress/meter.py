@@ -115,7 +115,7 @@ class Meter:
         elapsed_s = clock() - self._began_s
         view = self._view
         per_s = self._per_second()
-        note = "" if view.steps > self._first_step else "compiling"
+        note = "" if view.steps > self._first_step else "first step"
         examples = None if per_s is None or self._num_examples is None else self._num_examples
         return dataclasses.replace(
             view,

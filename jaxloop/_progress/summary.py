@@ -31,6 +31,7 @@ _PARTS: dict[str, Callable[[Session], float]] = {
 }
 _LEAST_PART, _LEAST_HANDLER = 0.005, 0.01
 """Parts of the time and handlers with a smaller share are left out."""
+_LEAST_S = 0.005
 _MOST_HANDLERS, _MOST_METRICS = 10, 20
 
 
@@ -101,7 +102,7 @@ def _headline(snapshot: Snapshot, sessions: Sequence[Session]) -> str:
     text += f", {_count(snapshot.step, 'step')}"
     if sessions:
         text += f" in {in_seconds(sum(one.elapsed_s for one in sessions))}"
-    return text if len(sessions) < 2 else f"{text} of {len(sessions)} sessions"
+    return text if len(sessions) < 2 else f"{text}, in {len(sessions)} sessions"
 
 
 def _count(count: int, one: str, many: str | None = None) -> str:
@@ -169,7 +170,7 @@ def time_spent(sessions: Sequence[Session]) -> Table:
     rows = []
     for name in names:
         shares = [part[name] / total for part, total in zip(parts, totals, strict=True)]
-        if max(shares) >= _LEAST_PART:
+        if max(shares) >= _LEAST_PART and parts[-1][name] >= _LEAST_S:
             cells: list[str] = []
             for part, share in zip(parts, shares, strict=True):
                 cells += [in_seconds(part[name]), percent(share)]
@@ -196,7 +197,7 @@ def slowest_handlers(sessions: Sequence[Session]) -> Table:
     rows = [
         (clean(name), in_seconds(spent_s), percent(spent_s / total))
         for name, spent_s in slowest
-        if spent_s / total >= _LEAST_HANDLER
+        if spent_s / total >= _LEAST_HANDLER and spent_s >= _LEAST_S
     ]
     return Table(("handler", "", "share"), tuple(rows))
 

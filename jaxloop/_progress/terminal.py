@@ -1,6 +1,6 @@
 """Progress in a terminal: bars that are redrawn, above which finished epochs and prints scroll.
 
-    form = Terminal(console)
+    form = Terminal(console_of(sys.stdout))
     form.start(view)
     form.draw(view)
     form.finish(summary, None)              # also restores the cursor
@@ -15,13 +15,17 @@ import atexit
 import logging
 import sys
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import IO, Any
 
+from rich import get_console
+from rich.ansi import AnsiDecoder
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.file_proxy import FileProxy
 from rich.live import Live
 from rich.segment import Segment
 from rich.style import Style
+from rich.text import Text
 
 from jaxloop._core.events import Event
 from jaxloop._core.state import Snapshot
@@ -34,6 +38,14 @@ from jaxloop._progress.text import text_of
 _INTERVAL_S, _IDLE_S = 0.1, 1.0
 _MOST_SHARE = 0.02
 _MOST_EPOCH_LINES = 3
+_CLAIMING = threading.Lock()
+"""Held while a display looks whether the terminal is free."""
+
+
+def console_of(stream: IO[str]) -> Console:
+    """Returns the console of a terminal: that of `rich.print`, so that the two do not collide."""
+    console = get_console()
+    return console if console.file is stream else Console(file=stream)
 
 
 class Terminal:
@@ -55,23 +67,29 @@ class Terminal:
             self._frame,
             console=console,
             auto_refresh=False,
-            # What goes to a file stays there.
-            redirect_stderr=sys.stderr is not None and sys.stderr.isatty(),
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
         self._lock = threading.RLock()
         self._done = threading.Event()
         self._epochs: list[str] = []
         self._next_s = self._drawn_s = 0.0
-        self._logs: list[tuple[Any, Any]] = []
+        self._redirected = _Redirected(console, self._write_epochs)
+
+    def claim(self) -> bool:
+        """Takes the terminal, and returns whether that is possible.
+
+        It is not if another display has it: that of another thread, or one of the script.
+        """
+        with _CLAIMING:
+            return self._redirected.begin()
 
     def start(self, view: View) -> None:
         """Shows the bars, until `finish`."""
-        outs = (sys.stdout, sys.stderr)
         with self._lock:
             self._frame.set(view)
             self._live.start()
             atexit.register(self._stop)  # a generator that nobody closes must not keep the cursor
-            self._route_logs(outs)
             self._redraw()
         threading.Thread(target=self._keep_alive, name="jaxloop-progress", daemon=True).start()
 
@@ -102,9 +120,8 @@ class Terminal:
             self._stop()
         if shown is not None:
             headline, *lines = text_of(shown, self._console.width - 1)
-            self._console.print(self._readable(headline), style="bold")
-            for line in lines:
-                self._console.print(self._readable(line))
+            self._print(headline, style="bold")
+            self._print("\n".join(lines))
 
     # --- drawing -------------------------------------------------------------------------------
 
@@ -118,14 +135,16 @@ class Terminal:
         self._next_s = began_s + max(_INTERVAL_S, (self._drawn_s - began_s) / _MOST_SHARE)
 
     def _write_epochs(self) -> None:
-        lines, self._epochs = self._epochs, []
-        if lines:
-            self._console.print(self._readable("\n".join(lines)))
+        with self._lock:
+            lines, self._epochs = self._epochs, []
+            if lines:
+                self._print("\n".join(lines))
 
-    def _readable(self, text: str) -> str:
-        """Returns text that the terminal can show in its encoding."""
+    def _print(self, text: str, style: str = "") -> None:
+        """Prints text that the terminal can show in its encoding, as it is."""
         encoding = self._console.encoding
-        return text.encode(encoding, "backslashreplace").decode(encoding)
+        shown = text.encode(encoding, "backslashreplace").decode(encoding)
+        self._console.print(Text(shown, style), soft_wrap=True)
 
     def _keep_alive(self) -> None:
         """Draws the clock while nothing else happens, such as in a long step or a compilation."""
@@ -142,37 +161,111 @@ class Terminal:
 
     def _stop(self) -> None:
         with self._lock:
+            if self._done.is_set():
+                return
             self._done.set()
             atexit.unregister(self._stop)
-            if not self._live.is_started:
-                return
             try:
-                if sys.stdout is not None:
-                    sys.stdout.flush()  # a line that has no end yet
+                self._redirected.end()
             finally:
-                try:
-                    self._live.stop()
-                finally:
-                    for handler, (before, proxy) in self._logs:
-                        if handler.stream is proxy:
-                            handler.setStream(before)
-
-    def _route_logs(self, outs: tuple[Any, Any]) -> None:
-        """Routes log handlers that write to the terminal above the bars too."""
-        for before, proxy in zip(outs, (sys.stdout, sys.stderr), strict=True):
-            for handler in _log_handlers():
-                if proxy is not before and handler.stream is before:
-                    handler.setStream(proxy)
-                    self._logs.append((handler, (before, proxy)))
+                self._live.stop()
 
 
-def _log_handlers() -> Iterator[logging.StreamHandler[Any]]:
+class _Redirected:
+    """Redirects what is written to the terminal to above the bars, also that of log handlers.
+
+    Args:
+        console: The console of the bars.
+        first: Writes what must come before.
+    """
+
+    def __init__(self, console: Console, first: Callable[[], None]) -> None:
+        self._console, self._first = console, first
+        self._proxies: list[_Above] = []
+
+    def begin(self) -> bool:
+        """Redirects standard output and, if it is the terminal too, standard error.
+
+        Returns:
+            Whether standard output was not redirected before.
+        """
+        out, err = sys.stdout, sys.stderr
+        if isinstance(out, FileProxy):
+            return False
+        sys.stdout = self._above(out)
+        if err is not None and err.isatty() and not isinstance(err, FileProxy):
+            sys.stderr = self._above(err)
+        return True
+
+    def _above(self, stream: IO[str]) -> _Above:
+        above = _Above(self._console, stream, self._first)
+        self._proxies.append(above)
+        _redirect_logs(stream, above)
+        return above
+
+    def end(self) -> None:
+        """Redirects nothing any more."""
+        proxies, self._proxies = self._proxies, []
+        for proxy in proxies:
+            # What the script has put there since stays.
+            if sys.stdout is proxy:
+                sys.stdout = proxy.rich_proxied_file
+            if sys.stderr is proxy:
+                sys.stderr = proxy.rich_proxied_file
+            _redirect_logs(proxy, proxy.rich_proxied_file)
+        for proxy in proxies:
+            proxy.end_line()
+
+
+class _Above(FileProxy):
+    """A stream whose lines go above the bars.
+
+    That of `rich` also writes parts of lines, and reads them as markup.
+
+    Args:
+        console: The console of the bars.
+        file: The stream in whose place it is.
+        first: Writes what must come before.
+    """
+
+    def __init__(self, console: Console, file: IO[str], first: Callable[[], None]) -> None:
+        super().__init__(console, file)
+        self._console, self._first = console, first
+        self._encoding = console.encoding
+        self._decoder = AnsiDecoder()
+        self._begun = ""
+
+    def write(self, text: str) -> int:
+        """Writes the lines that are complete."""
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        *lines, self._begun = (self._begun + text).split("\n")
+        if lines:
+            self._first()
+            decoded = Text("\n").join(map(self._decoder.decode_line, lines))
+            self._console.print(decoded, soft_wrap=True)
+        return len(text)
+
+    def flush(self) -> None:
+        """Does nothing, because what is complete is written."""
+
+    def end_line(self) -> None:
+        """Writes the line that has begun."""
+        if self._begun:
+            self.write("\n")
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # read-only there too, but for the stubs
+        """The encoding of the stream."""
+        return self._encoding
+
+
+def _redirect_logs(before: object, after: Any) -> None:
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     for logger in loggers:
-        if isinstance(logger, logging.Logger):
-            for handler in logger.handlers:
-                if isinstance(handler, logging.StreamHandler):
-                    yield handler
+        for handler in logger.handlers if isinstance(logger, logging.Logger) else ():
+            if isinstance(handler, logging.StreamHandler) and handler.stream is before:
+                handler.setStream(after)
 
 
 class _Frame:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jaxloop._core.state import Snapshot
-from jaxloop._progress.figures import named_numbers, wrapped
+from jaxloop._progress.figures import named_numbers, shortened, wrapped
 from jaxloop._progress.summary import Summary, Table
 
 _GAP = "   "
@@ -41,7 +41,7 @@ def text_of(shown: Summary, width: int = 80) -> list[str]:
         accuracy   0.9   accuracy   0.9
     """
     lines = [shown.headline]
-    blocks = [table_lines(table) for table in shown.tables]
+    blocks = [table_lines(table, width) for table in shown.tables]
     while blocks:
         row = [blocks.pop(0)]
         while blocks and sum(_width(block) + len(_GAP) for block in [*row, blocks[0]]) <= width:
@@ -52,15 +52,25 @@ def text_of(shown: Summary, width: int = 80) -> list[str]:
     return lines
 
 
-def table_lines(table: Table) -> list[str]:
+def table_lines(table: Table, width: int = 80) -> list[str]:
     """Returns a table as lines, with its titles first.
+
+    If it is too wide, the cells of its first column are shortened.
 
     Example:
         >>> table_lines(Table(("part", "", "share"), (("device", "1.0 s", "9 %"),)))
         ['part           share', 'device  1.0 s    9 %']
     """
-    rows = [table.columns, *table.rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
+    others = [
+        max(len(row[i]) for row in [table.columns, *table.rows]) + 2
+        for i in range(1, len(table.columns))
+    ]
+    room = max(8, width - sum(others))
+    rows = [
+        (shortened(first, room, ascii_only=True), *rest)
+        for first, *rest in [table.columns, *table.rows]
+    ]
+    widths = [max(len(row[0]) for row in rows), *(other - 2 for other in others)]
     return [
         "  ".join(
             cell.ljust(width) if i == 0 else cell.rjust(width)

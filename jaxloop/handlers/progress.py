@@ -15,7 +15,8 @@ from jaxloop._core.events import Event
 from jaxloop._core.filters import ALWAYS, every_seconds
 from jaxloop._core.filters import every as every_n
 from jaxloop._core.state import Snapshot
-from jaxloop._progress.display import ENDS_EPOCH, ENDS_RUN, Display, form_of
+from jaxloop._progress.display import ENDS_EPOCH, ENDS_RUN, Display, form_of, num_examples
+from jaxloop._progress.meter import Meter
 from jaxloop._spec import Attachment, Observer, ObserverFn, RunStart, SpecT
 from jaxloop.errors import ArgumentError, ArgumentTypeError
 
@@ -77,8 +78,10 @@ def progress(loop: SpecT, *, every: int = 50, plot: bool = False, summary: bool 
     def display(start: RunStart) -> Display:
         """Returns the display of a run, which its three observers share."""
         if key not in start.shared:
+            meter = Meter(start.snapshot, num_examples(start.sample))
             form = form_of(nested=start.nested, plot=plot)
-            start.shared[key] = Display(form, start, summarizes=summary and not start.nested)
+            ends = summary and not start.nested
+            start.shared[key] = Display(form, meter, start, summarizes=ends)
         shown: Display = start.shared[key]
         return shown
 
