@@ -38,6 +38,7 @@ class Loop(LoopSpec[S, OutputT]):
 
     handle = handlers.handle
     observe = handlers.observe
+    progress = handlers.progress
     metric = handlers.metric
     derive = handlers.derive
     log = handlers.log

@@ -58,6 +58,8 @@ class RunStart:
         sample: The next batch of the data. None if the data of this epoch are at their end.
         better: Which values are better of the metrics that the loop has or that handlers add, as
             far as their names are known. None means that this is unknown.
+        nested: Whether the run is inside another run, in the main thread.
+        shared: What the attachments of this run share. They put it in when they are opened.
     """
 
     loop: LoopSpec[Any, Any]
@@ -67,6 +69,8 @@ class RunStart:
     data: Any
     sample: PyTree
     better: Mapping[str, Better | None] = dataclasses.field(default_factory=dict)
+    nested: bool = False
+    shared: dict[object, Any] = dataclasses.field(default_factory=dict)
 
     def better_of(self, metric: str) -> Better | None:
         """Returns which values of a metric are better, or None if this is unknown.
@@ -127,6 +131,7 @@ class Attachment:
         events: The events at which it runs.
         filter: Selects the firings at which it runs.
         name: Its name in messages and in ``halted_by``.
+        writes_to: The path or the address that it writes to, for the summary of a run, or None.
     """
 
     kind: ClassVar[str] = "attachment"
@@ -135,6 +140,7 @@ class Attachment:
     events: tuple[Event, ...]
     filter: Filter
     name: str
+    writes_to: str | None = dataclasses.field(default=None, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)

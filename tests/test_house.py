@@ -24,6 +24,7 @@ FLOORS = [
     ["_program"],
     ["_checkpoint"],
     ["_spec"],
+    ["_progress"],
     ["_engine"],
     ["handlers"],
     ["_loop"],
@@ -246,10 +247,14 @@ def test_rooms_know_no_clock_and_no_files():
     assert not wrong
 
 
+# A display is drawn by time: at most ten times a second, and with rates. It measures no run.
+CLOCKS = {"_engine/clock.py", "_progress/meter.py", "__main__.py"}
+
+
 def test_the_engine_has_the_only_clock():
     for path in modules():
         names = {module for _, module, _ in imports(path)}
-        assert "time" not in names or name_of(path) in ("_engine/clock.py", "__main__.py")
+        assert "time" not in names or name_of(path) in CLOCKS
         if room_of(path) != "_engine":
             assert "jaxloop._engine.clock" not in names
 

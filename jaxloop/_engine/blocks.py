@@ -144,7 +144,9 @@ class Blocks:
         dispatched = now()
         window.superbatch.marker = marker
         queue = observers.take() if observers.queue else []
-        rows = MetricRows(program.values, ring, carry.values[1], prefetcher.numbers)
+        rows = MetricRows(
+            program.values, ring, carry.values[1], prefetcher.numbers, self._clock.wait
+        )
         metrics = MetricRow(rows, count - 1, progress.added)
         ahead = 0
         if prefetcher.idle:

@@ -35,6 +35,7 @@ from jaxloop.handlers.early_stop import early_stop
 from jaxloop.handlers.log import log
 from jaxloop.handlers.monitor import is_better, monitor, read_scalar
 from jaxloop.handlers.nan_guard import nan_guard
+from jaxloop.handlers.progress import progress
 from jaxloop.handlers.reduce_lr import reduce_lr_on_plateau
 from jaxloop.handlers.validate import validate
 
@@ -68,6 +69,7 @@ __all__ = [
     "monitor",
     "nan_guard",
     "observe",
+    "progress",
     "read_scalar",
     "reduce_lr_on_plateau",
     "resume",

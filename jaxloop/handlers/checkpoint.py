@@ -120,6 +120,7 @@ def checkpoint(
             open=None if criteria is None else criterion.open,
             unique=criteria is not None,
             auto_mode=criteria is not None and mode == "auto",
+            writes_to=folder.path,
         )
     )
 
