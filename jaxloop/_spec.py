@@ -58,6 +58,9 @@ class RunStart:
         sample: The next batch of the data. None if the data of this epoch are at their end.
         better: Which values are better of the metrics that the loop has or that handlers add, as
             far as their names are known. None means that this is unknown.
+        run_id: A text that is the same for a run and for what resumes it.
+        shared: A dict that is new for each run. Attachments that work together share in it what
+            they need, by a key of their own.
     """
 
     loop: LoopSpec[Any, Any]
@@ -67,6 +70,8 @@ class RunStart:
     data: Any
     sample: PyTree
     better: Mapping[str, Better | None] = dataclasses.field(default_factory=dict)
+    run_id: str = ""
+    shared: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def better_of(self, metric: str) -> Better | None:
         """Returns which values of a metric are better, or None if this is unknown.

@@ -158,6 +158,8 @@ def run_start(parts: Parts, sample: Batch | None) -> RunStart:
         parts.source.iterable,
         None if sample is None else sample.value,
         known_better(parts.spec, names),
+        parts.progress.run_id or "",
+        parts.shared,
     )
 
 

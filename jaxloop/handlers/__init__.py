@@ -37,6 +37,7 @@ from jaxloop.handlers.monitor import is_better, monitor, read_scalar
 from jaxloop.handlers.nan_guard import nan_guard
 from jaxloop.handlers.reduce_lr import reduce_lr_on_plateau
 from jaxloop.handlers.validate import validate
+from jaxloop.handlers.write import write
 
 __all__ = [
     "Attachment",
@@ -72,4 +73,5 @@ __all__ = [
     "reduce_lr_on_plateau",
     "resume",
     "validate",
+    "write",
 ]

@@ -13,7 +13,6 @@ import io
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from jaxloop._checkpoint.names import check_path
 from jaxloop.errors import ArgumentError
@@ -92,8 +91,7 @@ class CsvFile:
 
     def __init__(self, file: LineFile) -> None:
         self._file = file
-        with open(file.path, "rb") as lines:
-            self._columns = _cells(lines.readline())
+        self._columns = _cells(file.read().split(b"\n", 1)[0])
         self._last = dict(zip(self._columns, _cells(file.last), strict=False))
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
@@ -125,8 +123,7 @@ class CsvFile:
     def _grow(self, names: list[str]) -> None:
         """Adds columns at the end."""
         padding = b"," * len(names)
-        with open(self._file.path, "rb") as lines:
-            rows = lines.read().splitlines(keepends=True)[1:]
+        rows = self._file.read().splitlines(keepends=True)[1:]
         self._columns += names
         parts = [_line(self._columns), *(row[:-1] + padding + b"\n" for row in rows)]
         self._file.rewrite(parts, has_rows=bool(rows))

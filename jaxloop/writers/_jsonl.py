@@ -102,7 +102,8 @@ class JsonlFile:
             if new:
                 self._lines.replace_last(last.rstrip()[:-1] + b", " + _encode(new)[1:].encode())
             return
-        self._lines.append(_encode({"step": step, **values, "step": step}).encode())
+        row = {"step": step, **{name: value for name, value in values.items() if name != "step"}}
+        self._lines.append(_encode(row).encode())
 
     def flush(self) -> None:
         """Makes the lines durable."""

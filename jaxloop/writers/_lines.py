@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -84,22 +83,24 @@ class LineFile:
         opened = cls(path, file)
         try:
             _lock(file, path, form.kind)
-            with open(path, "rb") as lines:
+            # This descriptor must not be closed: closing any of a file's drops the lock.
+            with open(file.fileno(), "rb", closefd=False) as lines:
                 first = lines.readline()
                 if first and not form.is_own(first):
                     raise _foreign(path, form.kind)
-                if not (lines.read(1) if form.header else first.endswith(b"\n")):
-                    opened.rewrite([form.header])
-                    return opened
-                if step:
+                is_empty = not (lines.read(1) if form.header else first.endswith(b"\n"))
+                if step and not is_empty:
                     lines.seek(len(first) if form.header else 0)
                     opened._continue(lines, step, form, keep_other)
                     return opened
+            if is_empty:
+                opened.rewrite([form.header])
+                return opened
+            os.rename(path, _free_name(path))
         except BaseException:
             opened.close()
             raise
         opened.close()
-        os.rename(path, _free_name(path))
         return cls.open(path, step, form)
 
     def _continue(
@@ -119,7 +120,7 @@ class LineFile:
             end += len(line)
         if os.fstat(self._file.fileno()).st_size > end:
             if keep_other:
-                shutil.copyfile(self.path, _free_name(self.path))
+                _free_name(self.path).write_bytes(self.read())
             self._file.truncate(end)
         self._file.seek(end)
 
@@ -137,9 +138,12 @@ class LineFile:
 
     def replace_last(self, line: bytes) -> None:
         """Replaces the last line. The file has the old line or the new one at any instant."""
-        with open(self.path, "rb") as old:
-            kept = old.read(self._last_at)
-        self.rewrite([kept, line], has_rows=True)
+        self.rewrite([self.read()[: self._last_at], line], has_rows=True)
+
+    def read(self) -> bytes:
+        """Returns the whole file."""
+        self._file.seek(0)
+        return self._file.readall()
 
     def rewrite(self, parts: list[bytes], *, has_rows: bool = False) -> None:
         """Replaces the whole file at once.

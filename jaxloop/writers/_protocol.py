@@ -43,6 +43,7 @@ class WriterStart:
     branches: bool = False
 
 
+@runtime_checkable
 class Writer(Protocol):
     """A writer of one run. These two methods are all that it needs."""
 

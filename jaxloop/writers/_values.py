@@ -108,10 +108,14 @@ Value: TypeAlias = bool | int | float | np.ndarray[Any, Any] | Image | Text | Hi
 """A value as a writer gets it, on the host."""
 
 
+VALUES = (bool, int, float, str, np.ndarray, np.generic, jax.Array, Image, Text, Histogram)
+"""The classes of the leaves that a function of values may return."""
+
+
 def start_copies(values: Any) -> None:
     """Starts to copy the arrays of ``values`` to the host, without waiting for the device."""
-    for leaf in jax.tree.leaves(values, is_leaf=_is_drawn):
-        parts = dataclasses.astuple(leaf) if _is_drawn(leaf) else (leaf,)
+    for leaf in jax.tree.leaves(values, is_leaf=is_drawn):
+        parts = dataclasses.astuple(leaf) if is_drawn(leaf) else (leaf,)
         for part in parts:
             if isinstance(part, jax.Array):
                 part.copy_to_host_async()
@@ -125,7 +129,7 @@ def on_host(values: Mapping[str, Any]) -> dict[str, Value]:
     """
     found: dict[str, Value] = {}
     for name, tree in values.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_drawn):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_drawn):
             value = _leaf_on_host(leaf)
             if value is not None:
                 found[join(name, path)] = value
@@ -143,7 +147,8 @@ def join(name: str, path: tuple[Any, ...]) -> str:
     return f"{name}/{parts}" if parts else str(name)
 
 
-def _is_drawn(value: Any) -> bool:
+def is_drawn(value: Any) -> bool:
+    """Returns whether a value is one that a writer draws."""
     return isinstance(value, Image | Text | Histogram)
 
 
