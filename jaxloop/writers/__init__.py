@@ -20,6 +20,7 @@ from jaxloop.writers._protocol import (
     WriterDescription,
     WriterStart,
 )
+from jaxloop.writers._tensorboard import tensorboard
 from jaxloop.writers._values import Histogram, Image, Text, Value
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "WriterStart",
     "csv",
     "jsonl",
+    "tensorboard",
 ]
