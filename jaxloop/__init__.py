@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jaxloop._installation import check_no_foreign_files
 
 if TYPE_CHECKING:
-    from jaxloop import datasets, errors, handlers, losses, metrics, optimizers
+    from jaxloop import datasets, errors, handlers, losses, metrics, optimizers, writers
     from jaxloop._adopted.factory import from_train_step
     from jaxloop._checkpoint.bytes import deserialize_state, serialize_state
     from jaxloop._checkpoint.reader import restore
@@ -76,6 +76,7 @@ __all__ = [
     "train_step",
     "trainer",
     "window",
+    "writers",
 ]
 
 # Where each name lives. A module is imported when one of its names is first used, so that
@@ -98,7 +99,7 @@ _HOMES = {
     "metrics": ("Metric",),
     "metrics.windows": ("window",),
 }
-_MODULES = ("datasets", "errors", "handlers", "losses", "metrics", "optimizers")
+_MODULES = ("datasets", "errors", "handlers", "losses", "metrics", "optimizers", "writers")
 
 
 if not TYPE_CHECKING:  # hidden, so that type checkers report unknown names

@@ -42,6 +42,7 @@ class Loop(LoopSpec[S, OutputT]):
     metric = handlers.metric
     derive = handlers.derive
     log = handlers.log
+    write = handlers.write
     validate = handlers.validate
     monitor = handlers.monitor
     early_stop = handlers.early_stop

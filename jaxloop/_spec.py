@@ -59,7 +59,9 @@ class RunStart:
         better: Which values are better of the metrics that the loop has or that handlers add, as
             far as their names are known. None means that this is unknown.
         nested: Whether the run is inside another run, in the main thread.
-        shared: What the attachments of this run share. They put it in when they are opened.
+        run_id: A text that is the same for a run and for what resumes it.
+        shared: A dict that is new for each run. Attachments that work together share in it what
+            they need, by a key of their own.
     """
 
     loop: LoopSpec[Any, Any]
@@ -70,6 +72,7 @@ class RunStart:
     sample: PyTree
     better: Mapping[str, Better | None] = dataclasses.field(default_factory=dict)
     nested: bool = False
+    run_id: str = ""
     shared: dict[object, Any] = dataclasses.field(default_factory=dict)
 
     def better_of(self, metric: str) -> Better | None:

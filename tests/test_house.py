@@ -24,7 +24,7 @@ FLOORS = [
     ["_program"],
     ["_checkpoint"],
     ["_spec"],
-    ["_progress"],
+    ["_progress", "writers"],
     ["_engine"],
     ["handlers"],
     ["_loop"],
@@ -41,7 +41,7 @@ NEVER_IMPORTS = {
     "_spec": {"time", "os", "pathlib"},
     "handlers": {"time"},
 }
-PUBLIC_MODULES = {"errors", "handlers", "metrics", "losses", "optimizers", "datasets"}
+PUBLIC_MODULES = {"errors", "handlers", "metrics", "losses", "optimizers", "datasets", "writers"}
 # What is asked of private parts of other projects, and where.
 FOREIGN_PRIVATE = {"_checkpoint/orbax_io.py"}
 

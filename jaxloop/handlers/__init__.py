@@ -38,6 +38,7 @@ from jaxloop.handlers.nan_guard import nan_guard
 from jaxloop.handlers.progress import progress
 from jaxloop.handlers.reduce_lr import reduce_lr_on_plateau
 from jaxloop.handlers.validate import validate
+from jaxloop.handlers.write import write
 
 __all__ = [
     "Attachment",
@@ -74,4 +75,5 @@ __all__ = [
     "reduce_lr_on_plateau",
     "resume",
     "validate",
+    "write",
 ]
