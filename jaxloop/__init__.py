@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from jaxloop._data.in_memory import batches
     from jaxloop._factories import eval_step, evaluator, train_step, trainer
     from jaxloop._loop import Loop, loop
+    from jaxloop._plotting.confusion import plot_confusion_matrix
+    from jaxloop._plotting.curves import plot
+    from jaxloop._plotting.timeline import plot_timeline
     from jaxloop._supervised.models import Model
     from jaxloop.errors import JaxloopError, Terminated
     from jaxloop.losses import objective
@@ -71,6 +74,9 @@ __all__ = [
     "once",
     "only",
     "optimizers",
+    "plot",
+    "plot_confusion_matrix",
+    "plot_timeline",
     "restore",
     "serialize_state",
     "train_step",
@@ -93,6 +99,9 @@ _HOMES = {
     "_data.in_memory": ("batches",),
     "_factories": ("eval_step", "evaluator", "train_step", "trainer"),
     "_loop": ("Loop", "loop"),
+    "_plotting.confusion": ("plot_confusion_matrix",),
+    "_plotting.curves": ("plot",),
+    "_plotting.timeline": ("plot_timeline",),
     "_supervised.models": ("Model",),
     "losses": ("objective",),
     "errors": ("JaxloopError", "Terminated"),

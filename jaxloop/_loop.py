@@ -23,6 +23,7 @@ from jaxloop._core.types import OutputT, PyTree, S
 from jaxloop._engine.replay import replay
 from jaxloop._engine.results import output, restore
 from jaxloop._engine.run import check, final_state, run, stream
+from jaxloop._learning_rates import find_learning_rate
 from jaxloop._spec import LoopSpec
 
 
@@ -56,6 +57,7 @@ class Loop(LoopSpec[S, OutputT]):
     final_state = final_state
     stream = stream
     check = check
+    find_learning_rate = find_learning_rate
     output = output
     restore = restore
     replay = replay

@@ -307,6 +307,14 @@ class Task(Protocol):
     def training_only(self) -> Collection[str]:
         """The names that the step of the training reports, and that of an evaluation does not."""
 
+    @property
+    def trains(self) -> bool:
+        """Whether it is the task of a trainer, which has an optimizer."""
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The rate of an optimizer that was given by its name, or None."""
+
     def statics(self) -> Mapping[str, str]:
         """Returns what the model is made of besides its arrays; see `State.statics`."""
 
