@@ -173,6 +173,15 @@ class FolderLock:
         )
 
 
+def last_touched(folder: Path) -> float | None:
+    """Returns when the owner of a folder last touched its lock, in seconds since 1970.
+
+    None means that there is no lock, because the last run released it.
+    """
+    touched = _touched_at(folder / NAME)
+    return None if touched is None else touched / 1e9
+
+
 def _read(path: Path) -> tuple[dict[str, Any], str | None]:
     """Returns the owner that the lock names, and the text of the file, or None if there is none."""
     try:
