@@ -29,6 +29,7 @@ from jaxloop._spec import (
     SpecT,
     Store,
 )
+from jaxloop.handlers.alert import Alert, AlertFn, AlertKind, alert
 from jaxloop.handlers.attach import derive, from_state, handle, metric, observe, resume
 from jaxloop.handlers.checkpoint import FolderStore, checkpoint
 from jaxloop.handlers.early_stop import early_stop
@@ -39,6 +40,9 @@ from jaxloop.handlers.reduce_lr import reduce_lr_on_plateau
 from jaxloop.handlers.validate import validate
 
 __all__ = [
+    "Alert",
+    "AlertFn",
+    "AlertKind",
     "Attachment",
     "CheckpointTrigger",
     "Filter",
@@ -55,6 +59,7 @@ __all__ = [
     "RunStart",
     "SpecT",
     "Store",
+    "alert",
     "as_events",
     "as_filter",
     "checkpoint",
