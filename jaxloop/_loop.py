@@ -20,6 +20,8 @@ from jaxloop._core.events import Event
 from jaxloop._core.state import State
 from jaxloop._core.step_result import Emission
 from jaxloop._core.types import OutputT, PyTree, S
+from jaxloop._engine.dry_run import dry_run
+from jaxloop._engine.overfit import overfit
 from jaxloop._engine.replay import replay
 from jaxloop._engine.results import output, restore
 from jaxloop._engine.run import check, final_state, run, stream
@@ -55,6 +57,8 @@ class Loop(LoopSpec[S, OutputT]):
     final_state = final_state
     stream = stream
     check = check
+    dry_run = dry_run
+    overfit = overfit
     output = output
     restore = restore
     replay = replay

@@ -11,6 +11,7 @@ A handler is a function from loop to loop. `Loop` has the built-in ones as metho
 
 from __future__ import annotations
 
+from jaxloop._core.dry import DryRun, left_out
 from jaxloop._core.events import as_events
 from jaxloop._core.filters import Filter, as_filter
 from jaxloop._spec import (
@@ -45,6 +46,7 @@ __all__ = [
     "AlertKind",
     "Attachment",
     "CheckpointTrigger",
+    "DryRun",
     "Filter",
     "FolderStore",
     "Guard",
@@ -68,6 +70,7 @@ __all__ = [
     "from_state",
     "handle",
     "is_better",
+    "left_out",
     "log",
     "metric",
     "monitor",

@@ -16,10 +16,11 @@ from typing import Any, Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 from jaxloop._core.checks import as_number
+from jaxloop._core.dry import left_out
 from jaxloop._core.events import Event, EventLike, as_events
-from jaxloop._core.filters import ALWAYS, FilterLike, as_filter
+from jaxloop._core.filters import ALWAYS, Filter, FilterLike, as_filter
 from jaxloop._core.state import Snapshot
-from jaxloop._spec import Observer, RunStart, SpecT
+from jaxloop._spec import Observer, ObserverFn, RunStart, SpecT
 from jaxloop.errors import ArgumentError, ArgumentTypeError, first_line, unknown_name
 from jaxloop.handlers.webhook import Webhook
 
@@ -134,12 +135,16 @@ def alert(
     _check(to, title, metrics, timeout_s)
     config = _Config(to, kinds, title, None if metrics is None else tuple(metrics), timeout_s)
     if "nan" in kinds:
-        watch = Observer(as_events(event), as_filter(filter), "alert", _ignore, open=config.watch)
-        loop = loop.attach(watch)
+        loop = loop.attach(_observer(as_events(event), as_filter(filter), config.watch))
     if kinds != {"nan"}:
-        ends = (Event.COMPLETED, Event.HALTED)
-        loop = loop.attach(Observer(ends, ALWAYS, "alert", _ignore, open=config.end))
+        loop = loop.attach(_observer((Event.COMPLETED, Event.HALTED), ALWAYS, config.end))
     return loop
+
+
+def _observer(
+    events: tuple[Event, ...], filter: Filter, open: Callable[[RunStart], ObserverFn]
+) -> Observer:
+    return Observer(events, filter, "alert", _ignore, open=open, in_dry_run=left_out)
 
 
 def _ignore(snapshot: Snapshot) -> None:
