@@ -14,6 +14,7 @@ import enum
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+from jaxloop._core.dry import DryRun
 from jaxloop._core.events import Event, StatusLike
 from jaxloop._core.filters import Filter
 from jaxloop._core.state import Snapshot, State
@@ -87,6 +88,9 @@ class RunStart:
 OpenFn: TypeAlias = Callable[[RunStart], HandlerFn]
 """Makes the function that a handler calls in one run, and raises if it finds a mistake."""
 
+InDryRun: TypeAlias = "Callable[[Any, DryRun], Attachment | None]"
+"""Returns what takes the place of an attachment in a dry run. None leaves it out."""
+
 DecideFn: TypeAlias = Callable[[State[Any]], State[Any] | None]
 """Returns None to save nothing, or the state to save."""
 
@@ -135,6 +139,8 @@ class Attachment:
         filter: Selects the firings at which it runs.
         name: Its name in messages and in ``halted_by``.
         writes_to: The path or the address that it writes to, for the summary of a run, or None.
+        in_dry_run: Returns what takes its place in a dry run, or None to leave it out. By default,
+            a dry run runs the attachment itself. It leaves out a `CheckpointTrigger`.
     """
 
     kind: ClassVar[str] = "attachment"
@@ -144,6 +150,7 @@ class Attachment:
     filter: Filter
     name: str
     writes_to: str | None = dataclasses.field(default=None, kw_only=True)
+    in_dry_run: InDryRun | None = dataclasses.field(default=None, compare=False, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
