@@ -112,6 +112,9 @@ class Store(Protocol):
     def newest_name(self) -> tuple[int, str] | None:
         """Waits for the last save, and returns the step and the name of the newest good state."""
 
+    def newest_complete(self) -> str | None:
+        """Returns the folder of the newest checkpoint that is complete. Does not wait."""
+
     def close(self) -> None:
         """Waits for the last save, raises if it failed, and stops the threads."""
 
@@ -152,6 +155,7 @@ class Handler(Attachment):
             memory in ``state.handler_state``.
         auto_mode: Whether it asks the metrics that it watches which of their values are better. If
             this is unknown, a run warns before the first step.
+        validates: Whether its time counts as that of a validation.
     """
 
     kind = "handler"
@@ -164,6 +168,7 @@ class Handler(Attachment):
     open: OpenFn | None = dataclasses.field(default=None, compare=False)
     unique: bool = False
     auto_mode: bool = False
+    validates: bool = False
 
     def added(self, loop: LoopSpec[Any, Any]) -> Mapping[str, Better | None] | None:
         """Returns the metrics that it adds to a loop, and which values of each are better.
@@ -182,12 +187,19 @@ class Observer(Attachment):
     Attributes:
         fn: The function.
         close: Called once when the run ends, with or without an error.
+        check: Called with the loop before the first step.
+        open: Called once per run, right before the first event, when nothing but the data and the
+            step can fail any more. It returns the function to call in this run in place of ``fn``.
+            If that has the method of `SyncedObserver`, `FailingObserver` or `ClosedObserver`, the
+            run calls it.
     """
 
     kind = "observer"
 
     fn: ObserverFn
     close: Callable[[], None] | None = None
+    check: CheckFn | None = None
+    open: Callable[[RunStart], ObserverFn] | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)

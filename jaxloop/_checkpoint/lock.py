@@ -69,14 +69,14 @@ def owner_of(folder: Path) -> Owner | None:
         CheckpointError: The lock cannot be read.
     """
     owner, text = _read(folder / NAME)
-    touched = _touched_at(folder / NAME)
-    if text is None or touched is None:
+    touched_at = last_touched(folder)
+    if text is None or touched_at is None:
         return None
     since = owner.get("since")
     return Owner(
         _process_of(owner),
         since if isinstance(since, str) else None,
-        touched / 1e9,
+        touched_at,
         _is_running(owner),
     )
 
@@ -212,6 +212,15 @@ class FolderLock:
 
 def _process_of(owner: dict[str, Any]) -> str:
     return f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'unknown')}"
+
+
+def last_touched(folder: Path) -> float | None:
+    """Returns when the owner of a folder last touched its lock, in seconds since 1970.
+
+    None means that there is no lock, because the last run released it.
+    """
+    touched = _touched_at(folder / NAME)
+    return None if touched is None else touched / 1e9
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str | None]:

@@ -96,4 +96,7 @@ class Parts:
     def state(self) -> State:
         """Returns the run as a `State`. The carry is on loan until it is reclaimed."""
         elapsed_s = now() - self.clock.epoch.began_s
+        if self.savers.open_stores:
+            self.savers.note_complete()
+        self.progress.last_checkpoint = self.savers.last_checkpoint
         return self.progress.to_state(self.carry.lend, self.prefetcher.position(), elapsed_s)

@@ -24,7 +24,7 @@ from jaxloop._engine.options import RunArguments, RunOptions, takes_run_argument
 from jaxloop._engine.parts import Parts
 from jaxloop._engine.recovery import Recovery, keep_state
 from jaxloop._engine.results import make_output, shown
-from jaxloop._engine.start import begin
+from jaxloop._engine.start import begin, run_start
 from jaxloop._engine.walk import flush, walk
 from jaxloop._spec import LoopSpec
 
@@ -295,6 +295,9 @@ class Run:
         firing = Firing(parts, recovery)
         try:
             parts.savers.open()
+            if parts.observers.openable:
+                parts.observers.open(run_start(parts, parts.blocks.sample))
+            parts.clock.start()
             yield from walk(parts, firing, give=give)
             flush(parts)
             parts.blocks.settle(0)

@@ -107,8 +107,10 @@ def _rows(parts: Parts, firing: Firing, give: bool) -> Iterator[State]:
                 # After SIGTERM, the caller gets no more epochs: `Terminated` has the state.
                 if give and not interrupts.flag.terminates:
                     parts.observers.flush()
+                    began = now()
                     with interrupts.paused():  # the caller's code runs
                         yield parts.state()
+                    parts.clock.leave_out(now() - began)
                     parts.carry.reclaim()
                 progress.leave(row)
                 prefetcher.close_epoch()

@@ -261,6 +261,9 @@ class _OpenFolder:
         good = (one for one in entries(self.writer.path) if one.record is not None)
         return next(((one.step, str(one.folder)) for one in good), None)
 
+    def newest_complete(self) -> str | None:
+        return self.writer.newest_complete
+
     def close(self) -> None:
         self.writer.close()
 

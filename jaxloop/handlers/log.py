@@ -15,7 +15,8 @@ from typing import IO
 from jaxloop._core.checks import as_number, check_callable
 from jaxloop._core.events import Event, EventLike
 from jaxloop._core.filters import FilterLike, every
-from jaxloop._core.state import EpochTime, Snapshot
+from jaxloop._core.state import Snapshot
+from jaxloop._core.times import EpochTime
 from jaxloop._spec import SpecT
 from jaxloop.handlers.attach import observe
 

@@ -108,6 +108,7 @@ def validate(
             adds=validation.added,
             check=validation.check,
             open=validation.open,
+            validates=True,
         )
     )
 
