@@ -1,9 +1,9 @@
 """What the record of a checkpoint says, read without its large arrays and without the user's code.
 
-    found = contents(entry)
-    found.get("status"), found.get("history")
+    state = state_of_record(entry)
+    state.status, state.history             # but its step state is empty
 
-Reading changes nothing in the folder. Use `jaxloop._checkpoint.reader` to read the state itself.
+Reading changes nothing in the folder. Use `jaxloop._checkpoint.reader` to read the whole state.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ from jaxloop._checkpoint.layout import Entry
 from jaxloop._checkpoint.orbax_io import restore_trees
 from jaxloop._checkpoint.record import CODECS, FORMAT, numbered
 from jaxloop._checkpoint.unpacking import MALFORMED, Unpacker
-from jaxloop._core.state import saved_fields
+from jaxloop._core.state import State, saved_fields
 from jaxloop.errors import SerializationError, first_line
 
 _OTHER_FIELDS = ("handler_state", "position")
 """What handlers and the data remember may need arrays, and is of no use without their code."""
 
-_LAZY = ("event_counts", "history", "metrics", "times")
 
+def state_of_record(entry: Entry) -> State[Any] | None:
+    """Returns the state in a checkpoint without its trees of arrays, its handlers' and its data's.
 
-def contents(entry: Entry) -> dict[str, Any]:
-    """Returns ``{key of the record: value}`` of the fields of a state, except its trees of arrays.
-
-    A field is missing if the record lacks it, a later jaxloop wrote it, or it cannot be read here.
-    `damage` says what is wrong with it.
+    A field has its default if the record lacks it or if it cannot be read here.
 
     Args:
-        entry: A checkpoint. A damaged one has no fields.
+        entry: A checkpoint.
+
+    Returns:
+        A `State`, or None if the record is damaged or of a later jaxloop. `damage` says which.
     """
     record = entry.record
     if record is None or record["format"] > FORMAT:
-        return {}
+        return None
     unpacker = Unpacker({"arrays": _arrays(entry.folder, record)})
-    found: dict[str, Any] = {}
-    for key in saved_fields():
+    fields: dict[str, Any] = {}
+    for key, field in saved_fields().items():
         if key not in record or key in _OTHER_FIELDS:
             continue
         try:
             value = CODECS[key].unpack(record[key], unpacker) if key in CODECS else record[key]
         except (*MALFORMED, RecursionError):
             continue  # `SerializationError` is a ValueError
-        found[key] = value.get() if key in _LAZY else value
-    return found
+        fields[field] = value
+    return State(**fields)
 
 
 def damage(entry: Entry) -> str:

@@ -6,11 +6,12 @@ text_of_bytes(2048), text_of_value(0.123456789)     # "2.0 kB", "0.1235"
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 
 def table_width() -> int | None:
     """Returns the columns that a table may have, or None in a pipe, where any number is fine."""
-    return shutil.get_terminal_size().columns if _is_rich() else None
+    return shutil.get_terminal_size().columns if is_rich() else None
 
 
 def width_of(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
@@ -30,7 +31,7 @@ def width_of(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table. The plain form has the columns aligned, and two spaces between them."""
-    if _is_rich():
+    if is_rich():
         # Imported here, because rich is an optional dependency.
         from rich.console import Console
         from rich.table import Table
@@ -43,15 +44,50 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             table.add_row(*map(Text, row))  # a name may look like rich's markup
         Console().print(table)
         return
-    lines = [list(columns), *map(list, rows)]
+    print("\n".join(table_lines(columns, rows)))
+
+
+def table_lines(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, split: bool = False
+) -> list[str]:
+    """Returns a table as lines of plain text.
+
+    Args:
+        columns: The names of the columns.
+        rows: The cells of each row.
+        split: Whether long names take two lines.
+
+    Example:
+        >>> table_lines(["step", "loss"], [["45", "0.5"]])
+        ['step  loss', '45    0.5']
+    """
+    names = [_header(column).rpartition("\n") for column in columns] if split else []
+    head = [[first for first, _, _ in names]] if any(first for first, _, _ in names) else []
+    head.append([last for _, _, last in names] if split else list(columns))
+    lines = [*head, *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        print("  ".join(cells).rstrip())
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
 
 
-def _is_rich() -> bool:
+def is_rich() -> bool:
+    """Returns whether standard output is a terminal, and rich is installed."""
     return sys.stdout.isatty() and importlib.util.find_spec("rich") is not None
+
+
+@contextlib.contextmanager
+def live_text() -> Iterator[Callable[[Sequence[str]], None]]:
+    """Returns a function that shows lines of text in place of those before them."""
+    # Imported here, because rich is an optional dependency.
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(auto_refresh=False) as live:
+        yield lambda lines: live.update(
+            Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True
+        )
 
 
 def _header(column: str) -> str:
@@ -103,7 +139,7 @@ def plain(value: Any) -> Any:
         >>> plain({"a": np.float32(1), "b": [float("nan")]})
         {'a': 1.0, 'b': ['nan']}
     """
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(name): plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]

@@ -21,11 +21,13 @@ import numpy as np
 
 from jaxloop._checkpoint.digests import digests, plain_path
 from jaxloop._checkpoint.reader import load
+from jaxloop._checkpoint.record import numbered
 from jaxloop._cli.console import text_of_value
 from jaxloop._cli.folders import Checkpoint, open_folder
 from jaxloop._cli.inspect import status_of
 from jaxloop._core.arrays import data_of
 from jaxloop._core.environment import changes
+from jaxloop._core.state import State
 from jaxloop.errors import CheckpointError
 
 _MOST_SHOWN = 20
@@ -45,8 +47,8 @@ def run(options: argparse.Namespace) -> int:
     """Prints what differs."""
     a, b = _checkpoints(options.a), _checkpoints(options.b)
     for name, one, path in (("A", a[0], options.a), ("B", b[0], options.b)):
-        print(f"{name}: {path}: {status_of(one.fields)}")
-    histories = [one[0].fields.get("history", {}) for one in (a, b)]
+        print(f"{name}: {path}: {status_of(_state(one))}")
+    histories = [_state(one[0]).history for one in (a, b)]
     epochs = sorted(histories[0].keys() & histories[1].keys())
     pair = _last_common(a, b)
     if not epochs and pair is None:
@@ -74,7 +76,7 @@ def _checkpoints(path: str) -> list[Checkpoint]:
             fix="see `jaxloop inspect` for what it has",
         )
     mine = [one for one in folder.checkpoints if one.entry.run_id == newest.entry.run_id]
-    return [one for one in mine if one.fields and not one.problem] or [newest]
+    return [one for one in mine if one.state and not one.problem] or [newest]
 
 
 # --- metrics -------------------------------------------------------------------------------------
@@ -173,23 +175,31 @@ def _digests(one: Checkpoint) -> dict[str, str]:
     assert record is not None
     kept = record.get("digests")
     if kept is None:  # format 1 has none
-        loan = _state(one).loan
-        kept = digests({"step_state": loan.step_state, "accumulators": loan.accumulators})
+        kept = digests(_trees(one))
     return {f"{tree}/{path}".rstrip("/"): digest for tree in _TREES for path, digest in kept[tree]}
 
 
-def _state(one: Checkpoint) -> Any:
+def _state(one: Checkpoint) -> State[Any]:
+    """Returns what the record of a checkpoint says, which `_checkpoints` found to be good."""
+    assert one.state is not None
+    return one.state
+
+
+def _trees(one: Checkpoint) -> dict[str, Any]:
+    """Returns the trees of arrays of a checkpoint."""
     # Some arrays may need 64-bit types.
     with jax.enable_x64(True):
-        return load(one.entry)
+        loan = load(one.entry).loan
+    return {
+        "step_state": loan.step_state,
+        "accumulators": numbered(jax.tree.leaves(loan.accumulators)),
+    }
 
 
 def _leaves(one: Checkpoint) -> dict[str, Any]:
-    loan = _state(one).loan
-    trees = {"step_state": loan.step_state, "accumulators": loan.accumulators}
     return {
         f"{tree}/{plain_path(path)}".rstrip("/"): leaf
-        for tree, leaves in trees.items()
+        for tree, leaves in _trees(one).items()
         for path, leaf in jax.tree_util.tree_leaves_with_path(leaves)
     }
 
@@ -209,8 +219,9 @@ def distance(a: Any, b: Any) -> str:
     number = int(np.count_nonzero(unequal))
     if not number:
         return "only the signs of zeros or the bits of NaN differ"
+    wide = np.complex128 if x.dtype.kind == "c" else np.float64
     with np.errstate(all="ignore"):
-        most = np.abs(x[unequal].astype(np.float64) - y[unequal].astype(np.float64)).max()
+        most = np.abs(x[unequal].astype(wide) - y[unequal].astype(wide)).max()
     return f"{number} of {x.size} elements differ, by at most {most:.3g}"
 
 
@@ -227,7 +238,7 @@ def _show_reasons(a: Checkpoint, b: Checkpoint) -> None:
         f"the data's {name}: {mine} in A, {other} in B"
         for name, mine, other in _different_settings(a, b)
     ]
-    environments = [one.fields.get("environment") or {} for one in (a, b)]
+    environments = [_state(one).environment for one in (a, b)]
     found += [
         text.replace(" was ", ": ", 1).replace(" and is ", " in A, ", 1) + " in B"
         for text in changes(*environments)

@@ -9,16 +9,18 @@ Nothing in a folder is changed, and a training run may write to it at the same t
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jaxloop._checkpoint.contents import contents, damage, size_bytes
-from jaxloop._checkpoint.layout import Entry, entries, read, unfinished
+from jaxloop._checkpoint.contents import damage, size_bytes, state_of_record
+from jaxloop._checkpoint.layout import Entry, entries, inaccessible, read, unfinished
 from jaxloop._checkpoint.lock import Owner, owner_of
 from jaxloop._checkpoint.names import UNFINISHED, check_path
 from jaxloop._cli.console import text_of_seconds
+from jaxloop._core.state import State
 from jaxloop.errors import CheckpointError
 
 
@@ -34,9 +36,9 @@ class Checkpoint:
         return self.entry.folder.name
 
     @cached_property
-    def fields(self) -> dict[str, Any]:
-        """What its record says, by the record's keys."""
-        return contents(self.entry)
+    def state(self) -> State[Any] | None:
+        """What its record says, or None if that cannot be read."""
+        return state_of_record(self.entry)
 
     @cached_property
     def problem(self) -> str:
@@ -84,7 +86,7 @@ class Folder:
     @property
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose record is good."""
-        return next((one for one in self.checkpoints if one.fields), None)
+        return next((one for one in self.checkpoints if one.state), None)
 
     @property
     def best(self) -> Checkpoint | None:
@@ -126,27 +128,43 @@ def open_folder(path: str) -> Folder:
     if (given / "meta").is_dir() and (given / "_CHECKPOINT_METADATA").exists():
         only = Checkpoint(read(given))
         return Folder(given.parent, (only,), (), owner_of(given.parent))
-    found = read_folder(given)
+    found = find_folder(given)
+    if found is None:
+        raise CheckpointError(
+            f"PATH must be a folder of checkpoints, got {given}, which has none",
+            fix="pass the path= of Loop.checkpoint",
+        )
+    return found
+
+
+def find_folder(path: Path) -> Folder | None:
+    """Returns the checkpoints in a folder or in the one folder of them inside it, or None.
+
+    Raises:
+        CheckpointError: The path is no folder, it cannot be read, or it has several such folders.
+    """
+    found = read_folder(path)
     if _is_used(found):
         return found
-    inside = [one for one in map(read_folder, _folders_in(given)) if _is_used(one)]
-    if len(inside) == 1:
-        return inside[0]
-    has = "has none" if not inside else f"has {len(inside)} folders of them"
-    names = ", ".join(sorted(one.path.name for one in inside)[:5])
-    raise CheckpointError(
-        f"PATH must be a folder of checkpoints, got {given}, which {has}",
-        fix=f"pass one of them: {names}" if inside else "pass the path= of Loop.checkpoint",
-    )
+    inside = [one for one in map(read_folder, _folders_in(path)) if _is_used(one)]
+    if len(inside) > 1:
+        names = ", ".join(sorted(one.path.name for one in inside)[:5])
+        raise CheckpointError(
+            f"PATH must be a folder of checkpoints, got {path}, which has {len(inside)} folders of "
+            "them",
+            fix=f"pass one of them: {names}",
+        )
+    return inside[0] if inside else None
 
 
 def read_folder(path: Path) -> Folder:
     """Returns the checkpoints in a folder. It may have none."""
+    owner = owner_of(path)  # read first: if a run has ended by now, its last checkpoint is there
     found = tuple(map(Checkpoint, entries(path)))
     # A run that writes here may have deleted some since.
     found = tuple(one for one in found if one.entry.record or one.entry.folder.exists())
     names = tuple(one.name.split(UNFINISHED)[0] for one in unfinished(path))
-    return Folder(path, found, names, owner_of(path))
+    return Folder(path, found, names, owner)
 
 
 def _is_used(folder: Folder) -> bool:
@@ -154,4 +172,12 @@ def _is_used(folder: Folder) -> bool:
 
 
 def _folders_in(path: Path) -> list[Path]:
-    return [one for one in sorted(path.iterdir()) if one.is_dir()]
+    try:
+        return [one for one in sorted(path.iterdir()) if one.is_dir() and _is_readable(one)]
+    except OSError as error:
+        raise inaccessible(path, error) from error
+
+
+def _is_readable(path: Path) -> bool:
+    """Returns whether a folder can be read. One that cannot is none of the run's."""
+    return os.access(path, os.R_OK | os.X_OK)

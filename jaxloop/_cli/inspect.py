@@ -27,6 +27,7 @@ from jaxloop._cli.console import (
     width_of,
 )
 from jaxloop._cli.folders import Checkpoint, Folder, open_folder
+from jaxloop._core.state import Snapshot, State
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,28 +65,33 @@ def _count(folder: Folder) -> str:
 
 
 def _run_line(newest: Checkpoint) -> str:
-    fields = newest.fields
-    used = fields.get("environment") or {}
+    state = newest.state
+    assert state is not None
+    used = state.environment
     where = f", jax {used['jax']} on {used['device_kind']}" if "device_kind" in used else ""
-    return f"run {(newest.entry.run_id or 'unknown')[:7]}: {status_of(fields)}{where}"
+    return f"run {_run_of(newest)}: {status_of(state)}{where}"
 
 
-def status_of(fields: dict[str, Any]) -> str:
+def _run_of(one: Checkpoint) -> str:
+    return (one.entry.run_id or "unknown")[:7]
+
+
+def status_of(state: Snapshot) -> str:
     """Returns how far a run is, in words.
 
     Example:
-        >>> status_of({"status": "running", "history": {0: {}}, "max_epoch": 9, "step": 80})
-        'running, 1/9 epochs, step 80'
+        >>> status_of(Snapshot(max_epoch=9, step=80))
+        'running, 0/9 epochs, step 80'
     """
-    halted = f" by {fields['halted_by']}" if fields.get("halted_by") else ""
-    most = "" if fields.get("max_step") is None else f"/{fields['max_step']}"
-    return f"{fields['status']}{halted}, {epochs_of(fields)} epochs, step {fields['step']}{most}"
+    halted = f" by {state.halted_by}" if state.halted_by else ""
+    most = "" if state.max_step is None else f"/{state.max_step}"
+    return f"{state.status}{halted}, {epochs_of(state)} epochs, step {state.step}{most}"
 
 
-def epochs_of(fields: dict[str, Any]) -> str:
+def epochs_of(state: Snapshot) -> str:
     """Returns how many epochs are finished, and how many there will be if that is known."""
-    finished = max(fields.get("history", {}), default=-1) + 1
-    return f"{finished}" if fields.get("max_epoch") is None else f"{finished}/{fields['max_epoch']}"
+    finished = max(state.history, default=-1) + 1
+    return f"{finished}" if state.max_epoch is None else f"{finished}/{state.max_epoch}"
 
 
 def _show(folder: Folder) -> None:
@@ -102,20 +108,19 @@ def _show(folder: Folder) -> None:
 
 
 def _numbers(one: Checkpoint) -> dict[str, Any]:
-    metrics = one.fields.get("metrics", {})
+    metrics = one.state.metrics if one.state else {}
     return {name: value for name, value in metrics.items() if scalar(value) is not None}
 
 
 def _first_cells(one: Checkpoint) -> list[str]:
-    fields = one.fields
     step = str(one.entry.step) if one.entry.record else ""
-    return [one.name, step, epochs_of(fields) if fields else ""]
+    return [one.name, step, epochs_of(one.state) if one.state else ""]
 
 
 def _last_cells(one: Checkpoint, best: Checkpoint | None, has_runs: bool) -> list[str]:
     age_s = one.age_s
     age = "" if age_s is None else text_of_seconds(age_s)
-    run = [(one.entry.run_id or "unknown")[:7]] if has_runs else []
+    run = [_run_of(one)] if has_runs else []
     mark = "damaged" if one.problem else "best" if one is best else ""
     return [text_of_bytes(one.size_bytes), age, *run, mark]
 
@@ -153,12 +158,11 @@ def _as_json(folder: Folder) -> dict[str, Any]:
 
 
 def _one_as_json(one: Checkpoint, best: bool) -> dict[str, Any]:
-    fields, saved_at = one.fields, one.saved_at
-    shown = ("epoch", "max_epoch", "iteration", "max_step", "status", "halted_by", "environment")
+    state, saved_at = one.state, one.saved_at
     return {
         "name": one.name,
         "step": one.entry.step if one.entry.record else None,
-        **{key: fields.get(key) for key in (*shown, "metrics", "history")},
+        **({} if state is None else _state_as_json(state)),
         "best": best,
         "value": one.entry.value,
         "size_bytes": one.size_bytes,
@@ -166,10 +170,24 @@ def _one_as_json(one: Checkpoint, best: bool) -> dict[str, Any]:
         "run_id": one.entry.run_id,
         "saved_by": one.entry.saved_by,
         "step_state": {
-            path: {"dtype": dtype, "shape": list(shape)}
+            path: f"{dtype}[{','.join(map(str, shape))}]"
             for path, (dtype, shape) in leaves_of(one.entry).items()
         },
         "problem": one.problem or None,
+    }
+
+
+def _state_as_json(state: State[Any]) -> dict[str, Any]:
+    return {
+        "epoch": state.epoch,
+        "max_epoch": state.max_epoch,
+        "iteration": state.iteration,
+        "max_step": state.max_step,
+        "status": state.status,
+        "halted_by": state.halted_by,
+        "metrics": state.metrics,
+        "history": state.history,
+        "environment": state.environment,
     }
 
 
