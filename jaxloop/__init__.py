@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 from jaxloop._installation import check_no_foreign_files
 
 if TYPE_CHECKING:
-    from jaxloop import datasets, errors, handlers, losses, metrics, optimizers
+    from jaxloop import datasets, errors, handlers, losses, metrics, optimizers, writers
     from jaxloop._adopted.factory import from_train_step
     from jaxloop._checkpoint.bytes import deserialize_state, serialize_state
     from jaxloop._checkpoint.reader import restore
     from jaxloop._core.events import Event, Status
     from jaxloop._core.filters import after, before, every, every_seconds, once, only
+    from jaxloop._core.sessions import Session
     from jaxloop._core.state import Snapshot, State
     from jaxloop._core.step_result import Emission, emit
     from jaxloop._data.in_memory import batches
@@ -48,6 +49,7 @@ __all__ = [
     "Loop",
     "Metric",
     "Model",
+    "Session",
     "Snapshot",
     "State",
     "Status",
@@ -80,6 +82,7 @@ __all__ = [
     "train_step",
     "trainer",
     "window",
+    "writers",
 ]
 
 # Where each name lives. A module is imported when one of its names is first used, so that
@@ -90,6 +93,7 @@ _HOMES = {
     "_checkpoint.reader": ("restore",),
     "_core.events": ("Event", "Status"),
     "_core.filters": ("after", "before", "every", "every_seconds", "once", "only"),
+    "_core.sessions": ("Session",),
     "_core.state": ("Snapshot", "State"),
     "_core.step_result": ("Emission", "emit"),
     "_data.in_memory": ("batches",),
@@ -104,7 +108,7 @@ _HOMES = {
     "metrics": ("Metric",),
     "metrics.windows": ("window",),
 }
-_MODULES = ("datasets", "errors", "handlers", "losses", "metrics", "optimizers")
+_MODULES = ("datasets", "errors", "handlers", "losses", "metrics", "optimizers", "writers")
 
 
 if not TYPE_CHECKING:  # hidden, so that type checkers report unknown names

@@ -21,8 +21,9 @@ Every error derives from `JaxloopError` and from the nearest builtin, so both
     ├── MissingExtraError (ImportError)
     ├── ShardingError (ValueError)
     ├── CheckpointError (OSError)
-    └── SerializationError (ValueError)
-        └── DamagedError
+    ├── SerializationError (ValueError)
+    │   └── DamagedError
+    └── WriterError (RuntimeError)
 
     Terminated (SystemExit)
 
@@ -157,6 +158,10 @@ class SerializationError(JaxloopError, ValueError):
 
 class DamagedError(SerializationError):
     """A checkpoint or serialized state is truncated, altered or malformed."""
+
+
+class WriterError(JaxloopError, RuntimeError):
+    """A writer of metrics failed, or its file belongs to something else."""
 
 
 class Terminated(SystemExit):
