@@ -195,8 +195,8 @@ class Observer(Attachment):
         close: Called once when the run ends, with or without an error.
         check: Called with the loop before the first step.
         open: Called once per run, right before the first event, when nothing but the data and the
-            step can fail any more. It returns the function to call in this run in place of ``fn``.
-            If that has the method of `SyncedObserver`, `FailingObserver` or `ClosedObserver`, the
+            step can fail any more. It returns the function to call in this run in place of ``fn``,
+            or None if it has nothing to see in this run. If that has the method of `SyncedObserver`, `FailingObserver` or `ClosedObserver`, the
             run calls it.
     """
 
@@ -205,7 +205,9 @@ class Observer(Attachment):
     fn: ObserverFn
     close: Callable[[], None] | None = None
     check: CheckFn | None = None
-    open: Callable[[RunStart], ObserverFn] | None = dataclasses.field(default=None, compare=False)
+    open: Callable[[RunStart], ObserverFn | None] | None = dataclasses.field(
+        default=None, compare=False
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,15 +75,19 @@ class Display:
         self._broken = False
         self._try(lambda: form.start(self._meter.now()))
 
+    @property
+    def is_live(self) -> bool:
+        """Whether it wants to be told the time, and not every n-th iteration."""
+        return self._form.live
+
     def at_batch(self, snapshot: Snapshot) -> None:
         """Shows every n-th iteration of an epoch."""
         self._try(lambda: self._form.batch(snapshot))
 
     def at_time(self, snapshot: Snapshot) -> None:
         """Shows the run as it is now."""
-        if self._form.live:
-            self._meter.see(snapshot)
-            self._try(lambda: self._form.draw(self._meter.now()))
+        self._meter.see(snapshot)
+        self._try(lambda: self._form.draw(self._meter.now()))
 
     def __call__(self, snapshot: Snapshot) -> None:
         """Shows the end of an epoch or of the run."""

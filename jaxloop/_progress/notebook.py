@@ -70,9 +70,9 @@ class Notebook:
 
     def finish(self, shown: Summary | None, failure: BaseException | None) -> None:
         """Shows the table for the last time."""
-        text = "" if failure is None else f"ended by {type(failure).__name__}:"
+        text = "" if failure is None else f"ended by {type(failure).__name__}"
         if shown is None and not text:
-            text = "ended:"
+            text = "ended"
         self._show(shown, text, last=True)
 
     def _show(self, shown: Summary | None, failure: str, *, last: bool = False) -> None:

@@ -55,7 +55,7 @@ def page(epochs: Epochs, view: View, shown: Summary | None, failure: str = "") -
     parts = [] if shown is not None else [_bars(view, failure)]
     parts.append(_epoch_table(epochs, None if shown is not None else view))
     if shown is not None:
-        parts.append(f"<div><b>{escape(shown.headline)}</b></div>")
+        parts.append(f'<div style="margin-top:8px"><b>{escape(shown.headline)}</b></div>')
         tables = "".join(
             f'<div style="margin:4px 24px 4px 0">{table_html(table)}</div>'
             for table in shown.tables
@@ -83,7 +83,7 @@ def _row(cells: Sequence[str], tag: str, style: str = "") -> str:
 
 def _bars(view: View, failure: str) -> str:
     if failure:
-        return f"<div><b>{escape(failure)}</b> {_counts(view)}</div>"
+        return f"<div><b>{escape(failure)}</b>, last seen at {_counts(view)}</div>"
     share = view.share
     value = "" if share is None else f' value="{share:.4f}"'
     left = "" if view.left_s is None else f", {duration(view.left_s)} left"

@@ -85,11 +85,14 @@ def progress(loop: SpecT, *, every: int = 50, plot: bool = False, summary: bool 
         shown: Display = start.shared[key]
         return shown
 
-    def lines(start: RunStart) -> ObserverFn:
-        return display(start).at_batch
+    # Of these two, each run needs one.
+    def lines(start: RunStart) -> ObserverFn | None:
+        shown = display(start)
+        return None if shown.is_live else shown.at_batch
 
-    def bars(start: RunStart) -> ObserverFn:
-        return display(start).at_time
+    def bars(start: RunStart) -> ObserverFn | None:
+        shown = display(start)
+        return shown.at_time if shown.is_live else None
 
     iterations = (Event.ITERATION_COMPLETED,)
     others = tuple(one for one in loop.attachments if not _shows_progress(one))
