@@ -14,6 +14,7 @@ import enum
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+from jaxloop._core.dry import DryRun
 from jaxloop._core.events import Event, StatusLike
 from jaxloop._core.filters import Filter
 from jaxloop._core.state import Snapshot, State
@@ -59,7 +60,9 @@ class RunStart:
         better: Which values are better of the metrics that the loop has or that handlers add, as
             far as their names are known. None means that this is unknown.
         nested: Whether the run is inside another run, in the main thread.
-        shared: What the attachments of this run share. They put it in when they are opened.
+        run_id: A text that is the same for a run and for what resumes it.
+        shared: A dict that is new for each run. Attachments that work together share in it what
+            they need, by a key of their own.
     """
 
     loop: LoopSpec[Any, Any]
@@ -70,6 +73,7 @@ class RunStart:
     sample: PyTree
     better: Mapping[str, Better | None] = dataclasses.field(default_factory=dict)
     nested: bool = False
+    run_id: str = ""
     shared: dict[object, Any] = dataclasses.field(default_factory=dict)
 
     def better_of(self, metric: str) -> Better | None:
@@ -83,6 +87,9 @@ class RunStart:
 
 OpenFn: TypeAlias = Callable[[RunStart], HandlerFn]
 """Makes the function that a handler calls in one run, and raises if it finds a mistake."""
+
+InDryRun: TypeAlias = "Callable[[Any, DryRun], Attachment | None]"
+"""Returns what takes the place of an attachment in a dry run. None leaves it out."""
 
 DecideFn: TypeAlias = Callable[[State[Any]], State[Any] | None]
 """Returns None to save nothing, or the state to save."""
@@ -132,6 +139,8 @@ class Attachment:
         filter: Selects the firings at which it runs.
         name: Its name in messages and in ``halted_by``.
         writes_to: The path or the address that it writes to, for the summary of a run, or None.
+        in_dry_run: Returns what takes its place in a dry run, or None to leave it out. By default,
+            a dry run runs the attachment itself. It leaves out a `CheckpointTrigger`.
     """
 
     kind: ClassVar[str] = "attachment"
@@ -141,6 +150,7 @@ class Attachment:
     filter: Filter
     name: str
     writes_to: str | None = dataclasses.field(default=None, kw_only=True)
+    in_dry_run: InDryRun | None = dataclasses.field(default=None, compare=False, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,6 +315,14 @@ class Task(Protocol):
     @property
     def training_only(self) -> Collection[str]:
         """The names that the step of the training reports, and that of an evaluation does not."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is the task of a trainer, which has an optimizer."""
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The rate of an optimizer that was given by its name, or None."""
 
     def statics(self) -> Mapping[str, str]:
         """Returns what the model is made of besides its arrays; see `State.statics`."""
