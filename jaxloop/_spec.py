@@ -206,8 +206,8 @@ class Observer(Attachment):
         check: Called with the loop before the first step.
         open: Called once per run, right before the first event, when nothing but the data and the
             step can fail any more. It returns the function to call in this run in place of ``fn``,
-            or None if it has nothing to see in this run. If that has the method of `SyncedObserver`, `FailingObserver` or `ClosedObserver`, the
-            run calls it.
+            or None if it has nothing to see in this run. If that has the method of
+            `SyncedObserver`, `FailingObserver` or `ClosedObserver`, the run calls it.
     """
 
     kind = "observer"
