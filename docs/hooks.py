@@ -68,7 +68,8 @@ def on_post_build(*, config, **kwargs):
             text = copies[page]
             heading = re.search(r"^# (.*)$", text, re.MULTILINE)[1]
             first = FIRST_SENTENCE.search(text)
-            about = f": {LINK.sub(r'\1', ' '.join(first[0].split()))}" if first else ""
+            sentence = LINK.sub(r"\1", " ".join(first[0].split())) if first else ""
+            about = f": {sentence}" if sentence else ""
             index.append(f"- [{heading}]({page}){about}")
             full.append(text)
             path = site / page
