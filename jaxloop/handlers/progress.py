@@ -18,7 +18,7 @@ from jaxloop._core.state import Snapshot
 from jaxloop._progress.display import ENDS_EPOCH, ENDS_RUN, Display, form_of, num_examples
 from jaxloop._progress.meter import Meter
 from jaxloop._spec import Attachment, Observer, ObserverFn, RunStart, SpecT
-from jaxloop.errors import ArgumentError, ArgumentTypeError
+from jaxloop.errors import ArgumentTypeError, MissingExtraError
 
 _NAME = "progress"
 _REDRAW_S = 0.1
@@ -51,8 +51,9 @@ def progress(loop: SpecT, *, every: int = 50, plot: bool = False, summary: bool 
         A new loop that shows its progress.
 
     Raises:
-        ArgumentError: ``every`` is less than 1, or ``plot`` needs matplotlib and it is missing.
+        ArgumentError: ``every`` is less than 1.
         ArgumentTypeError: An argument has the wrong type.
+        MissingExtraError: ``plot`` is True, and matplotlib is not installed.
 
     Example:
         >>> import jaxloop as jl
@@ -69,10 +70,7 @@ def progress(loop: SpecT, *, every: int = 50, plot: bool = False, summary: bool 
                 fix=f"pass {name}=True or {name}=False",
             )
     if plot and importlib.util.find_spec("matplotlib") is None:
-        raise ArgumentError(
-            "progress: plot=True needs matplotlib, got an environment without it",
-            fix="run `pip install 'functional-jaxloop[plot]'`, or leave out plot=True",
-        )
+        raise MissingExtraError("progress(plot=True)", "matplotlib", "plot")
     key = object()
 
     def display(start: RunStart) -> Display:
