@@ -190,6 +190,13 @@ def test_counts(monkeypatch):
     assert not counts(term, "epochs") and counts(term, "batches")[-1] == "3/3"
 
 
+def test_the_time_left_keeps_to_the_limit(monkeypatch):
+    loop = SHOWN.handle("epoch_completed", wait)
+    with terminal(monkeypatch) as term:
+        loop.run(DATA, start(), epochs=100_000, max_time=0.3)
+    assert "0:00 left" in term.raw and not re.search(r"[1-9] left", term.raw)
+
+
 def test_a_resumed_run_counts_on(monkeypatch):
     def fail(state):
         raise ValueError("stop")
@@ -256,7 +263,7 @@ def test_no_line_is_wider_than_the_terminal(monkeypatch):
     loop = jl.loop(lambda b, s: jl.emit(s, **dict.fromkeys(names, b)))
     for name in names:
         loop = loop.metric(name)
-    for width in (80, 40, 12):
+    for width in (80, 12):
         with terminal(monkeypatch, COLUMNS=str(width)) as term:
             loop.progress(summary=False).handle("epoch_completed", wait).run([1.0], 0, epochs=2)
         lines, _ = term.screen(width)

@@ -9,10 +9,12 @@ Showing progress never changes a run, because an observer only reads.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 
 from jaxloop._core.checks import check_count
+from jaxloop._core.dry import left_out
 from jaxloop._core.events import Event
-from jaxloop._core.filters import ALWAYS, every_seconds
+from jaxloop._core.filters import ALWAYS, Filter, every_seconds
 from jaxloop._core.filters import every as every_n
 from jaxloop._core.state import Snapshot
 from jaxloop._progress.display import ENDS_EPOCH, ENDS_RUN, Display, form_of, num_examples
@@ -76,7 +78,7 @@ def progress(loop: SpecT, *, every: int = 50, plot: bool = False, summary: bool 
     def display(start: RunStart) -> Display:
         """Returns the display of a run, which its three observers share."""
         if key not in start.shared:
-            meter = Meter(start.snapshot, num_examples(start.sample))
+            meter = Meter(start.snapshot, num_examples(start.sample), start.max_time_s)
             form = form_of(nested=start.nested, plot=plot)
             ends = summary and not start.nested
             start.shared[key] = Display(form, meter, start, summarizes=ends)
@@ -92,13 +94,18 @@ def progress(loop: SpecT, *, every: int = 50, plot: bool = False, summary: bool 
         shown = display(start)
         return shown.at_time if shown.is_live else None
 
+    def observer(
+        events: tuple[Event, ...], filter: Filter, open: Callable[[RunStart], ObserverFn | None]
+    ) -> Observer:
+        return Observer(events, filter, _NAME, _unopened, open=open, in_dry_run=left_out)
+
     iterations = (Event.ITERATION_COMPLETED,)
     others = tuple(one for one in loop.attachments if not _shows_progress(one))
     return (
         loop.replace(attachments=others)
-        .attach(Observer((*ENDS_EPOCH, *ENDS_RUN), ALWAYS, _NAME, _unopened, open=display))
-        .attach(Observer(iterations, every_n(every, per="epoch"), _NAME, _unopened, open=lines))
-        .attach(Observer(iterations, every_seconds(_REDRAW_S), _NAME, _unopened, open=bars))
+        .attach(observer((*ENDS_EPOCH, *ENDS_RUN), ALWAYS, display))
+        .attach(observer(iterations, every_n(every, per="epoch"), lines))
+        .attach(observer(iterations, every_seconds(_REDRAW_S), bars))
     )
 
 
