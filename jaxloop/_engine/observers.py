@@ -72,6 +72,7 @@ class Observers:
         self._all = [Attached(one) for one in attachments if isinstance(one, Observer)]
         self._opened: dict[int, ObserverFn] = {}
         self._synced: list[SyncedObserver] = []
+        self._closed_too: list[ClosedObserver] = []
         self.queue: list[_Pending] = []
         self._index()
 
@@ -117,6 +118,11 @@ class Observers:
         if unused:
             self._all = [one for one in self._all if one not in unused]
             self._index()
+
+    def close_too(self, opened: object) -> None:
+        """Closes a handler that was opened for this run together with the observers."""
+        if isinstance(opened, ClosedObserver):
+            self._closed_too.append(opened)
 
     @property
     def synced(self) -> bool:
@@ -225,6 +231,7 @@ class Observers:
     def close(self) -> None:
         """Closes every observer, even if closing another one fails."""
         closing = [self._close_of(one.attachment) for one in self._all]
+        closing += [one.close for one in self._closed_too]
         self._call_all([close for close in closing if close is not None])
 
     def _close_of(self, one: Observer) -> Callable[[], None] | None:
