@@ -159,6 +159,7 @@ def run_start(parts: Parts, sample: Batch | None) -> RunStart:
         None if sample is None else sample.value,
         known_better(parts.spec, names),
         nested=parts.interrupts.nested,
+        max_time_s=parts.options.max_time_s,
         run_id=parts.progress.run_id or "",
         shared=parts.shared,
     )

@@ -22,7 +22,7 @@ from jaxloop._core.filters import every as every_nth
 from jaxloop._core.state import Snapshot, State
 from jaxloop._spec import Handler, HandlerFn, Observer, ObserverFn, RunStart, SpecT
 from jaxloop.errors import ArgumentTypeError, JaxloopError, WriterError, first_line
-from jaxloop.writers import WriterDescription, WriterStart
+from jaxloop.writers import PlacedWriter, WriterDescription, WriterStart
 from jaxloop.writers._delivery import Delivery
 from jaxloop.writers._protocol import Writer, WriterLike
 from jaxloop.writers._values import VALUES, is_drawn, join, on_host, start_copies
@@ -141,7 +141,10 @@ class _Rows:
             loop = loop.attach(
                 Observer(iteration, self.cadence, self.name, _unopened, open=self._iteration)
             )
-        return loop.attach(Observer(_EPOCH_EVENTS, ALWAYS, self.name, _unopened, open=self._epoch))
+        where = self.writer.where if isinstance(self.writer, PlacedWriter) else None
+        return loop.attach(
+            Observer(_EPOCH_EVENTS, ALWAYS, self.name, _unopened, open=self._epoch, writes_to=where)
+        )
 
     def _collect(self, start: RunStart) -> HandlerFn:
         return self._session(start).collect

@@ -16,6 +16,7 @@ from jaxloop.writers._jsonl import jsonl
 from jaxloop.writers._protocol import (
     FailingWriter,
     FlushingWriter,
+    PlacedWriter,
     Writer,
     WriterDescription,
     WriterStart,
@@ -28,6 +29,7 @@ __all__ = [
     "FlushingWriter",
     "Histogram",
     "Image",
+    "PlacedWriter",
     "Text",
     "Value",
     "Writer",
