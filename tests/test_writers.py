@@ -198,6 +198,113 @@ def test_a_writer_changes_no_bit_and_ends_no_block():
     assert loop.check(DATA, 0.0, epochs=3).num_leaves == 1
 
 
+@pytest.fixture(scope="module")
+def models():
+    import equinox as eqx
+    import flax.linen as nn
+    import jax
+    from flax import nnx
+
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.Dense(1)(nn.BatchNorm(use_running_average=not train)(x))
+
+    return {
+        "linen": Linen(),
+        "nnx": nnx.Linear(2, 1, rngs=nnx.Rngs(0)),
+        "equinox": eqx.nn.Linear(2, 1, key=jax.random.key(0)),
+        "pair": (lambda key, x: {"kernel": jnp.ones((2, 1))}, lambda w, x: x @ w["kernel"]),
+    }
+
+
+BATCH = (np.array([[1.0, 2.0], [3.0, -4.0]], np.float32), np.ones((2, 1), np.float32))
+
+
+@pytest.mark.parametrize(
+    "kind, names",
+    [
+        ("linen", ["BatchNorm_0/bias", "BatchNorm_0/scale", "Dense_0/bias", "Dense_0/kernel"]),
+        ("nnx", ["bias", "kernel"]),
+        ("equinox", ["bias", "weight"]),
+        ("pair", ["kernel"]),
+    ],
+)
+def test_histograms_of_parameters_and_gradients(kind, names, models):
+    rows, kept = Rows(), []
+    loop = jl.trainer(
+        models[kind], "mean_squared_error", "sgd", log=0, report=["gradients"]
+    ).handle("iteration_completed", lambda s: kept.append((s.step_state, s.outputs)))
+    loop = loop.write(rows, every=1, values=jl.writers.histograms(gradients=True, bins=5))
+    loop.run([BATCH])
+    ((_, row),) = rows.rows
+    found = {name for name, value in row.items() if isinstance(value, Histogram)}
+    assert found == {f"{tree}/{name}" for tree in ("parameters", "gradients") for name in names}
+    ((_, outputs),) = kept
+    if kind == "pair":
+        expected = Histogram.of(outputs["gradients"]["kernel"], bins=5)
+        assert row["gradients/kernel"].counts.tolist() == expected.counts.tolist()
+        np.testing.assert_allclose(row["gradients/kernel"].edges, expected.edges, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.0, 1.0, 2.0, 2.0, 4.0],
+        [3.0, 3.0],
+        [np.nan, np.inf, -np.inf],
+        [1.0, np.nan, 2.0, np.inf],
+        [-3e38, 3e38, 0.0],
+        [1e-45, 2e-45],
+        [[1.0, -1.0], [0.5, 0.25]],
+    ],
+)
+def test_the_device_counts_as_the_host_does(values, dtype):
+    array = jnp.asarray(values, jnp.float32).astype(dtype)
+    fn = jl.writers.histograms(lambda step_state: {"w": array}, bins=4)
+    (counted,) = fn(jl.State()).values()
+    finite = np.asarray(array).astype(np.float64)
+    finite = finite[np.isfinite(finite)]
+    assert counted.counts.sum() == finite.size
+    edges = np.asarray(counted.edges)
+    assert np.isfinite(edges).all() and (np.diff(edges) >= 0).all()
+    if finite.size and np.ptp(finite) > 1e-30:
+        expected = Histogram.of(finite, bins=4)
+        assert counted.counts.tolist() == expected.counts.tolist()
+
+
+def test_histograms_say_what_they_need():
+    histograms = jl.writers.histograms()
+    with pytest.raises(jl.errors.ArgumentError, match="must have a `model_state`"):
+        loop_of(Rows(), values=histograms).run(DATA, 0.0)
+    model = (lambda key, x: jnp.ones((2, 1)), lambda w, x: x @ w)
+    loop = jl.trainer(model, "mean_squared_error", "sgd", log=0)
+    with pytest.raises(jl.errors.ArgumentError, match="must report `gradients`"):
+        loop.write(Rows(), values=jl.writers.histograms(gradients=True)).run([BATCH])
+    with pytest.raises(jl.errors.ArgumentError, match="bins must be at least 1"):
+        jl.writers.histograms(bins=0)
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx", "equinox", "pair"])
+def test_predictions_are_those_of_the_evaluation(kind, models):
+    rows = Rows()
+    model = models[kind]
+    loop = jl.trainer(model, "mean_squared_error", "sgd", log=0)
+    seen = {}
+
+    def draw(batch, predicted):
+        seen["y"] = predicted
+        assert type(predicted) is np.ndarray and batch[0].shape == (2, 2)
+        return {"sample": Text(f"{predicted[0]}")}
+
+    loop = loop.write(rows, values=jl.writers.predictions(model, BATCH, draw))
+    model_state = loop.run([BATCH])
+    assert rows.rows[0][1]["sample"] == Text(f"{seen['y'][0]}")
+    loss = jl.evaluator(model, "mean_squared_error").run([BATCH], model_state)["loss"]
+    np.testing.assert_allclose(np.mean((seen["y"] - BATCH[1]) ** 2), loss, rtol=1e-5)
+
+
 # --- errors --------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ packages behind the writers are imported when a run opens them.
 from __future__ import annotations
 
 from jaxloop.writers._csv import csv
+from jaxloop.writers._functions import histograms, predictions
 from jaxloop.writers._jsonl import jsonl
 from jaxloop.writers._protocol import (
     FailingWriter,
@@ -34,6 +35,8 @@ __all__ = [
     "WriterDescription",
     "WriterStart",
     "csv",
+    "histograms",
     "jsonl",
+    "predictions",
     "tensorboard",
 ]
