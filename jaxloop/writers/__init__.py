@@ -14,6 +14,7 @@ from __future__ import annotations
 from jaxloop.writers._csv import csv
 from jaxloop.writers._functions import histograms, predictions
 from jaxloop.writers._jsonl import jsonl
+from jaxloop.writers._mlflow import mlflow
 from jaxloop.writers._protocol import (
     FailingWriter,
     FlushingWriter,
@@ -22,7 +23,9 @@ from jaxloop.writers._protocol import (
     WriterStart,
 )
 from jaxloop.writers._tensorboard import tensorboard
+from jaxloop.writers._trackio import trackio
 from jaxloop.writers._values import Histogram, Image, Text, Value
+from jaxloop.writers._wandb import wandb
 
 __all__ = [
     "FailingWriter",
@@ -37,6 +40,9 @@ __all__ = [
     "csv",
     "histograms",
     "jsonl",
+    "mlflow",
     "predictions",
     "tensorboard",
+    "trackio",
+    "wandb",
 ]
