@@ -5,6 +5,7 @@ import math
 import os
 import struct
 import tempfile
+import time
 
 import numpy as np
 import pytest
@@ -117,9 +118,9 @@ def test_mlflow_marks_a_failed_run(mlflow_uri, tmp_path):
 def wandb_records(path):
     """Yields the records of W&B's file, which has the form of a log of LevelDB."""
     data = path.read_bytes()
-    assert data[:4] == b":W&B"
+    assert data[:4] in (b":W&B", b"")
     at, block, parts = 7, 32768, []
-    while at < len(data):
+    while at + 7 <= len(data):
         if block - at % block < 7:  # the rest of a block is padding
             at += block - at % block
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
@@ -133,9 +134,14 @@ def wandb_records(path):
 def wandb_history(path):
     """Returns ``{step: values}`` of the file of an offline run, and its config."""
     messages = pytest.importorskip("wandb.proto.wandb_internal_pb2")
-    rows, config = {}, {}
-    for data in wandb_records(path):
-        record = messages.Record.FromString(data)
+    rows, config, records = {}, {}, []
+    # W&B's process may still write when `finish` has returned.
+    for _ in range(600):
+        records = [messages.Record.FromString(data) for data in wandb_records(path)]
+        if records and records[-1].HasField("exit"):
+            break
+        time.sleep(0.1)
+    for record in records:
         for item in record.run.config.update:
             config[item.key] = json.loads(item.value_json)
         if record.HasField("history"):
