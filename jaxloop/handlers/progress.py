@@ -9,10 +9,12 @@ Showing progress never changes a run, because an observer only reads.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 
 from jaxloop._core.checks import check_count
+from jaxloop._core.dry import left_out
 from jaxloop._core.events import Event
-from jaxloop._core.filters import ALWAYS, every_seconds
+from jaxloop._core.filters import ALWAYS, Filter, every_seconds
 from jaxloop._core.filters import every as every_n
 from jaxloop._core.state import Snapshot
 from jaxloop._progress.display import ENDS_EPOCH, ENDS_RUN, Display, form_of, num_examples
@@ -93,12 +95,20 @@ def progress(loop: SpecT, *, every: int = 50, plot: bool = False, summary: bool 
 
     iterations = (Event.ITERATION_COMPLETED,)
     others = tuple(one for one in loop.attachments if not _shows_progress(one))
+    ends, nth = (*ENDS_EPOCH, *ENDS_RUN), every_n(every, per="epoch")
     return (
         loop.replace(attachments=others)
-        .attach(Observer((*ENDS_EPOCH, *ENDS_RUN), ALWAYS, _NAME, _unopened, open=display))
-        .attach(Observer(iterations, every_n(every, per="epoch"), _NAME, _unopened, open=lines))
-        .attach(Observer(iterations, every_seconds(_REDRAW_S), _NAME, _unopened, open=bars))
+        .attach(_observer(ends, ALWAYS, display))
+        .attach(_observer(iterations, nth, lines))
+        .attach(_observer(iterations, every_seconds(_REDRAW_S), bars))
     )
+
+
+def _observer(
+    events: tuple[Event, ...], filter: Filter, open: Callable[[RunStart], ObserverFn]
+) -> Observer:
+    # A dry run has its own report.
+    return Observer(events, filter, _NAME, _unopened, open=open, in_dry_run=left_out)
 
 
 def _shows_progress(one: Attachment) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import jax
 
 from jaxloop._core.checks import check_callable, check_count, in_words, name_of
+from jaxloop._core.dry import left_out
 from jaxloop._core.events import Event
 from jaxloop._core.filters import ALWAYS, Filter, Firing
 from jaxloop._core.filters import every as every_nth
@@ -139,9 +140,25 @@ class _Rows:
         if self.cadence is not None:
             iteration = (Event.ITERATION_COMPLETED,)
             loop = loop.attach(
-                Observer(iteration, self.cadence, self.name, _unopened, open=self._iteration)
+                Observer(
+                    iteration,
+                    self.cadence,
+                    self.name,
+                    _unopened,
+                    open=self._iteration,
+                    in_dry_run=left_out,
+                )
             )
-        return loop.attach(Observer(_EPOCH_EVENTS, ALWAYS, self.name, _unopened, open=self._epoch))
+        return loop.attach(
+            Observer(
+                _EPOCH_EVENTS,
+                ALWAYS,
+                self.name,
+                _unopened,
+                open=self._epoch,
+                in_dry_run=left_out,
+            )
+        )
 
     def _collect(self, start: RunStart) -> HandlerFn:
         return self._session(start).collect
