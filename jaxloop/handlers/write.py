@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from jaxloop._core.checks import check_callable, check_count, in_words, name_of
+from jaxloop._core.dry import left_out
 from jaxloop._core.events import Event
 from jaxloop._core.filters import ALWAYS, Filter, Firing
 from jaxloop._core.filters import every as every_nth
@@ -147,11 +148,26 @@ class _Rows:
         if self.cadence is not None:
             iteration = (Event.ITERATION_COMPLETED,)
             loop = loop.attach(
-                Observer(iteration, self.cadence, self.name, _unopened, open=self._iteration)
+                Observer(
+                    iteration,
+                    self.cadence,
+                    self.name,
+                    _unopened,
+                    open=self._iteration,
+                    in_dry_run=left_out,
+                )
             )
         where = self.writer.where if isinstance(self.writer, PlacedWriter) else None
         return loop.attach(
-            Observer(_EPOCH_EVENTS, ALWAYS, self.name, _unopened, open=self._epoch, writes_to=where)
+            Observer(
+                _EPOCH_EVENTS,
+                ALWAYS,
+                self.name,
+                _unopened,
+                open=self._epoch,
+                writes_to=where,
+                in_dry_run=left_out,
+            )
         )
 
     def _collect(self, start: RunStart) -> HandlerFn:
