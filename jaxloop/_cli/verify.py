@@ -17,7 +17,7 @@ import jax
 
 from jaxloop._checkpoint.layout import Entry
 from jaxloop._checkpoint.reader import load
-from jaxloop._cli.console import text_of_bytes
+from jaxloop._cli.console import quiet, text_of_bytes
 from jaxloop._cli.folders import Checkpoint, open_folder
 from jaxloop.errors import CheckpointError, DamagedError, SerializationError, first_line
 
@@ -34,7 +34,8 @@ def run(options: argparse.Namespace) -> int:
     folder = open_folder(options.path)
     worst, counts = _GOOD, [0, 0, 0]
     for one in folder.checkpoints:
-        status, words = _check(one)
+        with quiet():
+            status, words = _check(one)
         if status != _GOOD and not one.entry.folder.exists():
             continue  # the run that writes here has just deleted it
         counts[status] += 1
