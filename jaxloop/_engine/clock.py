@@ -14,11 +14,14 @@ waits for that. If it is not read, the engine records it when it waits for the b
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from jaxloop._core.times import EpochTime
 
 now = time.perf_counter
+
+ValueT = TypeVar("ValueT")
 
 _PARTS = ("data_s", "compile_s", "dispatch_s", "validation_s", "handlers_s", "saves_s")
 
@@ -74,10 +77,13 @@ class RunClock:
         began_s: When the run began, on the scale of `now`.
         epoch: The clock of the current epoch. Between two epochs, it is one of its own.
         by_handler: The seconds of each attachment by its name.
+        waited_s: The seconds in which the attachment that runs has waited for the device. Whoever
+            begins to measure an attachment sets it to 0, and `add` leaves it out.
     """
 
     def __init__(self) -> None:
         self.began_s = now()
+        self.waited_s = 0.0
         self.epoch = EpochClock()
         self.by_handler: dict[str, float] = {}
         self._unix_s = time.time()
@@ -99,13 +105,27 @@ class RunClock:
         self._away_s += seconds
 
     def add(self, part: str, name: str, seconds: float) -> None:
-        """Adds the seconds of an attachment to a part of the epoch."""
+        """Adds the seconds of an attachment to a part of the epoch.
+
+        If it read a metric, the device may have had to finish a block first. Those seconds are the
+        device's.
+        """
+        seconds -= self.waited_s
+        self.waited_s = 0.0
         # A dict, because an observer may see every iteration and each call counts.
         self.epoch.__dict__[part] += seconds
         if name in self.by_handler:
             self.by_handler[name] += seconds
         else:
             self.by_handler[name] = seconds
+
+    def wait(self, read: Callable[[], ValueT]) -> ValueT:
+        """Returns what ``read`` returns, which waits for the device."""
+        began = now()
+        try:
+            return read()
+        finally:
+            self.waited_s += now() - began
 
     def session_parts(self) -> dict[str, Any]:
         """Returns the arguments of a `Session`, as of now, without the steps."""

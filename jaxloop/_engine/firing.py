@@ -64,7 +64,7 @@ class Firing:
             if not self._debug and not self._by_event[event] and event not in parts.observers.events
         )
         self._unsettled: list[LazyDict] = []
-        self._pending = PendingRows()
+        self._pending = PendingRows(parts.clock.wait)
         self._watched = Watched(parts.spec)
 
     def fire(self, row: Row, *, then: Place | None = None, handlers: bool = True) -> None:
@@ -206,7 +206,7 @@ class Firing:
                 continue
             if attached.timed:
                 attached.mark()
-            began = now()
+            began, parts.clock.waited_s = now(), 0.0
             status, state = self._run(one, state, row.event)
             took_s = now() - began
             parts.clock.add(attached.part, one.name, took_s)

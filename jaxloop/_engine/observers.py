@@ -181,6 +181,7 @@ class Observers:
         if not queue:
             return
         began, num_shown, clock = now(), 0, self._clock
+        clock.waited_s = 0.0
         try:
             for attached, snapshot, ask in queue:
                 num_shown += 1

@@ -158,6 +158,9 @@ def run_start(parts: Parts, sample: Batch | None) -> RunStart:
         parts.source.iterable,
         None if sample is None else sample.value,
         known_better(parts.spec, names),
+        nested=parts.interrupts.nested,
+        run_id=parts.progress.run_id or "",
+        shared=parts.shared,
     )
 
 
