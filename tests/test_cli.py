@@ -560,6 +560,24 @@ def test_the_demo_trains_and_resumes(call, tmp_path):
     assert status == 0 and "completed after 1 epochs" in out
     assert (tmp_path / "curves.png").stat().st_size > 1000
     header, row = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert header.split(",")[0] == "epoch" and row.startswith("0,")
+    assert header.startswith("step,epoch,") and row.startswith("45,0,")
     status, again, _ = call("demo", "--out", tmp_path, "--epochs", "1")
-    assert status == 0 and again.splitlines()[0].split(";")[1] in out
+    assert status == 0 and again.splitlines()[-2].split(";")[1] in out
+    status, again, _ = call("demo", "--out", tmp_path, "--epochs", "2")
+    assert status == 0 and len((tmp_path / "metrics.csv").read_text().splitlines()) == 3
+    assert call("watch", tmp_path, "--once")[0] == 0
+    (tmp_path / "metrics.csv").write_text("mine")
+    assert call("demo", "--out", tmp_path, "--epochs", "3")[0] == 2
+
+
+def test_plot_draws_folders_and_files(call, folder, tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,epoch,x\n3,0,2.5\n6,1,2.25\n")
+    out = tmp_path / "curves.png"
+    for paths in ([folder], [folder.parent], [folder / "6"], [tmp_path / "metrics.csv", folder]):
+        assert call("plot", *paths, "--out", out)[:2] == (0, f"{out}\n")
+        assert out.read_bytes().startswith(b"\x89PNG") and out.stat().st_size > 5000
+        out.unlink()
+    assert_mistake(call("plot", folder, "--out", out, "--metric", "y"), "'y'", "x")
+    (tmp_path / "metrics.csv").write_text("step,epoch,x\n")
+    assert_mistake(call("plot", tmp_path / "metrics.csv", "--out", out), "rows of metrics")
+    assert not out.exists()
