@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxloop as jl
-from jaxloop._cli import watch
+from jaxloop._cli import verify, watch
 from jaxloop._cli.main import COMMANDS, main
 from jaxloop._cli.rows import RowFile, history_of
 
@@ -301,6 +301,40 @@ def test_verify_names_the_damage(call, folder):
     assert "9: damaged: its record" in out and "6: damaged: " in out and "3: good" in out
     assert out.splitlines()[-1] == f"{folder}: 1 good, 2 damaged"
     assert call("verify", folder / "3")[0] == 0
+
+
+def test_a_checkpoint_that_is_replaced_or_deleted_meanwhile_is_not_damaged(
+    call, folder, tmp_path, monkeypatch
+):
+    train(tmp_path / "other", data=(1.0, 1.0, 1.0))
+    whole = verify.load
+
+    def load_late(entry):
+        """Reads the first two after the run has replaced the one and deleted the other."""
+        if entry.step == 9 and entry.run_id == run_id:
+            shutil.rmtree(folder / "9")
+            shutil.copytree(tmp_path / "other" / "9", folder / "9")
+            raise jl.errors.DamagedError("arrays of one and the record of another")
+        if entry.step == 6:
+            shutil.rmtree(folder / "6")
+        return whole(entry)
+
+    run_id = json.loads(call("inspect", folder, "--json")[1])["checkpoints"][0]["run_id"]
+    monkeypatch.setattr(verify, "load", load_late)
+    status, out, _ = call("verify", folder)
+    assert status == 0 and "9: good" in out and "3: good" in out and "6" not in out.split(":")[0]
+    assert out.splitlines()[-1] == f"{folder}: 2 good"
+
+
+def test_damage_is_found_in_a_run_of_nan(call, tmp_path):
+    loop = jl.loop(step).metric("x").handle("epoch_completed", remember_nan)
+    loop.checkpoint(str(tmp_path)).run([np.float32("nan")], start())
+    damage(largest_file(tmp_path / "1" / "step_state"), at=100)
+    assert call("verify", tmp_path)[0] == 1
+
+
+def remember_nan(state):
+    return "continue", state.replace(handler_state={**state.handler_state, "x": float("nan")})
 
 
 @pytest.mark.slow
