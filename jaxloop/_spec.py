@@ -132,12 +132,14 @@ class Handler(Attachment):
             None means that it may add any.
         check: Called with the loop before the first step.
         open: Called once per run, right before the first step, with what is known then. It returns
-            the function to call in this run in place of ``fn``.
+            the function to call in this run in place of ``fn``. If that has the method of
+            `ClosedObserver`, the run calls it.
         unique: Whether no other attachment may have its name, because the name is the key of its
             memory in ``state.handler_state``.
         auto_mode: Whether it asks the metrics that it watches which of their values are better. If
             this is unknown, a run warns before the first step.
         validates: Whether its time counts as that of a validation.
+        traces: Whether it records a profile, for which the run names what it does.
     """
 
     kind = "handler"
@@ -151,6 +153,7 @@ class Handler(Attachment):
     unique: bool = False
     auto_mode: bool = False
     validates: bool = False
+    traces: bool = False
 
     def added(self, loop: LoopSpec[Any, Any]) -> Mapping[str, Better | None] | None:
         """Returns the metrics that it adds to a loop, and which values of each are better.

@@ -82,6 +82,7 @@ class Observers:
         ]
         self._opened: dict[int, ObserverFn] = {}
         self._synced: list[SyncedObserver] = []
+        self._closed_too: list[ClosedObserver] = []
         self.events = frozenset(event for event, those in self._by_event.items() if those)
         self.inside = bool(self._inner)
         self.queue: list[_Pending] = []
@@ -105,6 +106,11 @@ class Observers:
                 self._opened[id(one)] = opened = one.open(start)
                 if isinstance(opened, SyncedObserver):
                     self._synced.append(opened)
+
+    def close_too(self, opened: object) -> None:
+        """Closes a handler that was opened for this run together with the observers."""
+        if isinstance(opened, ClosedObserver):
+            self._closed_too.append(opened)
 
     @property
     def synced(self) -> bool:
@@ -213,6 +219,7 @@ class Observers:
     def close(self) -> None:
         """Closes every observer, even if closing another one fails."""
         closing = [self._close_of(one.attachment) for one in self._all]
+        closing += [one.close for one in self._closed_too]
         self._call_all([close for close in closing if close is not None])
 
     def _close_of(self, one: Observer) -> Callable[[], None] | None:

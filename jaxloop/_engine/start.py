@@ -175,7 +175,8 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
     for one in openable:
         parts.activity.now = ("while preparing the handler `{}`", one.name)
         if isinstance(one, Handler) and one.open is not None:
-            parts.opened[id(one)] = one.open(start)
+            parts.opened[id(one)] = opened = one.open(start)
+            parts.observers.close_too(opened)
         elif isinstance(one, CheckpointTrigger) and one.open is not None:
             parts.deciding[id(one)] = one.open(start)
         # Again, because opening a handler may show which metrics it adds.
