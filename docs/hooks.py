@@ -19,7 +19,7 @@ LEVEL = re.compile(r"heading_level: (\d)")
 SNIPPET = re.compile(r"^--8<-- .*\n", re.MULTILINE)
 FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
-FIRST_SENTENCE = re.compile(r"^(?![#<`|:-])\S(?:.|\n(?!\n))*?\.(?=\s)", re.MULTILINE)
+FIRST_SENTENCE = re.compile(r"\A\s*# .*\n+([A-Za-z`\[](?:.|\n(?!\n))*?\.)(?=\s)")
 
 copies: dict[str, str] = {}
 
@@ -67,9 +67,7 @@ def on_post_build(*, config, **kwargs):
         for page in pages:
             text = copies[page]
             heading = re.search(r"^# (.*)$", text, re.MULTILINE)[1]
-            first = FIRST_SENTENCE.search(text)
-            about = f": {LINK.sub(r'\1', ' '.join(first[0].split()))}" if first else ""
-            index.append(f"- [{heading}]({page}){about}")
+            index.append(f"- [{heading}]({page}){about(text)}")
             full.append(text)
             path = site / page
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +75,12 @@ def on_post_build(*, config, **kwargs):
         index.append("")
     (site / "llms.txt").write_text("\n".join(index))
     (site / "llms-full.txt").write_text("\n\n".join(full))
+
+
+def about(text):
+    """The first sentence of a page."""
+    first = FIRST_SENTENCE.search(text)
+    return ": " + LINK.sub(r"\1", " ".join(first[1].split())) if first else ""
 
 
 def sections(nav):
