@@ -14,6 +14,7 @@ import enum
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+from jaxloop._core.dry import DryRun
 from jaxloop._core.events import Event, StatusLike
 from jaxloop._core.filters import Filter
 from jaxloop._core.state import Snapshot, State
@@ -58,6 +59,10 @@ class RunStart:
         sample: The next batch of the data. None if the data of this epoch are at their end.
         better: Which values are better of the metrics that the loop has or that handlers add, as
             far as their names are known. None means that this is unknown.
+        nested: Whether the run is inside another run, in the main thread.
+        run_id: A text that is the same for a run and for what resumes it.
+        shared: A dict that is new for each run. Attachments that work together share in it what
+            they need, by a key of their own.
     """
 
     loop: LoopSpec[Any, Any]
@@ -67,6 +72,9 @@ class RunStart:
     data: Any
     sample: PyTree
     better: Mapping[str, Better | None] = dataclasses.field(default_factory=dict)
+    nested: bool = False
+    run_id: str = ""
+    shared: dict[object, Any] = dataclasses.field(default_factory=dict)
 
     def better_of(self, metric: str) -> Better | None:
         """Returns which values of a metric are better, or None if this is unknown.
@@ -79,6 +87,9 @@ class RunStart:
 
 OpenFn: TypeAlias = Callable[[RunStart], HandlerFn]
 """Makes the function that a handler calls in one run, and raises if it finds a mistake."""
+
+InDryRun: TypeAlias = "Callable[[Any, DryRun], Attachment | None]"
+"""Returns what takes the place of an attachment in a dry run. None leaves it out."""
 
 DecideFn: TypeAlias = Callable[[State[Any]], State[Any] | None]
 """Returns None to save nothing, or the state to save."""
@@ -112,6 +123,9 @@ class Store(Protocol):
     def newest_name(self) -> tuple[int, str] | None:
         """Waits for the last save, and returns the step and the name of the newest good state."""
 
+    def newest_complete(self) -> str | None:
+        """Returns the folder of the newest checkpoint that is complete. Does not wait."""
+
     def close(self) -> None:
         """Waits for the last save, raises if it failed, and stops the threads."""
 
@@ -124,6 +138,9 @@ class Attachment:
         events: The events at which it runs.
         filter: Selects the firings at which it runs.
         name: Its name in messages and in ``halted_by``.
+        writes_to: The path or the address that it writes to, for the summary of a run, or None.
+        in_dry_run: Returns what takes its place in a dry run, or None to leave it out. By default,
+            a dry run runs the attachment itself. It leaves out a `CheckpointTrigger`.
     """
 
     kind: ClassVar[str] = "attachment"
@@ -132,6 +149,8 @@ class Attachment:
     events: tuple[Event, ...]
     filter: Filter
     name: str
+    writes_to: str | None = dataclasses.field(default=None, kw_only=True)
+    in_dry_run: InDryRun | None = dataclasses.field(default=None, compare=False, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +171,7 @@ class Handler(Attachment):
             memory in ``state.handler_state``.
         auto_mode: Whether it asks the metrics that it watches which of their values are better. If
             this is unknown, a run warns before the first step.
+        validates: Whether its time counts as that of a validation.
     """
 
     kind = "handler"
@@ -164,6 +184,7 @@ class Handler(Attachment):
     open: OpenFn | None = dataclasses.field(default=None, compare=False)
     unique: bool = False
     auto_mode: bool = False
+    validates: bool = False
 
     def added(self, loop: LoopSpec[Any, Any]) -> Mapping[str, Better | None] | None:
         """Returns the metrics that it adds to a loop, and which values of each are better.
@@ -182,12 +203,19 @@ class Observer(Attachment):
     Attributes:
         fn: The function.
         close: Called once when the run ends, with or without an error.
+        check: Called with the loop before the first step.
+        open: Called once per run, right before the first event, when nothing but the data and the
+            step can fail any more. It returns the function to call in this run in place of ``fn``.
+            If that has the method of `SyncedObserver`, `FailingObserver` or `ClosedObserver`, the
+            run calls it.
     """
 
     kind = "observer"
 
     fn: ObserverFn
     close: Callable[[], None] | None = None
+    check: CheckFn | None = None
+    open: Callable[[RunStart], ObserverFn] | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,6 +313,14 @@ class Task(Protocol):
     @property
     def training_only(self) -> Collection[str]:
         """The names that the step of the training reports, and that of an evaluation does not."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is the task of a trainer, which has an optimizer."""
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The rate of an optimizer that was given by its name, or None."""
 
     def statics(self) -> Mapping[str, str]:
         """Returns what the model is made of besides its arrays; see `State.statics`."""

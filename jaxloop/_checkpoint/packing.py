@@ -22,7 +22,7 @@ from jaxloop._checkpoint.dtypes import describe_dtype, is_native, key_dtype
 from jaxloop._core.arrays import is_key, structure
 from jaxloop._core.events import Event, Place, Status
 from jaxloop._core.lazy import ReadOnlyDict
-from jaxloop._core.state import EpochTime
+from jaxloop._core.times import EpochTime
 from jaxloop._core.types import PyTree
 from jaxloop.errors import SerializationError
 

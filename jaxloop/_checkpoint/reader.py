@@ -9,6 +9,7 @@ loop, or that the system does not allow to read, is an error. Reading changes no
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import uuid
@@ -25,7 +26,7 @@ from jax.random import wrap_key_data
 from jaxloop._checkpoint.digests import check_digests, plain_path
 from jaxloop._checkpoint.dtypes import leaf_dtype
 from jaxloop._checkpoint.layout import Entry, check_readable, entries, unfinished
-from jaxloop._checkpoint.lock import FolderLock
+from jaxloop._checkpoint.lock import FolderLock, last_touched
 from jaxloop._checkpoint.names import UNFINISHED, check_path
 from jaxloop._checkpoint.older import as_now, as_saved
 from jaxloop._checkpoint.orbax_io import restore_trees, stored_tree
@@ -41,7 +42,8 @@ from jaxloop._checkpoint.reshaped import reshaped
 from jaxloop._checkpoint.schema import NUMBERED
 from jaxloop._core.arrays import data_of, is_key, key_impl
 from jaxloop._core.placement import Placement, placement
-from jaxloop._core.state import State
+from jaxloop._core.sessions import Sessions
+from jaxloop._core.state import State, make
 from jaxloop._core.types import PyTree
 from jaxloop.errors import (
     ArgumentError,
@@ -139,7 +141,24 @@ def load_latest(path: str | Path, like: Callable[[], PyTree]) -> State[Any] | No
             stacklevel=2,
         )
     found = entries(folder)
-    return newest_good(found, like()) if found else None
+    state = newest_good(found, like()) if found else None
+    return None if state is None else _with_lost_time(state, last_touched(folder))
+
+
+def _with_lost_time(state: State[Any], touched: float | None) -> State[Any]:
+    """Returns a state that says how long its run went on after it, if its process was killed.
+
+    Args:
+        state: The newest good state of a folder.
+        touched: When the run last touched the lock of the folder, or None if it released it.
+    """
+    sessions = state.sessions
+    if touched is None or not sessions:
+        return state
+    last = sessions[-1]
+    lost_s = max(0.0, touched - (last.began + last.elapsed_s))
+    known = Sessions((*sessions[:-1], dataclasses.replace(last, lost_s=lost_s)))
+    return make(State, {**vars(state), "lazy_sessions": known})
 
 
 def load_of_run(path: str | Path, state: State[Any]) -> State[Any] | None:
@@ -200,27 +219,42 @@ def newest_good(found: Iterable[Entry], like: PyTree) -> State[Any] | None:
         like: A step state that gives the structure, or None.
     """
     for entry in found:
-        problem = entry.problem
-        if entry.record is not None:
-            try:
-                check_readable(entry.folder)
-                return _load(entry, like)
-            except DamagedError as error:
-                problem = first_line(error)
-            except (SerializationError, CheckpointError, MemoryError, jax.errors.JaxRuntimeError):
-                raise  # not damage, so other checkpoints would fail in the same way
-            except Exception as error:  # Orbax raises a bare Exception for damage
-                ending = _ending(error)
-                if ending is not None:
-                    raise ending from error
-                problem = first_line(error)
-            if not entry.folder.exists():
+        try:
+            return load(entry, like)
+        except DamagedError as error:
+            if entry.record is not None and not entry.folder.exists():
                 continue  # the run that writes here has just deleted it
-        warnings.warn(
-            f"the checkpoint {entry.folder} is damaged and skipped: {problem}",
-            stacklevel=2,
-        )
+            warnings.warn(
+                f"the checkpoint {entry.folder} is damaged and skipped: {first_line(error)}",
+                stacklevel=2,
+            )
     return None
+
+
+def load(entry: Entry, like: PyTree = None) -> State[Any]:
+    """Returns the state in one checkpoint, after checking every array.
+
+    Args:
+        entry: The checkpoint.
+        like: A step state that gives the structure, or None.
+
+    Raises:
+        DamagedError: The record or an array is damaged or missing.
+        SerializationError: It belongs to another model or optimizer, or to a later jaxloop.
+        CheckpointError: The system does not allow to read it.
+    """
+    if entry.record is None:
+        raise DamagedError(entry.problem)
+    try:
+        check_readable(entry.folder)
+        return _load(entry, like)
+    except (SerializationError, CheckpointError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # Orbax raises a bare Exception for damage
+        ending = _ending(error)
+        if ending is not None:
+            raise ending from error
+        raise DamagedError(first_line(error), fix="use another checkpoint") from error
 
 
 def _ending(error: BaseException | None) -> BaseException | None:
@@ -277,7 +311,7 @@ def _load(entry: Entry, like: PyTree) -> State[Any]:
     # Afterwards, because arrays of another dtype are no damage. Older formats have no digests.
     if "digests" in record:
         check_digests(record["digests"], restored, f"the checkpoint {entry.folder}")
-    return as_now(state, present)
+    return as_now(state, present).replace(last_checkpoint=str(entry.folder))
 
 
 # --- the placement of restored arrays ------------------------------------------------------------

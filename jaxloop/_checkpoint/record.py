@@ -31,16 +31,17 @@ from jaxloop._checkpoint.schema import (
     malformed,
     matches,
 )
+from jaxloop._checkpoint.seconds import pack_sessions, pack_times, unpack_sessions, unpack_times
 from jaxloop._checkpoint.unpacking import MALFORMED, Unpacker
 from jaxloop._core.events import Event, Place
 from jaxloop._core.lazy import EpochRecords, LazyDict, ReadOnlyDict
 from jaxloop._core.loan import Loan
-from jaxloop._core.state import NO_COUNTS, EpochTime, EventCounts, State, saved_fields
+from jaxloop._core.state import NO_COUNTS, EventCounts, State, saved_fields
 from jaxloop._core.types import PyTree
 from jaxloop._data.position import FROM_COUNTERS, Position
 from jaxloop.errors import DamagedError, SerializationError
 
-FORMAT = 4
+FORMAT = 5
 """The version of the record's format. A later jaxloop reads every earlier version."""
 
 
@@ -196,19 +197,6 @@ def _unpack_counts(kept: dict[str, list[int]], unpacker: Unpacker) -> EventCount
     return EventCounts({**NO_COUNTS, **counts})
 
 
-def _pack_times(times: EpochRecords, packer: Packer) -> Any:
-    rows = [[epoch, *EpochTime.of(seconds).parts] for epoch, seconds in times.get().items()]
-    return packer.array(np.array(rows, np.float64))
-
-
-def _unpack_times(kept: Any, unpacker: Unpacker) -> EpochRecords:
-    rows = unpacker.unpack(kept).tolist()
-    times = {int(epoch): EpochTime(*parts) for epoch, *parts in rows}
-    if not all(map(is_whole, times)):
-        raise malformed("times", kept)
-    return EpochRecords.of(times)
-
-
 _THEIR_OWN = "the data's own state"
 
 
@@ -308,7 +296,8 @@ CODECS: dict[str, _Codec] = {
         lambda history, packer: packer.columns(history.get(), "history"),
         lambda kept, unpacker: EpochRecords.of(unpacker.table(kept)),
     ),
-    "times": _Codec(_pack_times, _unpack_times),
+    "times": _Codec(pack_times, unpack_times),
+    "sessions": _Codec(pack_sessions, unpack_sessions),
     "handler_state": _Codec(
         lambda memory, packer: packer.pack(_by_name(memory), "handler_state"), _unpack_dict
     ),

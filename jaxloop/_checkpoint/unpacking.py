@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxloop._checkpoint.dtypes import is_native, key_dtype, read_dtype
 from jaxloop._checkpoint.packing import DICTS, ENUMS, FACTORIES, MOST_LEVELS
-from jaxloop._core.state import EpochTime
+from jaxloop._core.times import EpochTime
 from jaxloop._core.types import PyTree
 from jaxloop.errors import DamagedError, SerializationError
 

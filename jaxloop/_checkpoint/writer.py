@@ -59,6 +59,9 @@ class Writer:
     Args:
         path: The folder.
 
+    Attributes:
+        newest_complete: The folder of the newest checkpoint that it has completed, or None.
+
     Raises:
         CheckpointError: Another run writes to the folder.
     """
@@ -79,6 +82,7 @@ class Writer:
         self._prepared: list[_Save] = []
         self._written: futures.Future[None] | None = None
         self._num_users = 0
+        self.newest_complete: str | None = None
 
     def add(self, rule: Rule) -> None:
         """Adds the rule of a trigger that saves here. Each trigger calls `close` once."""
@@ -199,6 +203,7 @@ class Writer:
             os.rename(target, target.with_name(target.name + REPLACED))
         seal(record)
         save_trees(target, record, save.trees)
+        self.newest_complete = str(target)
         save.state, save.trees = None, {}
         self._settle(record["run_id"])
 

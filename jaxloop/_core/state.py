@@ -21,6 +21,7 @@ from typing import Any, Generic, Literal
 from jaxloop._core.events import ITERATION_EVENTS, Event, Place, RunStatus
 from jaxloop._core.lazy import EpochRecords, LazyDict, ReadOnlyDict
 from jaxloop._core.loan import Loan, ShownLoan
+from jaxloop._core.sessions import NO_SESSIONS, Session, Sessions
 from jaxloop._core.types import PyTree, S
 from jaxloop.errors import ArgumentTypeError, unknown_name
 
@@ -138,6 +139,10 @@ class Snapshot:
         factory=EpochRecords, on_change="adopt", saved_as="times", internal=True
     )
     """The value behind `times`."""
+    lazy_sessions: Sessions = _field(
+        factory=lambda: NO_SESSIONS, added_in=5, saved_as="sessions", internal=True
+    )
+    """The value behind `sessions`."""
 
     @property
     def event_counts(self) -> Mapping[Event, tuple[int, int]]:
@@ -158,6 +163,18 @@ class Snapshot:
     def times(self) -> Mapping[int, float]:
         """``{epoch: seconds}``. Each is an `EpochTime`, with a breakdown of the seconds."""
         return self.lazy_times.get()
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """One `Session` per call that has worked on this run. The last is the current one.
+
+        The current one is as of when you first read this.
+        """
+        sessions = self.lazy_sessions.get()
+        # The snapshots inside a block share one measurement.
+        if sessions and sessions[-1].last_step != self.step:
+            return (*sessions[:-1], dataclasses.replace(sessions[-1], last_step=self.step))
+        return sessions
 
     def __setattr__(self, name: str, value: Any) -> None:
         # The generated `__init__` assigns each field once. No other code may assign one.
@@ -244,6 +261,8 @@ class State(Snapshot, Generic[S]):
     """The ``iterations=`` of the run."""
     environment: Mapping[str, str] = _field(factory=ReadOnlyDict, added_in=4, internal=True)
     """The versions and devices of the run. It is empty if they are unknown."""
+    last_checkpoint: str | None = _field(None, saved=False)
+    """The folder of the newest complete checkpoint of this run, or None."""
 
     @property
     def step_state(self) -> S:
@@ -346,50 +365,3 @@ STATE_ONLY = tuple(
     f.name for f in dataclasses.fields(State) if f not in dataclasses.fields(Snapshot)
 )
 """The fields that a `State` has and a `Snapshot` does not."""
-
-
-class EpochTime(float):
-    """The seconds that an epoch took, as a float with a breakdown.
-
-    Args:
-        elapsed_s: The total.
-        data_s: Seconds spent waiting for data.
-        dispatch_s: Seconds spent dispatching blocks to the device.
-        handlers_s: Seconds spent in handlers and observers, and on saving.
-
-    Example:
-        >>> time = EpochTime(2.0, data_s=0.5, dispatch_s=0.25, handlers_s=0.25)
-        >>> time, time.device_s
-        (2.0, 1.0)
-    """
-
-    data_s: float
-    dispatch_s: float
-    handlers_s: float
-
-    def __new__(
-        cls,
-        elapsed_s: float,
-        data_s: float = 0.0,
-        dispatch_s: float = 0.0,
-        handlers_s: float = 0.0,
-    ) -> EpochTime:
-        """See the class."""
-        time = super().__new__(cls, elapsed_s)
-        time.data_s, time.dispatch_s, time.handlers_s = data_s, dispatch_s, handlers_s
-        return time
-
-    @classmethod
-    def of(cls, seconds: float) -> EpochTime:
-        """Converts seconds to an `EpochTime`. A plain number has no breakdown."""
-        return seconds if isinstance(seconds, cls) else cls(seconds)
-
-    @property
-    def device_s(self) -> float:
-        """The remaining seconds: the device worked, and the engine waited or was idle."""
-        return max(0.0, float(self) - self.data_s - self.dispatch_s - self.handlers_s)
-
-    @property
-    def parts(self) -> tuple[float, float, float, float]:
-        """The constructor arguments."""
-        return float(self), self.data_s, self.dispatch_s, self.handlers_s

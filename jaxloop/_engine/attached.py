@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from jaxloop._core.filters import Firing
 from jaxloop._engine.clock import now
-from jaxloop._spec import Attachment
+from jaxloop._spec import Attachment, CheckpointTrigger, Handler
 
 A = TypeVar("A", bound=Attachment)
 
@@ -26,14 +26,20 @@ class Attached(Generic[A]):
         attachment: The attachment.
         asks: Whether a user's function decides when it runs.
         timed: Whether the decision depends on a clock.
+        part: The part of the time that it takes; see `Session`.
     """
 
-    __slots__ = ("_asked_s", "_filter", "_ran_s", "asks", "attachment", "timed")
+    __slots__ = ("_asked_s", "_filter", "_ran_s", "asks", "attachment", "part", "timed")
 
     def __init__(self, attachment: A) -> None:
         self.attachment = attachment
         self._filter = attachment.filter
         self.asks, self.timed = self._filter.asks, self._filter.timed
+        self.part = "handlers_s"
+        if isinstance(attachment, CheckpointTrigger):
+            self.part = "saves_s"
+        elif isinstance(attachment, Handler) and attachment.validates:
+            self.part = "validation_s"
         self._ran_s: float | None = None
         self._asked_s: float | None = None
 

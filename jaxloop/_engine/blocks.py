@@ -13,6 +13,7 @@ depends on where a block ends.
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 from jaxloop._core.batch import Batch, Signature, signature_change
 from jaxloop._core.events import IN_EPOCH, Event
@@ -75,13 +76,14 @@ class Blocks:
         self._in_flight = InFlight()
         self._signatures = Signatures()
         self._warned = False
+        self._called: tuple[Any, Any] = (None, None)
 
     # --- the program ---------------------------------------------------------------------------
 
     def specialize(self, sample: Batch, step_state: PyTree) -> Program:
         """Finds or makes the program for a batch and a step state."""
         options, programs = self._options, self._spec.programs
-        self.sample = sample
+        self.sample, self._called = sample, (None, None)
         self.program = program = programs.specialize(
             self._spec.step_fn,
             self._spec.metrics,
@@ -142,7 +144,9 @@ class Blocks:
         dispatched = now()
         window.superbatch.marker = marker
         queue = observers.take() if observers.queue else []
-        rows = MetricRows(program.values, ring, carry.values[1], prefetcher.numbers)
+        rows = MetricRows(
+            program.values, ring, carry.values[1], prefetcher.numbers, self._clock.wait
+        )
         metrics = MetricRow(rows, count - 1, progress.added)
         ahead = 0
         if prefetcher.idle:
@@ -157,8 +161,16 @@ class Blocks:
         self._in_flight.blocks.append(Block(marker, count, dispatched))
         if ahead > 0:
             prefetcher.ahead(ahead)
-        self._clock.epoch.data_s += read - began
-        self._clock.epoch.dispatch_s += dispatched - read
+        clock = self._clock.epoch
+        clock.data_s += read - began
+        kind = (window.rows.__class__, count if program.lengths else 0)
+        # Most blocks are called like the one before, and that is cheap to see.
+        same = signature is self._called[0] and kind == self._called[1]
+        if not same and program.compiles(window.rows, signature, count):
+            clock.compile_s += dispatched - read
+        else:
+            clock.dispatch_s += dispatched - read
+        self._called = (signature, kind)
         if queue:
             observers.show(queue)
         activity.now = ("in the step, near epoch {}, iteration {}", epoch, last)

@@ -1,4 +1,4 @@
-"""The clock of a run, which measures how the seconds of an epoch are spent.
+"""The clock of a run, which measures how the seconds of an epoch and of the run are spent.
 
     clock = RunClock()
     began = now()
@@ -14,11 +14,16 @@ waits for that. If it is not read, the engine records it when it waits for the b
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from jaxloop._core.state import EpochTime
+from jaxloop._core.times import EpochTime
 
 now = time.perf_counter
+
+ValueT = TypeVar("ValueT")
+
+_PARTS = ("data_s", "compile_s", "dispatch_s", "validation_s", "handlers_s", "saves_s")
 
 
 class EpochClock:
@@ -31,7 +36,8 @@ class EpochClock:
 
     def __init__(self, elapsed_s: float = 0.0, before: EpochClock | None = None) -> None:
         self.began_s = now() - elapsed_s
-        self.data_s = self.dispatch_s = self.handlers_s = 0.0
+        self.data_s = self.compile_s = self.dispatch_s = 0.0
+        self.validation_s = self.handlers_s = self.saves_s = 0.0
         self._before = before
         self._marker: Any = None
         self._ended: float | None = None
@@ -59,23 +65,78 @@ class EpochClock:
                 self._marker.block_until_ready()
             self.settle()
             assert self._ended is not None
-            self._time = EpochTime(
-                self._ended - self.began_s, self.data_s, self.dispatch_s, self.handlers_s
-            )
+            parts = {name: getattr(self, name) for name in _PARTS}
+            self._time = EpochTime(self._ended - self.began_s, **parts)
         return self._time
 
 
 class RunClock:
-    """The clock of a run.
+    """The clock of a run, which is one session.
 
     Attributes:
         began_s: When the run began, on the scale of `now`.
-        epoch: The clock of the current epoch.
+        epoch: The clock of the current epoch. Between two epochs, it is one of its own.
+        by_handler: The seconds of each attachment by its name.
+        waited_s: The seconds in which the attachment that runs has waited for the device. Whoever
+            begins to measure an attachment sets it to 0, and `add` leaves it out.
     """
 
     def __init__(self) -> None:
         self.began_s = now()
+        self.waited_s = 0.0
         self.epoch = EpochClock()
+        self.by_handler: dict[str, float] = {}
+        self._unix_s = time.time()
+        self._start_s: float | None = None
+        self._away_s = 0.0
+        self._ended: float | None = None
+        self._spent = dict.fromkeys(_PARTS, 0.0)
+
+    def start(self) -> None:
+        """Records that the first event is about to fire."""
+        self._start_s = now() - self.began_s
+
+    def end(self) -> None:
+        """Records that the run has ended."""
+        self._ended = now()
+
+    def leave_out(self, seconds: float) -> None:
+        """Leaves out seconds in which the caller's code ran."""
+        self._away_s += seconds
+
+    def add(self, part: str, name: str, seconds: float) -> None:
+        """Adds the seconds of an attachment to a part of the epoch.
+
+        If it read a metric, the device may have had to finish a block first. Those seconds are the
+        device's.
+        """
+        seconds -= self.waited_s
+        self.waited_s = 0.0
+        # A dict, because an observer may see every iteration and each call counts.
+        self.epoch.__dict__[part] += seconds
+        if name in self.by_handler:
+            self.by_handler[name] += seconds
+        else:
+            self.by_handler[name] = seconds
+
+    def wait(self, read: Callable[[], ValueT]) -> ValueT:
+        """Returns what ``read`` returns, which waits for the device."""
+        began = now()
+        try:
+            return read()
+        finally:
+            self.waited_s += now() - began
+
+    def session_parts(self) -> dict[str, Any]:
+        """Returns the arguments of a `Session`, as of now, without the steps."""
+        elapsed_s = (now() if self._ended is None else self._ended) - self.began_s - self._away_s
+        return {
+            "began": self._unix_s,
+            "elapsed_s": elapsed_s,
+            "start_s": elapsed_s if self._start_s is None else self._start_s,
+            **{name: self._spent[name] + getattr(self.epoch, name) for name in _PARTS},
+            "by_handler": dict(self.by_handler),
+        }
 
     def continue_epoch(self, elapsed_s: float) -> None:
         """Continues an epoch that took ``elapsed_s`` in an earlier run."""
@@ -83,6 +144,8 @@ class RunClock:
 
     def begin_epoch(self) -> None:
         """Begins an epoch."""
+        for name in _PARTS:
+            self._spent[name] += getattr(self.epoch, name)
         self.epoch = EpochClock(before=self.epoch)
 
     def end_epoch(self, marker: Any) -> EpochClock:

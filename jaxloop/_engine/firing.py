@@ -64,7 +64,7 @@ class Firing:
             if not self._debug and not self._by_event[event] and event not in parts.observers.events
         )
         self._unsettled: list[LazyDict] = []
-        self._pending = PendingRows()
+        self._pending = PendingRows(parts.clock.wait)
         self._watched = Watched(parts.spec)
 
     def fire(self, row: Row, *, then: Place | None = None, handlers: bool = True) -> None:
@@ -96,9 +96,14 @@ class Firing:
         if row.ends_epoch:
             self._keep_metrics()
         ending = event in (Event.COMPLETED, Event.HALTED)
+        observed = event in parts.observers.events
         if parts.savers.requested or (ending and parts.savers.open_stores):
-            self._save(ending=ending)
-        if event in parts.observers.events:
+            if parts.observers.synced:
+                self._sync_and_save(event if observed else None, ending=ending)
+                observed = False
+            else:
+                self._save(ending=ending)
+        if observed:
             parts.observers.queue_firing(event)
         if event is Event.COMPLETED:
             self._watched.warn()
@@ -120,14 +125,34 @@ class Firing:
         if len(self._unsettled) > _EPOCHS_UNSETTLED:
             self._unsettled.pop(0).get()
 
+    def _sync_and_save(self, event: Event | None, *, ending: bool) -> None:
+        """Lets the observers make durable what they see up to here, and saves then.
+
+        A run that resumes from what is saved does not show them this firing again.
+        """
+        observers = self._parts.observers
+        try:
+            if event is not None:
+                observers.queue_firing(event)
+            observers.flush()
+            self._parts.activity.now = ("while observers write at {}", self._parts.progress.event)
+            began = now()
+            observers.sync()
+            self._parts.clock.epoch.handlers_s += now() - began
+        except Exception:
+            self._save(ending=ending)
+            raise
+        self._save(ending=ending)
+
     def _save(self, *, ending: bool) -> None:
         parts = self._parts
         parts.activity.now = ("while saving at {}", parts.progress.event)
+        names = [one.name for one in parts.savers.requested] or ["checkpoint"]
         began = now()
         parts.savers.save(parts.state(), ending=ending)
         parts.carry.reclaim()
         parts.savers.begin()
-        parts.clock.epoch.handlers_s += now() - began
+        parts.clock.add("saves_s", ", ".join(names), now() - began)
 
     # --- handlers ------------------------------------------------------------------------------
 
@@ -144,7 +169,6 @@ class Firing:
         try:
             if parts.observers.queue:
                 parts.observers.flush()
-            began = now()
             self._run_all(row, due)
         except BaseException:
             progress.restore(before)
@@ -153,7 +177,6 @@ class Firing:
             parts.savers.requested = []
             raise
         parts.carry.reclaim()
-        parts.clock.epoch.handlers_s += now() - began
 
     def _due(self, event: Event, total: int, epoch: int) -> list[Attached[Acting]]:
         """Returns the handlers that run now, and those whose filter needs the state to decide."""
@@ -183,10 +206,12 @@ class Firing:
                 continue
             if attached.timed:
                 attached.mark()
-            began = now()
+            began, parts.clock.waited_s = now(), 0.0
             status, state = self._run(one, state, row.event)
+            took_s = now() - began
+            parts.clock.add(attached.part, one.name, took_s)
             if self._debug:
-                logger.info("handler %s took %.6f s", one.name, now() - began)
+                logger.info("handler %s took %.6f s", one.name, took_s)
             if status is not Status.CONTINUE:
                 self._halt(row, status, one.name)
                 return

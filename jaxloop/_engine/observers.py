@@ -11,11 +11,13 @@ Nothing is computed for an observer until it runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from jaxloop._core.events import ITERATION_EVENTS, Event
 from jaxloop._core.lazy import Constant
+from jaxloop._core.observing import ClosedObserver, FailingObserver, SyncedObserver
 from jaxloop._core.schedule import matches
 from jaxloop._core.state import EventCounts, Snapshot, make
 from jaxloop._engine.activity import CALLING, Activity
@@ -23,7 +25,7 @@ from jaxloop._engine.attached import Attached
 from jaxloop._engine.clock import RunClock, now
 from jaxloop._engine.progress import Progress
 from jaxloop._program.metric_rows import MetricRow, MetricRows
-from jaxloop._spec import Attachment, Observer
+from jaxloop._spec import Attachment, Observer, ObserverFn, RunStart
 
 
 class _Pending(NamedTuple):
@@ -78,6 +80,8 @@ class Observers:
             for event in ITERATION_EVENTS
             if event in one.attachment.events and not one.timed
         ]
+        self._opened: dict[int, ObserverFn] = {}
+        self._synced: list[SyncedObserver] = []
         self.events = frozenset(event for event, those in self._by_event.items() if those)
         self.inside = bool(self._inner)
         self.queue: list[_Pending] = []
@@ -86,6 +90,31 @@ class Observers:
     def timed(self) -> bool:
         """Whether a clock decides when one of them runs."""
         return any(one.timed for one in self._all)
+
+    @property
+    def openable(self) -> bool:
+        """Whether any of them is opened for each run."""
+        return any(one.attachment.open is not None for one in self._all)
+
+    def open(self, start: RunStart) -> None:
+        """Opens the observers for a run."""
+        for attached in self._all:
+            one = attached.attachment
+            if one.open is not None:
+                self._activity.now = ("while preparing the observer `{}`", one.name)
+                self._opened[id(one)] = opened = one.open(start)
+                if isinstance(opened, SyncedObserver):
+                    self._synced.append(opened)
+
+    @property
+    def synced(self) -> bool:
+        """Whether any of them makes durable what it has seen."""
+        return bool(self._synced)
+
+    def sync(self) -> None:
+        """Makes durable what they have seen."""
+        for one in self._synced:
+            one.sync()
 
     def queue_firing(self, event: Event) -> None:
         """Queues the firing of ``event`` for the observers whose filters match."""
@@ -151,7 +180,8 @@ class Observers:
         """Runs the observers of a queue. If one raises, those after it stay queued."""
         if not queue:
             return
-        began, num_shown = now(), 0
+        began, num_shown, clock = now(), 0, self._clock
+        clock.waited_s = 0.0
         try:
             for attached, snapshot, ask in queue:
                 num_shown += 1
@@ -159,27 +189,43 @@ class Observers:
                 at = (snapshot.event, snapshot.epoch, snapshot.iteration)
                 self._activity.now = (CALLING, "observer", one.name, *at)
                 if ask is not None:
-                    if not attached.admits(*ask, self._clock.began_s, Constant(snapshot).get):
+                    if not attached.admits(*ask, clock.began_s, Constant(snapshot).get):
                         continue
                     attached.mark()
-                one.fn(snapshot)
+                self._opened.get(id(one), one.fn)(snapshot)
+                ended = now()
+                clock.add("handlers_s", one.name, ended - began)
+                began = ended
         except BaseException:
             self.queue = queue[num_shown:] + self.queue
             raise
-        self._clock.epoch.handlers_s += now() - began
 
     def flush(self) -> None:
         """Runs everything that is queued."""
         self.show(self.take())
 
+    def fail(self, failure: BaseException) -> None:
+        """Tells the observers of the error that ends the run."""
+        opened: list[object] = [*self._opened.values()]
+        told = [one for one in opened if isinstance(one, FailingObserver)]
+        self._call_all([functools.partial(one.fail, failure) for one in told])
+
     def close(self) -> None:
         """Closes every observer, even if closing another one fails."""
+        closing = [self._close_of(one.attachment) for one in self._all]
+        self._call_all([close for close in closing if close is not None])
+
+    def _close_of(self, one: Observer) -> Callable[[], None] | None:
+        opened = self._opened.get(id(one))
+        if opened is None:
+            return None if one.open is not None else one.close
+        return opened.close if isinstance(opened, ClosedObserver) else None
+
+    def _call_all(self, calls: list[Callable[[], None]]) -> None:
         error: Exception | None = None
-        for one in self._all:
-            if one.attachment.close is None:
-                continue
+        for call in calls:
             try:
-                one.attachment.close()
+                call()
             except Exception as failed:
                 if error is None:
                     error = failed

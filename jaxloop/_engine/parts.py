@@ -45,6 +45,7 @@ class Parts:
         savers: The stores and the requested saves.
         opened: The functions of handlers that were opened for this run, by the handler's id.
         deciding: The same, for checkpoint triggers.
+        shared: What attachments share with each other in this run.
     """
 
     spec: LoopSpec
@@ -61,6 +62,7 @@ class Parts:
     savers: Savers
     opened: dict[int, HandlerFn] = dataclasses.field(default_factory=dict)
     deciding: dict[int, DecideFn] = dataclasses.field(default_factory=dict)
+    shared: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, spec: LoopSpec, data: Any, options: RunOptions) -> Parts:
@@ -96,4 +98,7 @@ class Parts:
     def state(self) -> State:
         """Returns the run as a `State`. The carry is on loan until it is reclaimed."""
         elapsed_s = now() - self.clock.epoch.began_s
+        if self.savers.open_stores:
+            self.savers.note_complete()
+        self.progress.last_checkpoint = self.savers.last_checkpoint
         return self.progress.to_state(self.carry.lend, self.prefetcher.position(), elapsed_s)

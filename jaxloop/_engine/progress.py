@@ -129,6 +129,7 @@ class Progress(State[Any]):
         """Returns the fields of a `Snapshot`."""
         fields = self.__dict__.copy()
         fields["counts"] = EventCounts(fields.pop("firings").copy())
+        fields["lazy_sessions"] = self.lazy_sessions.at(self.step)
         del fields["added"]
         for name in STATE_ONLY:
             del fields[name]
@@ -144,6 +145,7 @@ class Progress(State[Any]):
         """
         fields = self.__dict__.copy()
         fields["counts"] = EventCounts(fields.pop("firings").copy())
+        fields["lazy_sessions"] = self.lazy_sessions.at(self.step)
         del fields["added"]
         fields["loan"], fields["position"], fields["elapsed_s"] = lend(), position, elapsed_s
         state: State[Any] = make(State, fields)

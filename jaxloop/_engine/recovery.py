@@ -12,6 +12,7 @@ After SIGTERM, the run raises `Terminated` instead, so that the script ends.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable
 
@@ -93,7 +94,7 @@ class Recovery:
             error.add_note(self._say_what_is_left())
         if not isinstance(error, Exception):
             return  # a second Ctrl-C ends the run at once
-        last: list[Callable[[], None]] = [parts.observers.flush]
+        last: list[Callable[[], None]] = [parts.observers.flush, parts.observers.sync]
         if state is not None and not isinstance(error, CheckpointError):
             if parts.interrupts.flag.terminates:
                 last += [lambda: parts.savers.save(state, ending=True), parts.savers.begin]
@@ -138,19 +139,25 @@ class Recovery:
         """
         parts = self._parts
         if error is not None:
-            _note_failure(error, parts.observers.close)
             parts.savers.close(error)
+            _note_failure(error, functools.partial(parts.observers.fail, error))
+            _note_failure(error, parts.observers.close)
+            parts.clock.end()
             return
         try:
             try:
-                parts.observers.close()
-            except Exception as failed:
-                parts.savers.close(failed)
+                # Before the observers, so that nothing that they do can lose a save.
+                parts.savers.close(None)
+            except BaseException as failed:
+                _note_failure(failed, functools.partial(parts.observers.fail, failed))
+                _note_failure(failed, parts.observers.close)
                 raise
-            parts.savers.close(None)
+            parts.observers.close()
         except BaseException as failed:
             keep_state(failed, parts.state())
             raise
+        finally:
+            parts.clock.end()
 
 
 def keep_state(error: BaseException, state: State | None) -> None:

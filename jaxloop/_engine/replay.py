@@ -192,6 +192,9 @@ class _Nowhere:
     def newest_name(self) -> None:
         """Returns None."""
 
+    def newest_complete(self) -> None:
+        """Returns None."""
+
     def close(self) -> None:
         """Does nothing."""
 

@@ -30,6 +30,8 @@ class Savers:
     Attributes:
         open_stores: The triggers of the loop, each with its store. Empty until the run begins.
         requested: The triggers that asked for a save in this firing.
+        last_checkpoint: The folder of the newest checkpoint that was complete when `note_complete`
+            was called last, or that the run resumed from.
     """
 
     def __init__(self, spec: LoopSpec) -> None:
@@ -37,6 +39,7 @@ class Savers:
         self._guards = [one for one in spec.attachments if isinstance(one, Guard)]
         self.open_stores: list[tuple[CheckpointTrigger, Store]] = []
         self.requested: list[CheckpointTrigger] = []
+        self.last_checkpoint: str | None = None
 
     def open(self) -> None:
         """Opens the stores."""
@@ -80,6 +83,11 @@ class Savers:
         for _, store in self.open_stores:
             store.poll()
 
+    def note_complete(self) -> None:
+        """Records the folder of the newest complete checkpoint. Does not wait."""
+        for _, store in self.open_stores:
+            self.last_checkpoint = store.newest_complete() or self.last_checkpoint
+
     def newest(self, state: State) -> State | None:
         """Returns the newest good state of all stores, of the run of ``state`` and not later."""
         found = [store.newest(state) for _, store in self.open_stores]
@@ -114,6 +122,7 @@ class Savers:
                     failed = problem
                 else:
                     leaving.add_note(f"jaxloop: another error followed: {problem}")
+        self.note_complete()
         self.open_stores = []
         if failed is not None:
             raise failed

@@ -17,6 +17,7 @@ from jaxloop._core.batch import Batch
 from jaxloop._core.events import Place
 from jaxloop._core.lazy import Constant
 from jaxloop._core.placement import check_axes, check_processes
+from jaxloop._core.sessions import Sessions
 from jaxloop._core.state import Snapshot, State, make
 from jaxloop._data.source import KEEPS_POSITION, no_batch
 from jaxloop._engine import fitting
@@ -24,7 +25,7 @@ from jaxloop._engine.attaching import attach, ends_other_epochs, fit_metrics, ha
 from jaxloop._engine.first_state import make_step_state, step_state_like
 from jaxloop._engine.parts import Parts
 from jaxloop._engine.watched import check_watched_metrics, known_better, warn_of_unknown
-from jaxloop._spec import CheckpointTrigger, Handler, RunStart
+from jaxloop._spec import Acting, CheckpointTrigger, Handler, Observer, RunStart
 from jaxloop.errors import DataError
 
 
@@ -57,12 +58,16 @@ def begin(parts: Parts, init_state: Any) -> State | None:
             return state
         sample = attach(parts, state)
     parts.progress.statics = statics
+    parts.savers.last_checkpoint = parts.progress.last_checkpoint
     parts.progress.environment = fitting.compared_environment(state, parts.carry.step_state)
     if spec.start is not None or parts.progress.run_id is None:
         # A run that starts from a state is a run of its own, which owns none of the checkpoints.
         parts.progress.run_id, parts.progress.first_step = uuid.uuid4().hex, parts.progress.step
     elif state is not None and ends_other_epochs(parts, state):
         parts.progress.first_step = state.step
+    parts.progress.lazy_sessions = Sessions(
+        parts.progress.sessions, parts.progress.step, parts.clock
+    )
     if state is not None:
         if sample is not None:
             _specialize(parts, sample)
@@ -96,8 +101,8 @@ def _check(parts: Parts) -> None:
             "a killed run could not resume",
             fix=KEEPS_POSITION,
         )
-    for one in spec.acting():
-        if one.check is not None:
+    for one in spec.attachments:
+        if isinstance(one, Acting | Observer) and one.check is not None:
             one.check(spec)
 
 
@@ -142,6 +147,23 @@ def _specialize(parts: Parts, sample: Batch) -> None:
     check_watched_metrics(parts.spec, parts.blocks.metric_names)
 
 
+def run_start(parts: Parts, sample: Batch | None) -> RunStart:
+    """Returns what is known right before the first event."""
+    program, names = parts.blocks.program, parts.blocks.metric_names
+    return RunStart(
+        parts.spec,
+        make(Snapshot, parts.progress.to_snapshot()),
+        abstract(parts.carry.step_state),
+        {} if program is None else program.values.value_shapes,
+        parts.source.iterable,
+        None if sample is None else sample.value,
+        known_better(parts.spec, names),
+        nested=parts.interrupts.nested,
+        run_id=parts.progress.run_id or "",
+        shared=parts.shared,
+    )
+
+
 def _open_handlers(parts: Parts, sample: Batch | None) -> None:
     """Lets handlers check what they need, and prepare it, now that the first state is known."""
     spec = parts.spec
@@ -149,15 +171,7 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
     if all(one.open is None for one in openable):
         return
     program, names = parts.blocks.program, parts.blocks.metric_names
-    start = RunStart(
-        parts.spec,
-        make(Snapshot, parts.progress.to_snapshot()),
-        abstract(parts.carry.step_state),
-        {} if program is None else program.values.value_shapes,
-        parts.source.iterable,
-        None if sample is None else sample.value,
-        known_better(spec, names),
-    )
+    start = run_start(parts, sample)
     for one in openable:
         parts.activity.now = ("while preparing the handler `{}`", one.name)
         if isinstance(one, Handler) and one.open is not None:

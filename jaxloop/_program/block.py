@@ -26,6 +26,7 @@ import numpy as np
 from jax import lax
 
 from jaxloop._core.arrays import abstract, key_impl
+from jaxloop._core.batch import Signature
 from jaxloop._core.types import PyTree
 from jaxloop._data.device_rows import Rows, Single, Stacked
 from jaxloop._program.metric_values import MetricValues
@@ -77,6 +78,7 @@ class Program:
             n: self._compiled(functools.partial(self._block, length=n)) for n in self.lengths
         }
         self.values = MetricValues(self.metrics, jit=self.options is not None)
+        self._called: set[Any] = set()
 
     def _eager(self, block: Callable[..., Any]) -> Callable[..., Any]:
         # The marker is an operation of its own, which does not wait for the others.
@@ -84,6 +86,22 @@ class Program:
 
     def _compiled(self, block: Callable[..., Any]) -> Any:
         return jax.jit(block, **{"donate_argnums": (0,), **(self.options or {})})
+
+    def compiles(self, rows: Rows, signature: Signature, length: int) -> bool:
+        """Returns whether `run` compiles for such arguments, because it is called so first.
+
+        Args:
+            rows: The batches.
+            signature: The shapes and dtypes of a batch.
+            length: See `run`.
+        """
+        if self.options is None:
+            return False
+        key = (type(rows), signature, length if length in self._static else 0)
+        if key in self._called:
+            return False
+        self._called.add(key)
+        return True
 
     def cut(self, length: int) -> int:
         """Returns how many of ``length`` iterations the next block has.
