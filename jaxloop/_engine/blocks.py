@@ -21,6 +21,7 @@ from jaxloop._core.lazy import LazyDict
 from jaxloop._core.placement import Placement, placement
 from jaxloop._core.schedule import Watch, block_length, superbatch_length
 from jaxloop._core.types import PyTree
+from jaxloop._data.device_rows import Rows
 from jaxloop._data.prefetch import PATIENCE_S, Prefetcher
 from jaxloop._engine.activity import Activity
 from jaxloop._engine.carry import Carry
@@ -161,16 +162,14 @@ class Blocks:
         self._in_flight.blocks.append(Block(marker, count, dispatched))
         if ahead > 0:
             prefetcher.ahead(ahead)
-        clock = self._clock.epoch
-        clock.data_s += read - began
+        self._clock.epoch.data_s += read - began
         kind = (window.rows.__class__, count if program.lengths else 0)
         # Most blocks are called like the one before, and that is cheap to see.
-        same = signature is self._called[0] and kind == self._called[1]
-        if not same and program.compiles(window.rows, signature, count):
-            clock.compile_s += dispatched - read
+        if signature is self._called[0] and kind == self._called[1]:
+            self._clock.epoch.dispatch_s += dispatched - read
         else:
-            clock.dispatch_s += dispatched - read
-        self._called = (signature, kind)
+            self._count_call(program, window.rows, signature, count, dispatched - read)
+            self._called = (signature, kind)
         if queue:
             observers.show(queue)
         activity.now = ("in the step, near epoch {}, iteration {}", epoch, last)
@@ -179,6 +178,15 @@ class Blocks:
         grows = prefetcher.source.data is None and not program.lengths
         growing = grows and (self._in_flight.length or 1) < program.capacity
         self._in_flight.settle(0 if self._in_flight.length is None or growing else MOST_IN_FLIGHT)
+
+    def _count_call(
+        self, program: Program, rows: Rows, signature: Signature, count: int, seconds: float
+    ) -> None:
+        """Counts the time of a call that differs from the one before, and may have compiled."""
+        if program.compiles(rows, signature, count):
+            self._clock.epoch.compile_s += seconds
+        else:
+            self._clock.epoch.dispatch_s += seconds
 
     def _limit(self, program: Program) -> int:
         """Returns how many iterations the next block may have."""
