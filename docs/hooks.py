@@ -8,6 +8,7 @@
 `mkdocs.yml` names this file.
 """
 
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -50,8 +51,10 @@ def documented(directive):
 
 
 def found(path):
-    value = __import__("jaxloop")
+    value = importlib.import_module("jaxloop")
     for name in path.split(".")[1:]:
+        if inspect.ismodule(value) and not hasattr(value, name):
+            importlib.import_module(f"{value.__name__}.{name}")
         value = getattr(value, name)
     return value
 
