@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jaxloop._data.in_memory import batches
     from jaxloop._factories import eval_step, evaluator, train_step, trainer
     from jaxloop._loop import Loop, loop
+    from jaxloop._predict import predictor
     from jaxloop._supervised.models import Model
     from jaxloop.errors import JaxloopError, Terminated
     from jaxloop.losses import objective
@@ -69,6 +70,7 @@ __all__ = [
     "once",
     "only",
     "optimizers",
+    "predictor",
     "restore",
     "serialize_state",
     "train_step",
@@ -89,6 +91,7 @@ _HOMES = {
     "_data.in_memory": ("batches",),
     "_factories": ("eval_step", "evaluator", "train_step", "trainer"),
     "_loop": ("Loop", "loop"),
+    "_predict": ("predictor",),
     "_supervised.models": ("Model",),
     "losses": ("objective",),
     "errors": ("JaxloopError", "Terminated"),

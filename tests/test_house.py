@@ -27,7 +27,7 @@ FLOORS = [
     ["_engine"],
     ["handlers"],
     ["_loop"],
-    ["_factories", "_adopted"],
+    ["_factories", "_adopted", "_predict"],
     ["__init__"],
     ["__main__"],
 ]
