@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jaxloop._data.in_memory import batches
     from jaxloop._factories import eval_step, evaluator, train_step, trainer
     from jaxloop._loop import Loop, loop
-    from jaxloop._predict import predictor
+    from jaxloop._predict.factory import predictor
     from jaxloop._supervised.models import Model
     from jaxloop.errors import JaxloopError, Terminated
     from jaxloop.losses import objective
@@ -91,7 +91,7 @@ _HOMES = {
     "_data.in_memory": ("batches",),
     "_factories": ("eval_step", "evaluator", "train_step", "trainer"),
     "_loop": ("Loop", "loop"),
-    "_predict": ("predictor",),
+    "_predict.factory": ("predictor",),
     "_supervised.models": ("Model",),
     "losses": ("objective",),
     "errors": ("JaxloopError", "Terminated"),
