@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from jaxloop._core.state import Snapshot, State
     from jaxloop._core.step_result import Emission, emit
     from jaxloop._data.in_memory import batches
+    from jaxloop._data.mixture import mixture
     from jaxloop._factories import eval_step, evaluator, train_step, trainer
     from jaxloop._loop import Loop, loop
     from jaxloop._predict.factory import predictor
@@ -66,6 +67,7 @@ __all__ = [
     "loop",
     "losses",
     "metrics",
+    "mixture",
     "objective",
     "once",
     "only",
@@ -89,6 +91,7 @@ _HOMES = {
     "_core.state": ("Snapshot", "State"),
     "_core.step_result": ("Emission", "emit"),
     "_data.in_memory": ("batches",),
+    "_data.mixture": ("mixture",),
     "_factories": ("eval_step", "evaluator", "train_step", "trainer"),
     "_loop": ("Loop", "loop"),
     "_predict.factory": ("predictor",),

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from jaxloop._core.types import PyTree
@@ -137,15 +138,14 @@ def weighted(weights: Any, num_examples: int) -> Weighted:
         weights: Real numbers of shape ``(num_examples,)``, at least 0 and not all 0.
         num_examples: The number of examples.
     """
-    try:
-        array = np.asarray(weights).astype(np.float64)
-    except (TypeError, ValueError):
-        array = np.asarray(weights)
-    if array.dtype != np.float64:
+    array = np.asarray(weights)
+    real = jax.dtypes.issubdtype(array.dtype, np.number) and array.dtype.kind != "c"
+    if not (real or array.dtype == bool):
         raise ArgumentTypeError(
-            f"batches: sampling_weights must be numbers, got {array.dtype}",
+            f"batches: sampling_weights must be real numbers, got {array.dtype}",
             fix="pass one weight for each example",
         )
+    array = array.astype(np.float64)
     if array.shape != (num_examples,):
         raise ArgumentError(
             f"batches: sampling_weights must be one for each of the {num_examples} examples, got "

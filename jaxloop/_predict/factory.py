@@ -53,7 +53,8 @@ def predictor(
         ArgumentTypeError: An argument has the wrong type.
 
     Example:
-        >>> import jaxloop as jl, numpy as np
+        >>> import jaxloop as jl
+        >>> import numpy as np
         >>> model = (lambda key, x: np.ones(2), lambda w, x: x @ w)
         >>> data = jl.batches(np.arange(10.0).reshape(5, 2), 2)
         >>> jl.predictor(model).run(data, np.array([1.0, 10.0])).tolist()
@@ -100,7 +101,8 @@ class Predictor:
             ShapeError: The predictions of two batches cannot be joined along their first axis.
 
         Example:
-            >>> import jaxloop as jl, numpy as np
+            >>> import jaxloop as jl
+            >>> import numpy as np
             >>> model = (lambda key, x: 1.0, lambda w, x: {"twice": 2 * w * x})
             >>> jl.predictor(model).run([np.ones(2), np.ones(1)], 1.0)
             {'twice': array([2., 2., 2.], dtype=float32)}
@@ -125,7 +127,8 @@ class Predictor:
                 predictions for the batches before it.
 
         Example:
-            >>> import jaxloop as jl, numpy as np
+            >>> import jaxloop as jl
+            >>> import numpy as np
             >>> stream = jl.predictor((lambda key, x: 1.0, lambda w, x: w * x)).stream
             >>> [y.tolist() for y in stream(iter([np.ones(2), np.zeros(1)]), 3.0)]
             [[3.0, 3.0], [0.0]]

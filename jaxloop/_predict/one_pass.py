@@ -24,6 +24,7 @@ from jaxloop._core.placement import check_processes, devices_of, placement
 from jaxloop._core.state import State
 from jaxloop._core.types import PyTree
 from jaxloop._data.in_memory import Batches
+from jaxloop._data.mixture import Mixture
 from jaxloop._data.source import no_batch
 from jaxloop._engine.signatures import Signatures
 from jaxloop._predict.progress import Progress, reporter
@@ -194,7 +195,7 @@ def _opened(data: Any) -> Iterator[PyTree]:
         ArgumentTypeError: ``data`` are no batches.
         DataError: The data have another order, or leave out examples.
     """
-    if isinstance(data, Batches):
+    if isinstance(data, Batches | Mixture):
         _check_order(data)
     elif callable(data) and not hasattr(data, "__iter__"):
         data = data(0)
@@ -211,9 +212,11 @@ def _opened(data: Any) -> Iterator[PyTree]:
     )
 
 
-def _check_order(data: Batches) -> None:
+def _check_order(data: Batches | Mixture) -> None:
     wrong = None
-    if data.order(0) is not None:
+    if isinstance(data, Mixture):
+        wrong = "a mixture", "of one data set"
+    elif data.shuffle:
         wrong = "data in a random order", "without shuffle"
     elif data.drop_remainder and data.num_examples % data.batch_size:
         wrong = "data that drop their remainder", "without drop_remainder"
