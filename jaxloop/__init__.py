@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from jaxloop._loop import Loop, loop
     from jaxloop._predict.factory import predictor
     from jaxloop._supervised.models import Model
+    from jaxloop._weights.files import load_weights, save_weights
     from jaxloop.errors import JaxloopError, Terminated
     from jaxloop.losses import objective
     from jaxloop.metrics import Metric
@@ -64,6 +65,7 @@ __all__ = [
     "every_seconds",
     "from_train_step",
     "handlers",
+    "load_weights",
     "loop",
     "losses",
     "metrics",
@@ -74,6 +76,7 @@ __all__ = [
     "optimizers",
     "predictor",
     "restore",
+    "save_weights",
     "serialize_state",
     "train_step",
     "trainer",
@@ -96,6 +99,7 @@ _HOMES = {
     "_loop": ("Loop", "loop"),
     "_predict.factory": ("predictor",),
     "_supervised.models": ("Model",),
+    "_weights.files": ("load_weights", "save_weights"),
     "losses": ("objective",),
     "errors": ("JaxloopError", "Terminated"),
     "metrics": ("Metric",),

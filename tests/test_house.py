@@ -27,7 +27,7 @@ FLOORS = [
     ["_engine"],
     ["handlers"],
     ["_loop"],
-    ["_factories", "_adopted", "_predict"],
+    ["_factories", "_adopted", "_predict", "_weights"],
     ["__init__"],
     ["__main__"],
 ]
