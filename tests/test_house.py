@@ -29,7 +29,7 @@ FLOORS = [
     ["handlers"],
     ["_learning_rates"],
     ["_loop"],
-    ["_factories", "_adopted"],
+    ["_factories", "_adopted", "_predict", "_weights"],
     ["__init__"],
     ["_cli"],
     ["__main__"],
