@@ -73,7 +73,7 @@ def _run_of(path: str) -> Any:
     newest = folder.newest
     if newest is None or newest.state is None or not newest.state.history:
         raise ArgumentError(
-            f"PATH must have a checkpoint after a finished epoch, got {folder.path}, which has none",
+            f"PATH must have a checkpoint after a finished epoch, got {folder.path} without one",
             fix="wait for the first epoch, or see `jaxloop inspect`",
         )
     return newest.state
