@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -38,8 +39,11 @@ def step_fn(batch, total):
 DATA = [1.0, 2.0, 6.0, 3.0, 0.5]
 
 
+BASE = jl.loop(step_fn).metric("x")  # compiled once for all tests
+
+
 def loop_of(*writers, every=None, **options):
-    loop = jl.loop(step_fn).metric("x")
+    loop = BASE
     for writer in writers:
         loop = loop.write(writer, every=every, **options)
     return loop
@@ -86,7 +90,7 @@ def test_numbers_are_those_of_the_state():
 def test_a_step_is_one_row_also_at_the_end_of_an_epoch(every, as_iterable):
     rows = Rows()
     epochs = {} if as_iterable is iter else {"epochs": 2}
-    loop = jl.loop(step_fn).metric("x").handle("epoch_completed", add_validation)
+    loop = BASE.handle("epoch_completed", add_validation)
     loop.write(rows, every=every).run(as_iterable(DATA), 0.0, **epochs)
     num_steps = 5 * epochs.get("epochs", 1)
     due = [n for n in range(1, num_steps + 1) if n % every == 0 or n % 5 == 0]
@@ -98,7 +102,7 @@ def test_a_step_is_one_row_also_at_the_end_of_an_epoch(every, as_iterable):
 def test_a_halted_epoch_has_a_row():
     rows = Rows()
     stop = lambda state: ("halt_epoch", state)  # noqa: E731
-    loop = jl.loop(step_fn).metric("x").handle("iteration_completed", stop, jl.only(3, per="epoch"))
+    loop = BASE.handle("iteration_completed", stop, jl.only(3, per="epoch"))
     loop.write(rows, every=3).run(DATA, 0.0, epochs=2)
     assert [step for step, _ in rows.rows] == [3, 6]
 
@@ -191,11 +195,116 @@ def test_wrong_values_are_an_error_that_names_the_writer(wrong):
 
 
 def test_a_writer_changes_no_bit_and_ends_no_block():
-    loop = jl.loop(step_fn).metric("x")
+    loop = BASE
     plain = loop.run(DATA, 0.0, epochs=3)
     written = loop.write(Rows(), every=2).run(DATA, 0.0, epochs=3)
     assert plain.history == written.history and plain.step_state == written.step_state
     assert loop.check(DATA, 0.0, epochs=3).num_leaves == 1
+
+
+@pytest.fixture(scope="module")
+def models():
+    import equinox as eqx
+    import flax.linen as nn
+    import jax
+    from flax import nnx
+
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.Dense(1)(nn.BatchNorm(use_running_average=not train)(x))
+
+    return {
+        "linen": Linen(),
+        "nnx": nnx.Linear(2, 1, rngs=nnx.Rngs(0)),
+        "equinox": eqx.nn.Linear(2, 1, key=jax.random.key(0)),
+        "pair": (lambda key, x: {"kernel": jnp.ones((2, 1))}, lambda w, x: x @ w["kernel"]),
+    }
+
+
+BATCH = (np.array([[1.0, 2.0], [3.0, -4.0]], np.float32), np.ones((2, 1), np.float32))
+
+
+@pytest.mark.parametrize(
+    "kind, names",
+    [
+        ("linen", ["BatchNorm_0/bias", "BatchNorm_0/scale", "Dense_0/bias", "Dense_0/kernel"]),
+        ("nnx", ["bias", "kernel"]),
+        ("pair", ["kernel"]),
+    ],
+)
+def test_histograms_of_parameters_and_gradients(kind, names, models):
+    rows, kept = Rows(), []
+    loop = jl.trainer(
+        models[kind], "mean_squared_error", "sgd", log=0, report=["gradients"]
+    ).handle("iteration_completed", lambda s: kept.append((s.step_state, s.outputs)))
+    loop = loop.write(rows, every=1, values=jl.writers.histograms(gradients=True, bins=5))
+    loop.run([BATCH])
+    ((_, row),) = rows.rows
+    found = {name for name, value in row.items() if isinstance(value, Histogram)}
+    assert found == {f"{tree}/{name}" for tree in ("parameters", "gradients") for name in names}
+    ((_, outputs),) = kept
+    if kind == "pair":
+        expected = Histogram.of(outputs["gradients"]["kernel"], bins=5)
+        assert row["gradients/kernel"].counts.tolist() == expected.counts.tolist()
+        np.testing.assert_allclose(row["gradients/kernel"].edges, expected.edges, rtol=1e-6)
+
+
+COUNTED = [
+    [0.0, 1.0, 2.0, 2.0, 4.0],
+    [3.0, 3.0],
+    [np.nan, np.inf, -np.inf],
+    [1.0, np.nan, 2.0, np.inf],
+    [-3e38, 3e38, 0.0],
+    [1e-45, 2e-45],
+    [[1.0, -1.0], [0.5, 0.25]],
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_device_counts_as_the_host_does(dtype):
+    arrays = [jnp.asarray(values, jnp.float32).astype(dtype) for values in COUNTED]
+    fn = jl.writers.histograms(lambda step_state: arrays, bins=4)
+    for array, counted in zip(arrays, fn(jl.State()).values(), strict=True):
+        finite = np.asarray(array).astype(np.float64)
+        finite = finite[np.isfinite(finite)]
+        assert counted.counts.sum() == finite.size
+        edges = np.asarray(counted.edges)
+        assert np.isfinite(edges).all() and (np.diff(edges) >= 0).all()
+        if finite.size and np.ptp(finite) > 1e-30:
+            expected = Histogram.of(finite, bins=4)
+            assert counted.counts.tolist() == expected.counts.tolist()
+
+
+def test_histograms_say_what_they_need():
+    histograms = jl.writers.histograms()
+    with pytest.raises(jl.errors.ArgumentError, match="must have a `model_state`"):
+        loop_of(Rows(), values=histograms).run(DATA, 0.0)
+    model = (lambda key, x: jnp.ones((2, 1)), lambda w, x: x @ w)
+    loop = jl.trainer(model, "mean_squared_error", "sgd", log=0)
+    with pytest.raises(jl.errors.ArgumentError, match="must report `gradients`"):
+        loop.write(Rows(), values=jl.writers.histograms(gradients=True)).run([BATCH])
+    with pytest.raises(jl.errors.ArgumentError, match="bins must be at least 1"):
+        jl.writers.histograms(bins=0)
+
+
+@pytest.mark.parametrize("kind", ["linen", "equinox"])
+def test_predictions_are_those_of_the_evaluation(kind, models):
+    rows = Rows()
+    model = models[kind]
+    loop = jl.trainer(model, "mean_squared_error", "sgd", log=0)
+    seen = {}
+
+    def draw(batch, predicted):
+        seen["y"] = predicted
+        assert type(predicted) is np.ndarray and batch[0].shape == (2, 2)
+        return {"sample": Text(f"{predicted[0]}")}
+
+    loop = loop.write(rows, values=jl.writers.predictions(model, BATCH, draw))
+    model_state = loop.run([BATCH])
+    assert rows.rows[0][1]["sample"] == Text(f"{seen['y'][0]}")
+    loss = jl.evaluator(model, "mean_squared_error").run([BATCH], model_state)["loss"]
+    np.testing.assert_allclose(np.mean((seen["y"] - BATCH[1]) ** 2), loss, rtol=1e-5)
 
 
 # --- errors --------------------------------------------------------------------------------------
@@ -216,6 +325,7 @@ def test_an_error_of_a_writer_ends_the_run_and_names_it():
         loop_of(broken, good).run(DATA, 0.0, epochs=1000)
     assert isinstance(e.value.__cause__, OSError)
     assert isinstance(e.value.loop_state, jl.State)
+    assert not any("another error" in note for note in e.value.__notes__)
     # Nothing is written after the row that failed, and both are closed.
     assert broken.rows[-1][0] == 10
     assert broken.closed == good.closed == 1
@@ -287,19 +397,48 @@ def test_check_opens_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["metrics.csv"]
 
 
+def test_the_same_writer_twice_is_an_error(tmp_path):
+    rows = Rows()
+    for twice in ([rows, rows], [jl.writers.csv(tmp_path / "a")] * 2):
+        with pytest.raises(jl.errors.ArgumentError, match="writers of a loop must differ"):
+            loop_of(*twice).run(DATA, 0.0)
+
+
+def test_two_runs_at_once_have_writers_of_their_own(tmp_path):
+    paths = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    streams = [loop_of(jl.writers.csv(p), every=1).stream(DATA, 0.0, epochs=2) for p in paths]
+    for _ in zip(*streams, strict=True):
+        pass
+    assert paths[0].read_text() == paths[1].read_text()
+    assert len(read(paths[0])) == 10
+    rows = Rows()
+    loop = loop_of(rows, values=lambda s: {"y": s.step})
+    for _ in zip(loop.stream(DATA, 0.0), loop.stream([*DATA, 1.0], 0.0), strict=True):
+        pass
+    assert sorted((step, row["y"]) for step, row in rows.rows) == [(5, 5), (6, 6)]
+
+
+def test_a_stream_that_is_left_has_written_its_rows(tmp_path):
+    path = tmp_path / "a.csv"
+    stream = loop_of(jl.writers.csv(path)).stream(DATA, 0.0, epochs=3)
+    next(stream)
+    stream.close()
+    assert [row["step"] for row in read(path)] == ["5"]
+
+
 # --- files ---------------------------------------------------------------------------------------
 
 
 def run_files(folder, *, epochs, every=2, fail_at=None, resume=True, write=True):
     """Trains with both files, and fails at a step, after its row and its checkpoint."""
-    loop = jl.loop(step_fn).metric("x").handle("epoch_completed", add_validation)
+    loop = BASE.handle("epoch_completed", add_validation)
     if write:
         loop = loop.write(jl.writers.csv(folder / "m.csv"), every=every)
         loop = loop.write(
             jl.writers.jsonl(folder / "m.jsonl"),
             every=every,
             values=lambda s: {"total": s.step_state},
-            hyperparameters={"rate": 0.1},
+            hyperparameters={"rate": np.float64(0.1)},
         )
     loop = loop.checkpoint(
         folder / "saved", event="iteration_completed", filter=jl.every(3), on_exception=False
@@ -336,7 +475,7 @@ def test_files_after_errors_at_every_step_are_those_of_an_undisturbed_run(tmp_pa
 
 def test_a_row_is_amended_if_the_run_resumes_between_an_iteration_and_its_epoch(tmp_path):
     for name in ("whole", "torn"):
-        loop = jl.loop(step_fn).metric("x")
+        loop = BASE
         if name == "torn":
 
             def fail(state):
@@ -368,6 +507,39 @@ def test_a_row_is_amended_if_the_run_resumes_between_an_iteration_and_its_epoch(
             ]
     for name in ("m.csv", "m.jsonl"):
         assert (tmp_path / "torn" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+def test_rows_after_a_signal_are_those_of_an_undisturbed_run(tmp_path):
+    run_files(tmp_path / "whole", epochs=3)
+    folder = tmp_path / "torn"
+
+    def attach(loop, signals=()):
+        loop = loop.handle("epoch_completed", add_validation)
+        loop = loop.write(jl.writers.csv(folder / "m.csv"), every=2)
+        loop = loop.checkpoint(folder / "saved", resume=True)
+        for step in signals:
+            kill = lambda s, n=step: s.step == n and os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
+            loop = loop.observe("iteration_completed", kill)
+        return loop
+
+    loop = BASE
+    for step in (3, 7, 15):
+        attach(loop, [step]).run(DATA, 0.0, epochs=3)
+    state = attach(loop).run(DATA, 0.0, epochs=3)
+    assert state.status == "completed"
+    assert (folder / "m.csv").read_text() == (tmp_path / "whole" / "m.csv").read_text()
+
+
+def test_a_replay_writes_nothing(tmp_path):
+    loop = BASE
+    loop = loop.write(
+        jl.writers.csv(tmp_path / "m.csv"), every=1, values=lambda s: {"y": s.step}
+    ).checkpoint(tmp_path / "saved")
+    loop.run(DATA, 0.0, epochs=2)
+    text = (tmp_path / "m.csv").read_text()
+    state, _ = loop.replay(tmp_path / "saved", 8, data=DATA)
+    assert state.step == 7
+    assert (tmp_path / "m.csv").read_text() == text and not list(tmp_path.glob("m.1.csv"))
 
 
 def test_a_fresh_run_renames_the_file_of_an_earlier_one(tmp_path):
@@ -469,7 +641,7 @@ def test_a_file_that_is_replaced_is_an_error_and_the_new_one_stays(tmp_path):
         path.write_text("mine")
         return "continue", state.replace(metrics={**state.metrics, "more": 1.0})
 
-    loop = jl.loop(step_fn).metric("x").handle("epoch_completed", replace, jl.only(2))
+    loop = BASE.handle("epoch_completed", replace, jl.only(2))
     with pytest.raises(jl.errors.WriterError, match="must stay in place"):
         loop.write(jl.writers.csv(path)).run(DATA, 0.0, epochs=3)
     assert path.read_text() == "mine"
@@ -477,7 +649,7 @@ def test_a_file_that_is_replaced_is_an_error_and_the_new_one_stays(tmp_path):
 
 def test_a_column_appears_late(tmp_path):
     path = tmp_path / "m.csv"
-    loop = jl.loop(step_fn).metric("x").handle("epoch_completed", add_validation, jl.only(2))
+    loop = BASE.handle("epoch_completed", add_validation, jl.only(2))
 
     def odd(state):
         return "continue", state.replace(metrics={**state.metrics, 'a "b",\nc': 1})

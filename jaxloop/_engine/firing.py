@@ -23,7 +23,7 @@ from jaxloop._core.checks import in_words
 from jaxloop._core.events import ITERATION_EVENTS, Event, Place, Row, Status
 from jaxloop._core.lazy import Constant, LazyDict
 from jaxloop._core.state import State
-from jaxloop._engine.activity import CALLING
+from jaxloop._engine.activity import CALLING, SAVING
 from jaxloop._engine.attached import Attached
 from jaxloop._engine.clock import now
 from jaxloop._engine.parts import Parts
@@ -146,7 +146,7 @@ class Firing:
 
     def _save(self, *, ending: bool) -> None:
         parts = self._parts
-        parts.activity.now = ("while saving at {}", parts.progress.event)
+        parts.activity.now = (SAVING, parts.progress.event)
         names = [one.name for one in parts.savers.requested] or ["checkpoint"]
         began = now()
         parts.savers.save(parts.state(), ending=ending)

@@ -14,15 +14,17 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 
 from jaxloop._core.checks import check_callable, check_count, in_words, name_of
+from jaxloop._core.dry import left_out
 from jaxloop._core.events import Event
 from jaxloop._core.filters import ALWAYS, Filter, Firing
 from jaxloop._core.filters import every as every_nth
 from jaxloop._core.state import Snapshot, State
 from jaxloop._spec import Handler, HandlerFn, Observer, ObserverFn, RunStart, SpecT
-from jaxloop.errors import ArgumentTypeError, JaxloopError, WriterError, first_line
-from jaxloop.writers import WriterDescription, WriterStart
+from jaxloop.errors import ArgumentError, ArgumentTypeError, JaxloopError, WriterError, first_line
+from jaxloop.writers import PlacedWriter, WriterDescription, WriterStart
 from jaxloop.writers._delivery import Delivery
 from jaxloop.writers._protocol import Writer, WriterLike
 from jaxloop.writers._values import VALUES, is_drawn, join, on_host, start_copies
@@ -99,7 +101,8 @@ def write(
     if values is not None:
         check_callable("write", "values", values)
     name = name or f"write_{_name_of_writer(writer)}"
-    return _Rows(writer, cadence, values, dict(hyperparameters or {}), name).attach(loop)
+    plain = {str(key): _plain(value) for key, value in (hyperparameters or {}).items()}
+    return _Rows(writer, cadence, values, plain, name).attach(loop)
 
 
 def _check_writer(writer: object) -> None:
@@ -109,6 +112,12 @@ def _check_writer(writer: object) -> None:
             f"got {writer!r:.80}",
             fix="pass a writer such as jl.writers.csv(path), and an object in place of a class",
         )
+
+
+def _plain(value: Any) -> Any:
+    """Returns a number of NumPy or JAX as one of Python, and anything else as it is."""
+    is_number = isinstance(value, np.generic | np.ndarray | jax.Array) and value.ndim == 0
+    return value.item() if is_number else value
 
 
 def _name_of_writer(writer: object) -> str:
@@ -139,9 +148,27 @@ class _Rows:
         if self.cadence is not None:
             iteration = (Event.ITERATION_COMPLETED,)
             loop = loop.attach(
-                Observer(iteration, self.cadence, self.name, _unopened, open=self._iteration)
+                Observer(
+                    iteration,
+                    self.cadence,
+                    self.name,
+                    _unopened,
+                    open=self._iteration,
+                    in_dry_run=left_out,
+                )
             )
-        return loop.attach(Observer(_EPOCH_EVENTS, ALWAYS, self.name, _unopened, open=self._epoch))
+        where = self.writer.where if isinstance(self.writer, PlacedWriter) else None
+        return loop.attach(
+            Observer(
+                _EPOCH_EVENTS,
+                ALWAYS,
+                self.name,
+                _unopened,
+                open=self._epoch,
+                writes_to=where,
+                in_dry_run=left_out,
+            )
+        )
 
     def _collect(self, start: RunStart) -> HandlerFn:
         return self._session(start).collect
@@ -176,6 +203,13 @@ class _Session:
         """Opens the writer."""
         rows, snapshot = self._rows, start.snapshot
         writer = rows.writer
+        opened = start.shared.setdefault(_Session, [])
+        if any(other is writer or other == writer for other in opened):
+            raise ArgumentError(
+                f"write: the writers of a loop must differ, got {writer!r:.80} twice",
+                fix="write to each only once; every= writes the rows of epochs too",
+            )
+        opened.append(writer)
         if isinstance(writer, WriterDescription):
             metrics = (
                 join(name, path)

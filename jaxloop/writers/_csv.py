@@ -26,8 +26,9 @@ def csv(path: str | os.PathLike[str]) -> CsvDescription:
 
     The columns are ``step``, ``epoch`` and the metrics. Each number is written so that ``float``
     reads exactly the number in ``state.metrics``. NaN is ``nan``, infinity is ``inf``, and a metric
-    that a row does not have is empty. Arrays, images, texts and histograms are left out. If a
-    metric appears later, such as that of a validation, the file gets a column more.
+    that a row does not have is empty. Arrays, images, texts and histograms are left out, and so is
+    a metric named ``step``. If a metric appears later, such as that of a validation, the file gets
+    another column.
 
     A fresh run renames an earlier file, ``metrics.csv`` to ``metrics.1.csv``. A run that resumes
     drops the rows that it will write again.
@@ -68,6 +69,11 @@ class CsvDescription:
     """
 
     path: str
+
+    @property
+    def where(self) -> str:
+        """The file."""
+        return self.path
 
     def open(self, start: WriterStart) -> CsvFile:
         """Opens the file for a run."""

@@ -96,8 +96,7 @@ class Delivery:
         self._send(_End(error))
         if self._thread is not None:
             self._thread.join()
-        if not self._raised:
-            self._check()
+        self._check()
 
     def _send(self, item: _Row | _Sync | _End) -> None:
         if self._thread is None:
@@ -109,7 +108,8 @@ class Delivery:
         self._queue.put(item)
 
     def _check(self) -> None:
-        if self._error is None:
+        """Raises the first error of the writer, once."""
+        if self._error is None or self._raised:
             return
         self._raised = True
         raise WriterError(

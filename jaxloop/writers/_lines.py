@@ -98,9 +98,9 @@ class LineFile:
                 return opened
             os.rename(path, _free_name(path))
         except BaseException:
-            opened.close()
+            file.close()
             raise
-        opened.close()
+        file.close()
         return cls.open(path, step, form)
 
     def _continue(
@@ -178,7 +178,10 @@ class LineFile:
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        try:
+            self._check_in_place()
+        finally:
+            self._file.close()
 
     def _check_in_place(self) -> None:
         """Raises if the path names another file now: what is written would be lost."""
