@@ -75,6 +75,8 @@ class JaxloopDocs(Extension):
 
             text, example, code = obj.docstring.value.partition("\nExample:\n")
             text = NAME_IN_BACKTICKS.sub(link, text)
+            if obj.is_class and "__new__" in obj.members:
+                text = text.replace("\nArgs:\n", "\nAttributes:\n")  # griffe reads `__init__`
             # Griffe knows the section by its plural.
             obj.docstring.value = text + (f"\nExamples:\n{code}" if example else "")
 

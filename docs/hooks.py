@@ -8,6 +8,7 @@
 `mkdocs.yml` names this file.
 """
 
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -19,15 +20,22 @@ LEVEL = re.compile(r"heading_level: (\d)")
 SNIPPET = re.compile(r"^--8<-- .*\n", re.MULTILINE)
 FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
-FIRST_SENTENCE = re.compile(r"^(?![#<`|:-])\S(?:.|\n(?!\n))*?\.(?=\s)", re.MULTILINE)
+FIRST_SENTENCE = re.compile(r"\A\s*# .*\n+([A-Za-z`\[](?:.|\n(?!\n))*?\.)(?=\s)")
+
+# How much more, or less, than others the search prefers the pages of a folder.
+BOOSTS = {"how-to/": 4, "tutorial/": 1, "reference/": 1, "migration/": 0.5, "faq": 0.7}
+OTHER_BOOST = 0.1
 
 copies: dict[str, str] = {}
 
 
 def on_page_markdown(markdown, *, page, **kwargs):
-    """Keeps the Markdown of a page."""
+    """Keeps the Markdown of a page, and says how the search ranks it."""
+    path = page.file.src_uri
+    boost = next((one for start, one in BOOSTS.items() if path.startswith(start)), OTHER_BOOST)
+    page.meta.setdefault("search", {"boost": boost})
     text = SNIPPET.sub("", FRONT_MATTER.sub("", markdown))
-    copies[page.file.src_uri] = DIRECTIVE.sub(documented, text)
+    copies[path] = DIRECTIVE.sub(documented, text)
 
 
 def documented(directive):
@@ -43,8 +51,10 @@ def documented(directive):
 
 
 def found(path):
-    value = __import__("jaxloop")
+    value = importlib.import_module("jaxloop")
     for name in path.split(".")[1:]:
+        if inspect.ismodule(value) and not hasattr(value, name):
+            importlib.import_module(f"{value.__name__}.{name}")
         value = getattr(value, name)
     return value
 
@@ -67,10 +77,7 @@ def on_post_build(*, config, **kwargs):
         for page in pages:
             text = copies[page]
             heading = re.search(r"^# (.*)$", text, re.MULTILINE)[1]
-            first = FIRST_SENTENCE.search(text)
-            sentence = LINK.sub(r"\1", " ".join(first[0].split())) if first else ""
-            about = f": {sentence}" if sentence else ""
-            index.append(f"- [{heading}]({page}){about}")
+            index.append(f"- [{heading}]({page}){about(text)}")
             full.append(text)
             path = site / page
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +85,12 @@ def on_post_build(*, config, **kwargs):
         index.append("")
     (site / "llms.txt").write_text("\n".join(index))
     (site / "llms-full.txt").write_text("\n\n".join(full))
+
+
+def about(text):
+    """The first sentence of a page."""
+    first = FIRST_SENTENCE.search(text)
+    return ": " + LINK.sub(r"\1", " ".join(first[1].split())) if first else ""
 
 
 def sections(nav):

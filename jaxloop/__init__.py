@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from jaxloop._core.state import Snapshot, State
     from jaxloop._core.step_result import Emission, emit
     from jaxloop._data.in_memory import batches
+    from jaxloop._data.mixture import mixture
     from jaxloop._factories import eval_step, evaluator, train_step, trainer
     from jaxloop._loop import Loop, loop
     from jaxloop._plotting.confusion import plot_confusion_matrix
     from jaxloop._plotting.curves import plot
     from jaxloop._plotting.timeline import plot_timeline
+    from jaxloop._predict.factory import predictor
     from jaxloop._supervised.models import Model
+    from jaxloop._weights.files import load_weights, save_weights
     from jaxloop.errors import JaxloopError, Terminated
     from jaxloop.losses import objective
     from jaxloop.metrics import Metric
@@ -67,9 +70,11 @@ __all__ = [
     "every_seconds",
     "from_train_step",
     "handlers",
+    "load_weights",
     "loop",
     "losses",
     "metrics",
+    "mixture",
     "objective",
     "once",
     "only",
@@ -77,7 +82,9 @@ __all__ = [
     "plot",
     "plot_confusion_matrix",
     "plot_timeline",
+    "predictor",
     "restore",
+    "save_weights",
     "serialize_state",
     "train_step",
     "trainer",
@@ -97,12 +104,15 @@ _HOMES = {
     "_core.state": ("Snapshot", "State"),
     "_core.step_result": ("Emission", "emit"),
     "_data.in_memory": ("batches",),
+    "_data.mixture": ("mixture",),
     "_factories": ("eval_step", "evaluator", "train_step", "trainer"),
     "_loop": ("Loop", "loop"),
     "_plotting.confusion": ("plot_confusion_matrix",),
     "_plotting.curves": ("plot",),
     "_plotting.timeline": ("plot_timeline",),
+    "_predict.factory": ("predictor",),
     "_supervised.models": ("Model",),
+    "_weights.files": ("load_weights", "save_weights"),
     "losses": ("objective",),
     "errors": ("JaxloopError", "Terminated"),
     "metrics": ("Metric",),

@@ -52,6 +52,7 @@ class Loop(LoopSpec[S, OutputT]):
     reduce_lr_on_plateau = handlers.reduce_lr_on_plateau
     checkpoint = handlers.checkpoint
     nan_guard = handlers.nan_guard
+    profile = handlers.profile
     alert = handlers.alert
     from_state = handlers.from_state
     resume = handlers.resume

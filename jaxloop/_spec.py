@@ -61,6 +61,7 @@ class RunStart:
         better: Which values are better of the metrics that the loop has or that handlers add, as
             far as their names are known. None means that this is unknown.
         nested: Whether the run is inside another run, in the main thread.
+        max_time_s: The seconds after which the run ends, or None.
         run_id: A text that is the same for a run and for what resumes it.
         shared: A dict that is new for each run. Attachments that work together share in it what
             they need, by a key of their own.
@@ -74,6 +75,7 @@ class RunStart:
     sample: PyTree
     better: Mapping[str, Better | None] = dataclasses.field(default_factory=dict)
     nested: bool = False
+    max_time_s: float | None = None
     run_id: str = ""
     shared: dict[object, Any] = dataclasses.field(default_factory=dict)
 
@@ -132,12 +134,14 @@ class Handler(Attachment):
             None means that it may add any.
         check: Called with the loop before the first step.
         open: Called once per run, right before the first step, with what is known then. It returns
-            the function to call in this run in place of ``fn``.
+            the function to call in this run in place of ``fn``. If that has the method of
+            `ClosedObserver`, the run calls it.
         unique: Whether no other attachment may have its name, because the name is the key of its
             memory in ``state.handler_state``.
         auto_mode: Whether it asks the metrics that it watches which of their values are better. If
             this is unknown, a run warns before the first step.
         validates: Whether its time counts as that of a validation.
+        traces: Whether it records a profile, for which the run names what it does.
     """
 
     kind = "handler"
@@ -151,6 +155,7 @@ class Handler(Attachment):
     unique: bool = False
     auto_mode: bool = False
     validates: bool = False
+    traces: bool = False
 
     def added(self, loop: LoopSpec[Any, Any]) -> Mapping[str, Better | None] | None:
         """Returns the metrics that it adds to a loop, and which values of each are better.
@@ -171,9 +176,9 @@ class Observer(Attachment):
         close: Called once when the run ends, with or without an error.
         check: Called with the loop before the first step.
         open: Called once per run, right before the first event, when nothing but the data and the
-            step can fail any more. It returns the function to call in this run in place of ``fn``.
-            If that has the method of `SyncedObserver`, `FailingObserver` or `ClosedObserver`, the
-            run calls it.
+            step can fail any more. It returns the function to call in this run in place of ``fn``,
+            or None if it has nothing to see in this run. If that has the method of
+            `SyncedObserver`, `FailingObserver` or `ClosedObserver`, the run calls it.
     """
 
     kind = "observer"
@@ -181,7 +186,9 @@ class Observer(Attachment):
     fn: ObserverFn
     close: Callable[[], None] | None = None
     check: CheckFn | None = None
-    open: Callable[[RunStart], ObserverFn] | None = dataclasses.field(default=None, compare=False)
+    open: Callable[[RunStart], ObserverFn | None] | None = dataclasses.field(
+        default=None, compare=False
+    )
 
 
 @dataclasses.dataclass(frozen=True)

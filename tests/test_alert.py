@@ -92,8 +92,12 @@ def test_nan_is_told_once_for_each_metric():
 
 def test_nan_may_be_looked_for_inside_an_epoch():
     data = [*GOOD, *BAD, *GOOD]
-    [alert] = heard(LOOP, data, event="iteration_completed", filter=jl.every(2))
+    [alert] = heard(LOOP, data, every=2)
     assert (alert.epoch, alert.iteration, alert.step) == (0, 3, 4)
+    [alert] = heard(LOOP, data, every=None)
+    assert (alert.epoch, alert.iteration, alert.step) == (0, 6, 6)
+    [alert] = heard(LOOP, data, every=jl.after(4))
+    assert alert.step == 5
 
 
 def test_the_ends_of_a_run_are_told_if_asked_for():
@@ -222,7 +226,8 @@ MISTAKES = {
     "one name": (lambda: LOOP.alert(print, metrics="loss"), "metrics must be a list of names"),
     "no timeout": (lambda: LOOP.alert(print, timeout_s=0), "timeout_s must be .*got 0"),
     "a text as timeout": (lambda: LOOP.alert(print, timeout_s="5"), "timeout_s must be .*got '5'"),
-    "an unknown event": (lambda: LOOP.alert(print, event="epoch"), "epoch"),
+    "every 0": (lambda: LOOP.alert(print, every=0), "alert: every must be at least 1, got 0"),
+    "a text as cadence": (lambda: LOOP.alert(print, every="10"), "every must be a whole number"),
 }
 
 

@@ -3,10 +3,13 @@
 The blocks of a how-to guide under one heading run in a copy of the namespace that the blocks before
 the first heading make, so each entry works after the setup of its page alone. On other pages, one
 namespace serves the whole page. A block that starts with a comment of `OTHER` belongs to another
-framework, and is only compiled.
+framework, and does not run. Commands of ``python -m jaxloop`` run too.
 """
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -15,6 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMANDS = re.compile(r"^```shell\n((?:python -m jaxloop .*\n)+)```", re.MULTILINE)
 OTHER = re.compile(r"# (Keras|Lightning|Ignite|PyTorch|JAX)\b")
 PAGES = [
     path.relative_to(ROOT).as_posix()
@@ -22,6 +26,8 @@ PAGES = [
     if FENCE.search(path.read_text())
 ]
 GUIDES = [page for page in PAGES if page.startswith("docs/how-to/")]
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}  # the pages run in another folder
 
 pytestmark = pytest.mark.slow
 
@@ -83,6 +89,12 @@ def test_entry(page, heading, namespace):
         if found in (None, heading):
             for line, code in blocks(page, text):
                 run(page, start + line, code, namespace)
+            for commands in COMMANDS.findall(text):
+                for command in commands.splitlines():
+                    call = [sys.executable, *command.split()[1:]]
+                    ended = subprocess.run(call, env=ENVIRONMENT)
+                    differs = command.split()[3] == "diff" and ended.returncode == 1
+                    assert ended.returncode == 0 or differs, command
 
 
 def test_guides_have_one_setup():

@@ -104,7 +104,7 @@ def test_nan_guard_and_alert(clock):
     state = clock.nan_guard(**AT).run(data, 0.0)
     assert (state.halted_by, state.step) == ("nan_guard", 3)
     seen = []
-    loop = clock.alert(lambda alert: seen.append(alert.step), on="nan", **AT)
+    loop = clock.alert(lambda alert: seen.append(alert.step), on="nan", every=EVERY)
     loop.run(data, 0.0)
     assert seen == [3]
 

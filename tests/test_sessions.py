@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -74,6 +75,22 @@ def test_validations_and_saves_have_their_own_time(tmp_path):
     assert session.validation_s == pytest.approx(session.by_handler["validate"])
     assert session.saves_s == pytest.approx(session.by_handler["checkpoint"])
     assert session.validation_s > 0 and session.saves_s > 0 and session.handlers_s == 0
+
+
+def test_a_validation_is_not_the_time_of_its_epoch():
+    slow = [np.float32(0)] * 3
+
+    def read():
+        for batch in slow:
+            threading.Event().wait(0.2)
+            yield batch
+
+    loop = jl.loop(step).metric("x")
+    loop = loop.validate(lambda epoch: read(), eval_step=lambda batch, state: {"x": batch})
+    state = loop.final_state(DATA, np.float32(0), epochs=2)
+    (session,) = state.sessions
+    assert session.validation_s > 1.0  # twice three waits
+    assert sum(state.times.values()) + session.validation_s <= session.elapsed_s  # none is twice
 
 
 def test_an_error_or_a_resume_begins_a_session(tmp_path):

@@ -8,14 +8,16 @@ Reading changes nothing in the folder. Use `jaxloop._checkpoint.reader` to read 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxloop._checkpoint.dtypes import leaf_dtype
-from jaxloop._checkpoint.layout import Entry
+from jaxloop._checkpoint.layout import Entry, read
 from jaxloop._checkpoint.orbax_io import restore_trees
 from jaxloop._checkpoint.record import CODECS, FORMAT, numbered
 from jaxloop._checkpoint.unpacking import MALFORMED, Unpacker
@@ -70,7 +72,9 @@ def damage(entry: Entry) -> str:
         for name, leaves in entry.record["leaves"].items()
         if leaves and not (entry.folder / name).is_dir()
     ]
-    return f"its arrays are missing: {', '.join(missing)}" if missing else ""
+    if not missing or has_changed(entry):
+        return ""
+    return f"its arrays are missing: {', '.join(missing)}"
 
 
 def leaves_of(entry: Entry) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -114,15 +118,24 @@ def _refers(kept: Any) -> bool:
     return False
 
 
+def has_changed(entry: Entry) -> bool:
+    """Returns whether a checkpoint was deleted or replaced since ``entry`` was read.
+
+    The run that writes the folder may do so at any time, and what was read is then no damage.
+    """
+    return not entry.folder.exists() or _identity(read(entry.folder)) != _identity(entry)
+
+
+def _identity(entry: Entry) -> tuple[str | None, str]:
+    # Not the whole records, which may have NaN.
+    return None if entry.record is None else entry.record["sha256"], entry.problem
+
+
 def size_bytes(folder: Path) -> int:
     """Returns the sum of the sizes of the files in a folder. Files that vanish count as nothing."""
-    return sum(_sizes(folder))
-
-
-def _sizes(folder: Path) -> Iterator[int]:
-    for path in folder.rglob("*"):
-        try:
-            if path.is_file():
-                yield path.stat().st_size
-        except OSError:
-            continue
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(root, name)).st_size
+    return total

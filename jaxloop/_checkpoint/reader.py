@@ -29,7 +29,7 @@ from jaxloop._checkpoint.layout import Entry, check_readable, entries, unfinishe
 from jaxloop._checkpoint.lock import FolderLock, last_touched
 from jaxloop._checkpoint.names import UNFINISHED, check_path
 from jaxloop._checkpoint.older import as_now, as_saved
-from jaxloop._checkpoint.orbax_io import restore_trees, stored_tree
+from jaxloop._checkpoint.orbax_io import reason, restore_trees, stored_tree
 from jaxloop._checkpoint.packing import is_array
 from jaxloop._checkpoint.record import (
     check_format,
@@ -254,7 +254,7 @@ def load(entry: Entry, like: PyTree = None) -> State[Any]:
         ending = _ending(error)
         if ending is not None:
             raise ending from error
-        raise DamagedError(first_line(error), fix="use another checkpoint") from error
+        raise DamagedError(reason(error), fix="use another checkpoint") from error
 
 
 def _ending(error: BaseException | None) -> BaseException | None:

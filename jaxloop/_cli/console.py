@@ -7,8 +7,10 @@ text_of_bytes(2048), text_of_value(0.123456789)     # "2.0 kB", "0.1235"
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,6 +90,26 @@ def live_text() -> Iterator[Callable[[Sequence[str]], None]]:
         yield lambda lines: live.update(
             Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True
         )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hides what other libraries print to standard error, also from other threads.
+
+    If Orbax cannot read an array, it abandons its other reads, each of which prints a traceback.
+    """
+    sys.stderr.flush()
+    hook, kept = sys.unraisablehook, os.dup(2)
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    sys.unraisablehook = lambda unraisable: None
+    try:
+        yield
+    finally:
+        gc.collect()  # what was abandoned prints when it is freed
+        sys.unraisablehook = hook
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _header(column: str) -> str:

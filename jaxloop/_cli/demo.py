@@ -11,17 +11,14 @@ starts faster the next time.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.util
 import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from jaxloop.errors import ArgumentError
+from jaxloop.errors import ArgumentError, MissingExtraError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,16 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains, and writes ``curves.png`` and ``metrics.csv``."""
+    """Trains, writes ``metrics.csv`` and draws ``curves.png``."""
     if options.epochs < 1:
         raise ArgumentError(
             f"--epochs must be at least 1, got {options.epochs}", fix="pass a number from 1"
         )
     if importlib.util.find_spec("matplotlib") is None:
-        raise ArgumentError(
-            "the demo needs matplotlib for its plot, got none",
-            fix="pip install 'functional-jaxloop[demo]'",
-        )
+        raise MissingExtraError("the demo's plot", "matplotlib", "demo")
     options.out.mkdir(parents=True, exist_ok=True)
     if "jax" not in sys.modules:
         keep_programs()
@@ -54,8 +48,11 @@ def run(options: argparse.Namespace) -> int:
         jl.batches(train, 32, shuffle=True, pad=True), epochs=options.epochs
     )
     took_s = time.perf_counter() - began
-    write_csv(options.out / "metrics.csv", state.history)
-    draw(options.out / "curves.png", state.history)
+    if state.status == "interrupted":
+        print("interrupted; run the same command again to resume")
+        return 130
+    figure = jl.plot(state, metrics=["loss", "accuracy"], title="Handwritten digits")
+    figure.savefig(options.out / "curves.png")
     best = max(float(metrics["validation_accuracy"]) for metrics in state.history.values())
     print(
         f"{state.status} after {state.epoch} epochs, {took_s:.1f} s; "
@@ -63,38 +60,6 @@ def run(options: argparse.Namespace) -> int:
         f"the curves and the metrics are in {options.out.resolve()}: curves.png, metrics.csv"
     )
     return 0
-
-
-def write_csv(path: Path, history: Mapping[int, Mapping[str, Any]]) -> None:
-    """Writes the history as CSV, one row per epoch."""
-    names = list(next(iter(history.values())))
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["epoch", *names])
-        for epoch, metrics in history.items():
-            writer.writerow([epoch, *(float(metrics[name]) for name in names)])
-
-
-def draw(path: Path, history: Mapping[int, Mapping[str, Any]]) -> None:
-    """Plots loss and accuracy by epoch."""
-    # Imported here, because matplotlib is an optional dependency that only the plot needs.
-    import matplotlib
-
-    matplotlib.use("Agg")
-    # Imported after the backend is chosen.
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    epochs = [epoch + 1 for epoch in history]
-    for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-        for prefix, label in (("", "training"), ("validation_", "validation")):
-            axis.plot(epochs, [float(m[prefix + name]) for m in history.values()], label=label)
-        axis.set(xlabel="epoch", ylabel=name)
-        axis.grid(alpha=0.3)
-        axis.legend()
-    figure.suptitle("Handwritten digits")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def keep_programs() -> None:

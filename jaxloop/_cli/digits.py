@@ -27,24 +27,14 @@ class Network(nn.Module):
 
 
 def make_loop(out: Path, validation: Any) -> jl.Loop:
-    """Returns a loop with validation, checkpoints and early stopping."""
+    """Returns a loop with validation, checkpoints, early stopping and a file of its metrics."""
     loss = "softmax_cross_entropy_with_integer_labels"
     return (
-        jl.trainer(Network(), loss, "adam", log=0)
+        jl.trainer(Network(), loss, "adam")
         .metric("accuracy")
         .validate(validation)
         .checkpoint(str(out / "checkpoints"), criteria="validation_accuracy", mode="max")
         .early_stop("validation_accuracy", mode="max", patience=8, restore_best=True)
-        .log(progress, event="epoch_completed")
+        .write(jl.writers.csv(out / "metrics.csv"))
         .resume(str(out / "checkpoints"))
-    )
-
-
-def progress(snapshot: jl.Snapshot) -> str:
-    """Returns a line of text about one epoch."""
-    m = snapshot.metrics
-    return (
-        f"epoch {snapshot.epoch + 1:2d}/{snapshot.max_epoch}  "
-        f"loss {m['loss']:.4f}  accuracy {m['accuracy']:.3f}  "
-        f"validation loss {m['validation_loss']:.4f}  accuracy {m['validation_accuracy']:.3f}"
     )

@@ -160,9 +160,9 @@ def find_folder(path: Path) -> Folder | None:
 def read_folder(path: Path) -> Folder:
     """Returns the checkpoints in a folder. It may have none."""
     owner = owner_of(path)  # read first: if a run has ended by now, its last checkpoint is there
-    found = tuple(map(Checkpoint, entries(path)))
-    # A run that writes here may have deleted some since.
-    found = tuple(one for one in found if one.entry.record or one.entry.folder.exists())
+    # A run that writes here may have deleted or replaced some since their names were read.
+    known = [one if one.record else read(one.folder) for one in entries(path)]
+    found = tuple(Checkpoint(one) for one in known if one.record or one.folder.exists())
     names = tuple(one.name.split(UNFINISHED)[0] for one in unfinished(path))
     return Folder(path, found, names, owner)
 

@@ -68,13 +68,14 @@ def main(arguments: list[str], prog: str = "jaxloop") -> int:
     first = arguments[0] if arguments else ""
     if not first or (first.startswith("-") and first not in ("-h", "--help", "--version")):
         arguments = ["demo", *arguments]
-    try:
-        options = _parse(arguments, prog)
-    except SystemExit as ending:  # argparse has printed the help or the error
-        return ending.code if isinstance(ending.code, int) else 2
-    if options.command not in _ON_DEVICES and "jax" not in sys.modules:
+    chosen = next((one for one in arguments if not one.startswith("-")), "")
+    if chosen not in _ON_DEVICES and "jax" not in sys.modules:
         # The run that writes the folder may need all the memory of the devices.
         os.environ["JAX_PLATFORMS"] = "cpu"
+    try:
+        options = _parse(arguments, prog, chosen)
+    except SystemExit as ending:  # argparse has printed the help or the error
+        return ending.code if isinstance(ending.code, int) else 2
     try:
         status: int = _module(options.command).run(options)
         sys.stdout.flush()
@@ -94,7 +95,7 @@ def script() -> int:
     return main(sys.argv[1:] or ["--help"])
 
 
-def _parse(arguments: list[str], prog: str) -> argparse.Namespace:
+def _parse(arguments: list[str], prog: str, chosen: str) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser(
         prog=prog,
@@ -104,7 +105,6 @@ def _parse(arguments: list[str], prog: str) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"jaxloop {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    chosen = next((one for one in arguments if not one.startswith("-")), None)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, formatter_class=raw)
         if name == chosen:  # the other modules are not imported

@@ -97,7 +97,9 @@ def _since(rows: list[Row], last: Row | None) -> list[Row]:
     return [
         row
         for row in rows
-        if place_of(row) > place_of(last) or (place_of(row) == place_of(last) and row != last)
+        # As text, because NaN is not equal to itself.
+        if place_of(row) > place_of(last)
+        or (place_of(row) == place_of(last) and str(row) != str(last))
     ]
 
 

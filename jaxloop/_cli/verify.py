@@ -15,9 +15,10 @@ import warnings
 
 import jax
 
-from jaxloop._checkpoint.layout import Entry
+from jaxloop._checkpoint.contents import has_changed
+from jaxloop._checkpoint.layout import Entry, read
 from jaxloop._checkpoint.reader import load
-from jaxloop._cli.console import text_of_bytes
+from jaxloop._cli.console import quiet, text_of_bytes
 from jaxloop._cli.folders import Checkpoint, open_folder
 from jaxloop.errors import CheckpointError, DamagedError, SerializationError, first_line
 
@@ -34,9 +35,11 @@ def run(options: argparse.Namespace) -> int:
     folder = open_folder(options.path)
     worst, counts = _GOOD, [0, 0, 0]
     for one in folder.checkpoints:
-        status, words = _check(one)
-        if status != _GOOD and not one.entry.folder.exists():
-            continue  # the run that writes here has just deleted it
+        with quiet():
+            found = _check_settled(one)
+        if found is None:
+            continue
+        status, words = found
         counts[status] += 1
         worst = max(worst, status)
         print(f"{one.name}: {words}", flush=True)
@@ -48,6 +51,23 @@ def run(options: argparse.Namespace) -> int:
     )
     print(f"{folder.path}: {total or 'no complete checkpoint'}")
     return worst
+
+
+def _check_settled(one: Checkpoint) -> tuple[int, str] | None:
+    """Does the same as `_check`, also if the run replaces the checkpoint meanwhile.
+
+    Returns:
+        The status and words, or None if the run has deleted it.
+    """
+    for _ in range(_MOST_TRIES):
+        found = _check(one)
+        if found[0] == _GOOD or not has_changed(one.entry):
+            return found
+        one = Checkpoint(read(one.entry.folder))
+    return None
+
+
+_MOST_TRIES = 5
 
 
 def _check(one: Checkpoint) -> tuple[int, str]:

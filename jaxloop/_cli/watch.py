@@ -62,13 +62,15 @@ def run(options: argparse.Namespace) -> int:
         print("\n".join(view.page()))
         return 0
     with contextlib.suppress(KeyboardInterrupt), _shown(view) as show:
+        show()
         while not view.has_ended:
-            show()
             time.sleep(options.every)
             view.look()
-        time.sleep(min(options.every, 1.0))  # its writers close after its last checkpoint
-        view.look()
-        show()
+            show()
+            if view.has_ended:
+                time.sleep(min(options.every, 1.0))  # its writers close after its last checkpoint
+                view.look()
+                show()
     return 0
 
 

@@ -17,12 +17,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxloop._core.batch import Batch, Signature, canonical, describe_leaves
 from jaxloop._core.placement import Placement, check_whole
 from jaxloop._core.types import PyTree
 from jaxloop._data.padding import marked
 from jaxloop._data.position import Position
+from jaxloop._data.sampling import Sampling, sampling_of
 from jaxloop.errors import ArgumentError, ArgumentTypeError
 
 
@@ -35,6 +37,8 @@ def batches(
     drop_remainder: bool = False,
     pad: bool = False,
     device: bool = False,
+    balance: ArrayLike | str | None = None,
+    sampling_weights: ArrayLike | None = None,
 ) -> Batches:
     """Serves arrays in memory as batches. Each epoch's order is a function of ``(seed, epoch)``.
 
@@ -52,19 +56,33 @@ def batches(
             the compiled block, so that no full batch is copied from the host during a run. On a
             CPU, shuffled arrays between 512 KiB and 256 MiB are gathered once per epoch instead,
             which is faster and needs their memory a second time.
+        balance: The class of each example, integers, booleans or strings of shape
+            ``(num_examples,)``, or the name of a part of a dict. An epoch still has
+            ``num_examples`` examples, in a new random order, but as many of each class, up to one.
+            Of a large class it has a new random part, and of a small class every example several
+            times.
+        sampling_weights: A weight for each example, at least 0, of shape ``(num_examples,)``. Each
+            of the ``num_examples`` places in an epoch is drawn independently, with a probability in
+            proportion to the weights. An example may come several times or not at all.
 
     Returns:
         A re-iterable with a length. Plain iteration gives epoch 0.
 
     Raises:
         ArgumentError: There are no arrays, the arrays differ in their first axis, ``batch_size``
-            is below 1, ``seed`` is negative, or ``pad`` cannot add a mask to the structure.
-        ArgumentTypeError: ``batch_size`` or ``seed`` is not an int.
+            is below 1, ``seed`` is negative, ``pad`` cannot add a mask to the structure, or labels
+            or weights are not one for each example, or are negative, infinite, NaN or all 0.
+        ArgumentTypeError: ``batch_size`` or ``seed`` is not an int, or labels or weights are of
+            another type.
+        UnknownNameError: The data have no part of the name ``balance``.
         ShardingError: An array is sharded over several devices.
 
     Example:
         >>> [b.shape for b in batches(np.zeros((5, 2)), 2)]
         [(2, 2), (2, 2), (1, 2)]
+        >>> labels = np.array([0, 0, 0, 0, 0, 1])
+        >>> [b.tolist() for b in batches(labels, 3, balance=labels)]
+        [[1, 0, 0], [0, 1, 1]]
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int):
         raise ArgumentTypeError(
@@ -85,15 +103,17 @@ def batches(
     num_examples = _num_examples(arrays)
     if pad:
         _check_can_be_marked(arrays)
+    sampling = sampling_of(arrays, num_examples, balance, sampling_weights)
     return Batches(
         arrays,
         num_examples,
         batch_size,
-        bool(shuffle),
+        bool(shuffle) or sampling is not None,
         _checked_seed(seed),
         bool(drop_remainder),
         bool(pad),
         device,
+        sampling,
     )
 
 
@@ -164,6 +184,7 @@ class Batches:
     drop_remainder: bool
     pad: bool
     device: bool = False
+    sampling: Sampling | None = None
     placed: dict[Placement, PyTree] = dataclasses.field(default_factory=dict)
     """The arrays on the device, by placement."""
 
@@ -189,6 +210,7 @@ class Batches:
         return {
             "kind": "jl.batches",
             **{name: getattr(self, name) for name in _SETTINGS},
+            "sampling": "none" if self.sampling is None else self.sampling.description,
             "examples": describe_leaves(tree, tuple((a.shape[1:], a.dtype) for a in leaves)),
         }
 
@@ -201,7 +223,10 @@ class Batches:
         """Returns the order of the examples in an epoch, or None for the original order."""
         if not self.shuffle:
             return None
-        return np.random.default_rng([self.seed, epoch]).permutation(self.num_examples)
+        rng = np.random.default_rng([self.seed, epoch])
+        if self.sampling is not None and self.num_examples:
+            return self.sampling.order(rng)
+        return rng.permutation(self.num_examples)
 
     @functools.cached_property
     def signature(self) -> Signature:

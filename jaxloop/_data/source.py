@@ -20,6 +20,7 @@ from jaxloop._core.interrupts import Interrupts
 from jaxloop._data.array_reader import ArrayReader, EpochArrays
 from jaxloop._data.in_memory import Batches
 from jaxloop._data.iterator_reader import IteratorReader
+from jaxloop._data.mixture import Mixture
 from jaxloop._data.position import (
     FROM_COUNTERS,
     NO_DATA,
@@ -163,6 +164,8 @@ class DataSource:
         if not isinstance(data, Batches) and not hasattr(data, "__iter__"):
             data = data(epoch)
         self.iterable = data
+        if isinstance(data, Mixture):
+            data = data.epoch(epoch)
         if isinstance(data, Batches):
             if skip:
                 check_settings(position, data.settings, epoch)

@@ -23,7 +23,7 @@ from jaxloop._core.schedule import Watch, block_length, superbatch_length
 from jaxloop._core.types import PyTree
 from jaxloop._data.device_rows import Rows
 from jaxloop._data.prefetch import PATIENCE_S, Prefetcher
-from jaxloop._engine.activity import Activity
+from jaxloop._engine.activity import READING, STEPPING, WAITING, Activity
 from jaxloop._engine.carry import Carry
 from jaxloop._engine.clock import EpochClock, RunClock, now
 from jaxloop._engine.fitting import meanings_of
@@ -123,7 +123,7 @@ class Blocks:
         carry, observers, activity = self._carry, self._observers, self._activity
         assert program is not None
         epoch, iteration = progress.epoch, progress.iteration
-        activity.now = ("while reading the data of epoch {} from iteration {} on", epoch, iteration)
+        activity.now = (READING, epoch, iteration)
         began = now()
         limit = self._limit(program)
         if not prefetcher.num_ready:
@@ -138,7 +138,7 @@ class Blocks:
         if signature is not known and signature != known:
             self._report_shape(known, signature)
         last = iteration + count - 1
-        activity.now = ("in the step, epoch {}, iterations {} to {}", epoch, iteration, last)
+        activity.now = (STEPPING, epoch, iteration, last)
         carry.values, progress.outputs, ring, marker = program.run(
             carry.values, window.rows, window.start, window.bound, count
         )
@@ -172,7 +172,7 @@ class Blocks:
             self._called = (signature, kind)
         if queue:
             observers.show(queue)
-        activity.now = ("in the step, near epoch {}, iteration {}", epoch, last)
+        activity.now = (WAITING, epoch, last)
         # While the time of a step is unknown, waits to measure it and to size the next blocks.
         # Blocks of constant lengths are soon as long as they can be.
         grows = prefetcher.source.data is None and not program.lengths

@@ -40,20 +40,31 @@ class EpochClock:
         self.validation_s = self.handlers_s = self.saves_s = 0.0
         self._before = before
         self._marker: Any = None
+        self._after: EpochClock | None = None
+        self._end_s = 0.0
         self._ended: float | None = None
         self._time: EpochTime | None = None
 
-    def end(self, marker: Any) -> None:
-        """Ends the epoch as soon as ``marker`` is ready, or now if it is None."""
-        self._marker = marker
+    def end(self, marker: Any, after: EpochClock) -> None:
+        """Ends the epoch as soon as ``marker`` is ready, or now if it is None.
+
+        Args:
+            marker: An array that is ready when the last block of the epoch is done.
+            after: The clock of what follows, such as a validation. While a handler runs, nobody
+                sees when the marker gets ready, so the time of handlers is not the epoch's.
+        """
+        self._marker, self._after, self._end_s = marker, after, now()
         if marker is None:
             self.settle()
 
     def settle(self) -> None:
         """Records that the epoch's last block is done."""
         if self._ended is None:
-            self._ended = now()
-            self._marker = None
+            after = self._after
+            assert after is not None
+            handlers_s = after.validation_s + after.handlers_s + after.saves_s
+            self._ended = max(self._end_s, now() - handlers_s)
+            self._marker = self._after = None
             if self._before is not None and self._before._ended is not None:
                 self.began_s = max(self.began_s, self._before._ended)
             self._before = None
@@ -151,6 +162,6 @@ class RunClock:
     def end_epoch(self, marker: Any) -> EpochClock:
         """Ends the epoch when ``marker`` is ready, or now if it is None. Returns its clock."""
         ended = self.epoch
-        ended.end(marker)
         self.begin_epoch()
+        ended.end(marker, self.epoch)
         return ended

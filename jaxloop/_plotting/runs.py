@@ -99,14 +99,17 @@ def _as_run(label: str, run: object, where: str) -> Run:
 
 
 def scalar_names(runs: Sequence[Run]) -> list[str]:
-    """Returns the names of the metrics that are one number, in the order of their appearance."""
+    """Returns the names of the metrics that are one number, in the order of their appearance.
+
+    The loss comes first, because a checkpoint does not keep the order.
+    """
     found: dict[str, None] = {}
     for run in runs:
         for metrics in run.history.values():
             for name, value in metrics.items():
                 if name not in found and as_number(value) is not None:
                     found[name] = None
-    return list(found)
+    return sorted(found, key=lambda name: name != "loss")
 
 
 def series_of(history: History, name: str) -> Series:

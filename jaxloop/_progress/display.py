@@ -11,6 +11,7 @@ up, and the run continues.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -52,8 +53,16 @@ class Form(Protocol):
     def epoch(self, snapshot: Snapshot, view: View, seconds: float) -> None:
         """Shows an epoch that has ended."""
 
-    def finish(self, shown: Summary | None, failure: BaseException | None) -> None:
-        """Shows the end of the run. There is no summary if it did not end in order."""
+    def finish(self, shown: Summary | None, failure: str) -> None:
+        """Shows the end of the run.
+
+        Args:
+            shown: The summary, if it is wanted and the run ended in order.
+            failure: What ended the run, if it did not end in order, or "".
+        """
+
+    def release(self) -> None:
+        """Gives back what it has taken, without showing anything."""
 
 
 class Display:
@@ -75,15 +84,19 @@ class Display:
         self._broken = False
         self._try(lambda: form.start(self._meter.now()))
 
+    @property
+    def is_live(self) -> bool:
+        """Whether it wants to be told the time, and not every n-th iteration."""
+        return self._form.live
+
     def at_batch(self, snapshot: Snapshot) -> None:
         """Shows every n-th iteration of an epoch."""
         self._try(lambda: self._form.batch(snapshot))
 
     def at_time(self, snapshot: Snapshot) -> None:
         """Shows the run as it is now."""
-        if self._form.live:
-            self._meter.see(snapshot)
-            self._try(lambda: self._form.draw(self._meter.now()))
+        self._meter.see(snapshot)
+        self._try(lambda: self._form.draw(self._meter.now()))
 
     def __call__(self, snapshot: Snapshot) -> None:
         """Shows the end of an epoch or of the run."""
@@ -102,15 +115,19 @@ class Display:
 
     def close(self) -> None:
         """Ends the display with the summary, which then counts the last saves too."""
-        shown = None
-        if self._last is not None and self._failure is None and self._summarizes:
+        shown, failure = None, ""
+        if self._failure is not None:
+            failure = f"ended by {type(self._failure).__name__}"
+        elif self._last is None:
+            failure = "left before its end"
+        elif self._summarizes:
             writes = [
                 (one.name, one.writes_to)
                 for one in self._start.loop.attachments
                 if one.writes_to is not None
             ]
             shown = summary(self._last, better_of=self._start.better_of, writes=writes)
-        self._try(lambda: self._form.finish(shown, self._failure))
+        self._try(lambda: self._form.finish(shown, failure))
 
     def _try(self, show: Callable[[], None]) -> None:
         if self._broken:
@@ -119,6 +136,8 @@ class Display:
             show()
         except OSError as error:
             self._broken = True
+            with contextlib.suppress(OSError):
+                self._form.release()
             logger.warning(
                 "progress is not shown any more, because it cannot be written: %s", error
             )
@@ -145,7 +164,7 @@ def form_of(*, nested: bool, plot: bool) -> Form:
     from jaxloop._progress.terminal import Terminal, console_of
 
     console = console_of(stream)
-    if not console.is_interactive:
+    if console is None:
         return Lines()
     terminal = Terminal(console)
     return terminal if terminal.claim() else Lines()

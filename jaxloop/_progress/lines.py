@@ -40,10 +40,13 @@ class Lines:
         """Writes a line."""
         write_line(progress_line(snapshot))
 
-    def finish(self, shown: Summary | None, failure: BaseException | None) -> None:
+    def finish(self, shown: Summary | None, failure: str) -> None:
         """Writes the summary, if there is one."""
         if shown is not None:
             write_line("\n".join(text_of(shown)))
+
+    def release(self) -> None:
+        """Does nothing."""
 
 
 def write_line(text: str) -> None:

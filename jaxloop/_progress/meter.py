@@ -85,10 +85,16 @@ class Meter:
     Args:
         snapshot: The snapshot before the first step of this session.
         num_examples: The number of examples in a batch, or None if it is unknown.
+        max_time_s: The seconds after which the run ends, or None.
     """
 
-    def __init__(self, snapshot: Snapshot, num_examples: int | None = None) -> None:
-        self._num_examples = num_examples
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        num_examples: int | None = None,
+        max_time_s: float | None = None,
+    ) -> None:
+        self._num_examples, self._max_time_s = num_examples, max_time_s
         self._began_s = clock()
         self._first_step = snapshot.step
         self._samples: collections.deque[tuple[float, int]] = collections.deque()
@@ -120,7 +126,7 @@ class Meter:
         return dataclasses.replace(
             view,
             elapsed_s=elapsed_s,
-            left_s=self._left_s(view),
+            left_s=self._left_s(view, elapsed_s),
             batches_per_s=per_s,
             examples_per_s=None if examples is None or per_s is None else per_s * examples,
             note=note,
@@ -153,8 +159,15 @@ class Meter:
         (first_s, first), (last_s, last) = self._samples[0], self._samples[-1]
         return (last - first) / (last_s - first_s) if last_s > first_s and last > first else None
 
-    def _left_s(self, view: View) -> float | None:
-        """Returns the seconds that are left, from the mean rate of the session."""
+    def _left_s(self, view: View, elapsed_s: float) -> float | None:
+        """Returns the seconds that are left, from the mean rate of the session and its limit."""
+        left_s = self._steps_left_s(view)
+        if self._max_time_s is None:
+            return left_s
+        limit_s = max(0.0, self._max_time_s - elapsed_s)
+        return limit_s if left_s is None else min(left_s, limit_s)
+
+    def _steps_left_s(self, view: View) -> float | None:
         if self._first is None or not self._samples:
             return None
         first_s, first = self._first

@@ -3,7 +3,7 @@
     form = Notebook(plot=True)
     form.start(view)
     form.draw(view)
-    form.finish(summary, None)
+    form.finish(summary, "")
 
 Invariant: a saved notebook shows the last update, without widgets.
 """
@@ -68,16 +68,16 @@ class Notebook:
             self._curve.end_epoch(snapshot)
         self.draw(view)
 
-    def finish(self, shown: Summary | None, failure: BaseException | None) -> None:
+    def finish(self, shown: Summary | None, failure: str) -> None:
         """Shows the table for the last time."""
-        text = "" if failure is None else f"ended by {type(failure).__name__}:"
-        if shown is None and not text:
-            text = "ended:"
-        self._show(shown, text, last=True)
+        self._show(shown, failure, last=True)
+
+    def release(self) -> None:
+        """Does nothing."""
 
     def _show(self, shown: Summary | None, failure: str, *, last: bool = False) -> None:
         if last or self._table.is_due():
-            html = page(self._epochs, self._view, shown, failure)
+            html = page(self._epochs, None if last and not failure else self._view, shown, failure)
             self._table.show({"text/html": html, "text/plain": self._text(shown)})
         curve = self._curve
         if curve is not None and curve.has_points and (last or self._picture.is_due()):

@@ -38,24 +38,24 @@ class Epochs:
         return list({**names, **dict.fromkeys(name for name, _ in view.metrics)})
 
 
-def page(epochs: Epochs, view: View, shown: Summary | None, failure: str = "") -> str:
+def page(epochs: Epochs, view: View | None, shown: Summary | None, failure: str = "") -> str:
     """Returns the HTML of a run.
 
     Args:
         epochs: The epochs that have ended.
-        view: What is shown now.
+        view: What is shown now, or None if the run ended in order.
         shown: The summary of a run that has ended, or None.
-        failure: The error that ended it, or "".
+        failure: What ended the run, or "".
 
     Example:
         >>> html = page(Epochs(), View(epochs=1, max_epochs=4), None)
         >>> "<progress" in html, "1/4" in html
         (True, True)
     """
-    parts = [] if shown is not None else [_bars(view, failure)]
-    parts.append(_epoch_table(epochs, None if shown is not None else view))
+    parts = [] if view is None else [_bars(view, failure)]
+    parts.append(_epoch_table(epochs, view))
     if shown is not None:
-        parts.append(f"<div><b>{escape(shown.headline)}</b></div>")
+        parts.append(f'<div style="margin-top:8px"><b>{escape(shown.headline)}</b></div>')
         tables = "".join(
             f'<div style="margin:4px 24px 4px 0">{table_html(table)}</div>'
             for table in shown.tables
@@ -83,7 +83,7 @@ def _row(cells: Sequence[str], tag: str, style: str = "") -> str:
 
 def _bars(view: View, failure: str) -> str:
     if failure:
-        return f"<div><b>{escape(failure)}</b> {_counts(view)}</div>"
+        return f"<div><b>{escape(failure)}</b>, last seen at {_counts(view)}</div>"
     share = view.share
     value = "" if share is None else f' value="{share:.4f}"'
     left = "" if view.left_s is None else f", {duration(view.left_s)} left"

@@ -3,7 +3,7 @@
     form = Terminal(console_of(sys.stdout))
     form.start(view)
     form.draw(view)
-    form.finish(summary, None)              # also restores the cursor
+    form.finish(summary, "")                # also restores the cursor
 
 While it shows, what handlers print and log goes above the bars. Invariant: it draws at most ten
 times a second, and takes at most a fiftieth of the time.
@@ -42,10 +42,15 @@ _CLAIMING = threading.Lock()
 """Held while a display looks whether the terminal is free."""
 
 
-def console_of(stream: IO[str]) -> Console:
-    """Returns the console of a terminal: that of `rich.print`, so that the two do not collide."""
-    console = get_console()
-    return console if console.file is stream else Console(file=stream)
+def console_of(stream: IO[str]) -> Console | None:
+    """Returns the console of a terminal, or None if it cannot redraw what it shows.
+
+    If possible, it is the console of `rich.print`, so that the two do not collide.
+    """
+    own, shared = Console(file=stream), get_console()
+    if not own.is_interactive:
+        return None
+    return shared if shared.file is stream and shared.is_interactive else own
 
 
 class Terminal:
@@ -89,7 +94,7 @@ class Terminal:
         with self._lock:
             self._frame.set(view)
             self._live.start()
-            atexit.register(self._stop)  # a generator that nobody closes must not keep the cursor
+            atexit.register(self.release)  # a generator that nobody closes must not keep the cursor
             self._redraw()
         threading.Thread(target=self._keep_alive, name="jaxloop-progress", daemon=True).start()
 
@@ -112,12 +117,12 @@ class Terminal:
         self._epochs += wrapped(parts, width, indent=2, most=_MOST_EPOCH_LINES)
         self.draw(view)
 
-    def finish(self, shown: Summary | None, failure: BaseException | None) -> None:
+    def finish(self, shown: Summary | None, failure: str) -> None:
         """Removes the bars and writes the summary. After a failure, the bars stay."""
         with self._lock:
             self._write_epochs()
-            self._live.transient = failure is None and shown is not None
-            self._stop()
+            self._live.transient = not failure
+            self.release()
         if shown is not None:
             headline, *lines = text_of(shown, self._console.width - 1)
             self._print(headline, style="bold")
@@ -159,12 +164,13 @@ class Terminal:
 
     # --- the terminal's state ------------------------------------------------------------------
 
-    def _stop(self) -> None:
+    def release(self) -> None:
+        """Gives the terminal back, and shows the cursor again."""
         with self._lock:
             if self._done.is_set():
                 return
             self._done.set()
-            atexit.unregister(self._stop)
+            atexit.unregister(self.release)
             try:
                 self._redirected.end()
             finally:

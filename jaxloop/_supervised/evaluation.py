@@ -46,15 +46,10 @@ def evaluation_steps(
     """
 
     def init_fn(batch: PyTree, prepared: PyTree) -> tuple[PyTree, Evidence | None]:
-        holds = adapter.holds_state
-        if prepared is None and not holds:
-            raise ArgumentError(
-                "an evaluation must have the state of its model, got none, and the model "
-                f"({kind}) does not hold one",
-                fix="pass what the trainer returned, as in evaluator(model).run(data, model_state)",
-            )
+        check_given(adapter, kind, prepared)
         initialized = initialized_state(adapter, criterion, jax.random.key(0), batch)
-        return eval_state(merge_state(initialized, prepared, complete=not holds)), None
+        merged = merge_state(initialized, prepared, complete=not adapter.holds_state)
+        return eval_state(merged), None
 
     def step_fn(batch: PyTree, step_state: PyTree) -> Emission:
         number = step_state.get("num_steps", jnp.uint32(0))  # a bare model state has none
@@ -64,6 +59,20 @@ def evaluation_steps(
         return emit(new, **judged.outputs)
 
     return SupervisedInit(init_fn, adapter.load), step_fn
+
+
+def check_given(adapter: ModelAdapter, kind: str, prepared: PyTree) -> None:
+    """Raises if a model has no state to evaluate.
+
+    Raises:
+        ArgumentError: No state was given, and the model does not hold one.
+    """
+    if prepared is None and not adapter.holds_state:
+        raise ArgumentError(
+            "an evaluation must have the state of its model, got none, and the model "
+            f"({kind}) does not hold one",
+            fix="pass what the trainer returned, as in evaluator(model).run(data, model_state)",
+        )
 
 
 def _judged(

@@ -71,9 +71,9 @@ class BatchFields:
                 fix="pass a name, a function of the batch, or a tuple or dict of them",
             )
         for one in named:
-            _check_field("inputs", one)
-        _check_field("targets", self.targets)
-        _check_field("weights", self.weights)
+            check_field("inputs", one)
+        check_field("targets", self.targets)
+        check_field("weights", self.weights)
 
     def read(self, batch: PyTree) -> BatchParts:
         """Returns the parts of a batch.
@@ -170,7 +170,12 @@ def _kind(batch: PyTree) -> str:
     return f"a {type(batch).__name__}" if shape is None else f"an array of shape {shape}"
 
 
-def _check_field(name: str, field: object) -> None:
+def check_field(name: str, field: object) -> None:
+    """Raises if an argument does not say which part of a batch is meant.
+
+    Raises:
+        ArgumentTypeError: It is no name, function or None.
+    """
     if field is None or isinstance(field, str) or callable(field):
         return
     raise ArgumentTypeError(

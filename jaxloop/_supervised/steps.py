@@ -9,23 +9,26 @@ Invariant: every argument is checked here, before any data are read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
 from jaxloop import losses, optimizers
+from jaxloop._core.batch import Signature
 from jaxloop._core.checks import as_number, check_callable, check_count
 from jaxloop._core.step_result import Emission
 from jaxloop._core.types import PyTree
 from jaxloop._supervised import loss_scale as loss_scales
 from jaxloop._supervised.criterion import Criterion, PlainLoss
-from jaxloop._supervised.evaluation import StepFn
+from jaxloop._supervised.evaluation import StepFn, check_given, evaluation_steps
 from jaxloop._supervised.fields import BatchFields, Field, InputFields
 from jaxloop._supervised.init import Evidence, SupervisedInit
 from jaxloop._supervised.loss_scale import LossScaleLike
-from jaxloop._supervised.models import ModelAdapter, ModelLike, adapt
+from jaxloop._supervised.models import ModelAdapter, ModelLike, adapt, merge_state
 from jaxloop._supervised.objective import ObjectiveCriterion
+from jaxloop._supervised.prediction import Predictions, state_like
 from jaxloop._supervised.reports import Report, check_report
 from jaxloop._supervised.task import SupervisedTask
 from jaxloop._supervised.training import EvalParamsFn, Training
@@ -129,6 +132,43 @@ def make_evaluation(
     criterion = criterion_of(loss, BatchFields(inputs, targets, weights))
     task = SupervisedTask(adapter, criterion, loss, None, type(model).__name__)
     return SupervisedSteps(*task.eval_steps(), task)
+
+
+class PredictionSteps(NamedTuple):
+    """How to predict with a model.
+
+    Attributes:
+        whole_state: ``(signature of a batch, given) -> model_state``.
+        predict: ``(batch, model_state, number) -> prediction``, a pure function of a batch and its
+            number in the data.
+    """
+
+    whole_state: Callable[[Signature, Any], PyTree]
+    predict: Callable[[PyTree, PyTree, Any], PyTree]
+
+
+def make_prediction(
+    model: ModelLike, inputs: InputFields = None, rngs: Sequence[str] = ()
+) -> PredictionSteps:
+    """Makes the functions of `jaxloop.predictor`, which are those of an evaluation."""
+    adapter, kind = adapt(model, _names(rngs)), type(model).__name__
+    criterion = Predictions(BatchFields(inputs))
+    _, step_fn = evaluation_steps(adapter, criterion, kind)
+
+    @functools.lru_cache(maxsize=8)
+    def like(batch: Signature) -> PyTree:
+        return state_like(adapter, criterion, batch)
+
+    def whole(batch: Signature, given: Any) -> PyTree:
+        prepared = adapter.load(given)
+        check_given(adapter, kind, prepared)
+        return merge_state(like(batch), prepared, "model_state", complete=not adapter.holds_state)
+
+    def predict(batch: PyTree, model_state: PyTree, number: Any) -> PyTree:
+        step_state = {"model_state": model_state, "num_steps": number}
+        return step_fn(batch, step_state).outputs["y_pred"]
+
+    return PredictionSteps(whole, predict)
 
 
 def _ema_params(step_state: dict[str, PyTree]) -> PyTree:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxloop._core.lazy import ReadOnlyDict
 from jaxloop._core.types import PyTree
 from jaxloop._data.in_memory import Batches
+from jaxloop._data.mixture import Mixture
 from jaxloop._supervised.criterion import Criterion
 from jaxloop._supervised.evaluation import StepFn, eval_state, evaluation_steps
 from jaxloop._supervised.init import SupervisedInit
@@ -102,7 +103,7 @@ class SupervisedTask:
         Raises:
             DataError: The data are padded, and the step reports no weights.
         """
-        if isinstance(data, Batches) and data.pad and "sample_weight" not in reported:
+        if isinstance(data, Batches | Mixture) and data.pad and "sample_weight" not in reported:
             raise DataError(
                 "the data are padded (pad=True), so the step must know which examples are padding, "
                 "got a step without weights",

@@ -37,6 +37,7 @@ from jaxloop.handlers.early_stop import early_stop
 from jaxloop.handlers.log import log
 from jaxloop.handlers.monitor import is_better, monitor, read_scalar
 from jaxloop.handlers.nan_guard import nan_guard
+from jaxloop.handlers.profile import profile
 from jaxloop.handlers.progress import progress
 from jaxloop.handlers.reduce_lr import reduce_lr_on_plateau
 from jaxloop.handlers.validate import validate
@@ -78,6 +79,7 @@ __all__ = [
     "monitor",
     "nan_guard",
     "observe",
+    "profile",
     "progress",
     "read_scalar",
     "reduce_lr_on_plateau",

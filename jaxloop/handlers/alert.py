@@ -1,7 +1,7 @@
 """Alerts: a function or a webhook hears when a run halts, fails or sees NaN.
 
     loop = alert(loop, "https://hooks.example.com/T123", title="digits")
-    loop = alert(loop, lambda alert: print(alert.message), on="nan", filter=every_seconds(60))
+    loop = alert(loop, lambda alert: print(alert.message), on="nan", every=100)
 
 An alert never fails a run. If it cannot be delivered, the run logs a warning and continues.
 """
@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
-from jaxloop._core.checks import as_number
+from jaxloop._core.checks import as_number, check_count
 from jaxloop._core.dry import left_out
-from jaxloop._core.events import Event, EventLike, as_events
-from jaxloop._core.filters import ALWAYS, Filter, FilterLike, as_filter
+from jaxloop._core.events import Event
+from jaxloop._core.filters import ALWAYS, Filter, every_seconds
+from jaxloop._core.filters import every as every_nth
 from jaxloop._core.state import Snapshot
 from jaxloop._spec import Observer, ObserverFn, RunStart, SpecT
 from jaxloop.errors import ArgumentError, ArgumentTypeError, first_line, unknown_name
@@ -30,6 +31,9 @@ AlertKind: TypeAlias = Literal["halted", "failed", "nan", "completed", "interrup
 """What an alert is about."""
 
 _KINDS: tuple[AlertKind, ...] = get_args(AlertKind)
+
+_ENDS_EPOCH = (Event.EPOCH_COMPLETED, Event.EPOCH_HALTED)
+_ENDS = (*_ENDS_EPOCH, Event.COMPLETED, Event.HALTED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +80,8 @@ class Alert:
         return {"text": self.message, "content": self.message, **record}
 
 
+_OFTEN = every_seconds(10.0)
+
 AlertFn: TypeAlias = Callable[[Alert], object]
 """A function that gets an alert. Its result is ignored."""
 
@@ -87,8 +93,7 @@ def alert(
     on: AlertKind | Sequence[AlertKind] = ("halted", "failed", "nan"),
     title: str = "jaxloop",
     metrics: Sequence[str] | None = None,
-    event: EventLike = ("epoch_completed", "epoch_halted"),
-    filter: FilterLike = "always",
+    every: int | Filter | None = _OFTEN,
     timeout_s: float = 5.0,
 ) -> SpecT:
     """Calls a function or a webhook when the run halts, fails or sees NaN.
@@ -110,9 +115,8 @@ def alert(
         title: The beginning of the message, which tells this run from others.
         metrics: The names of the metrics to check for NaN. None means all scalar metrics. Each
             metric is reported once in a run.
-        event: When to check for NaN. Reading the metrics at the end of an epoch costs nothing. For
-            long epochs, use ``event="iteration_completed", filter=jl.every_seconds(60)``.
-        filter: Selects the firings at which to check for NaN.
+        every: The metrics are checked for NaN at the end of each epoch and, besides, every so many
+            iterations. It may be a filter, and None means only at the end of an epoch.
         timeout_s: How many seconds a request, and the end of the run, may wait for the server.
 
     Returns:
@@ -133,12 +137,13 @@ def alert(
     """
     kinds = _checked_kinds(on)
     _check(to, title, metrics, timeout_s)
-    config = _Config(to, kinds, title, None if metrics is None else tuple(metrics), timeout_s)
-    if "nan" in kinds:
-        loop = loop.attach(_observer(as_events(event), as_filter(filter), config.watch))
-    if kinds != {"nan"}:
-        loop = loop.attach(_observer((Event.COMPLETED, Event.HALTED), ALWAYS, config.end))
-    return loop
+    cadence = _cadence(every)
+    names = None if metrics is None else tuple(metrics)
+    config = _Config(to, kinds, title, names, timeout_s)
+    loop = loop.attach(_observer(_ENDS, ALWAYS, config.at_ends))
+    if cadence is None or "nan" not in kinds:
+        return loop
+    return loop.attach(_observer((Event.ITERATION_COMPLETED,), cadence, config.at_iteration))
 
 
 def _observer(
@@ -151,7 +156,7 @@ def _ignore(snapshot: Snapshot) -> None:
     """Does nothing: `Observer.open` makes the observer of each run."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Config:
     """The arguments of `alert`. The recipient is not shown, because a URL may contain a secret."""
 
@@ -161,53 +166,39 @@ class _Config:
     metrics: tuple[str, ...] | None
     timeout_s: float
 
-    def watch(self, start: RunStart) -> _NanWatch:
-        """Returns the observer of one run that checks for NaN."""
-        return _NanWatch(self)
+    def at_ends(self, start: RunStart) -> _Watch:
+        """Returns the observer of one run, for the ends of its epochs and its own."""
+        watch: _Watch = start.shared.setdefault(self, _Watch(self))
+        return watch
 
-    def end(self, start: RunStart) -> _EndWatch:
-        """Returns the observer of one run that sees its end."""
-        return _EndWatch(self)
+    def at_iteration(self, start: RunStart) -> ObserverFn:
+        """Returns the observer of iterations, which shares what is told already."""
+        return self.at_ends(start).check_metrics
 
 
-class _Recipient:
-    """The recipient of the alerts in one run.
+class _Watch:
+    """The alerts of one run. Each metric that is not finite is told once.
 
     Args:
         config: The arguments of `alert`.
     """
 
     def __init__(self, config: _Config) -> None:
-        self.config = config
+        self._config = config
         to = config.to
         self._webhook = Webhook(to, config.timeout_s) if isinstance(to, str) else None
-
-    def tell(self, kind: AlertKind, what: str, **fields: Any) -> None:
-        """Sends an alert."""
-        one = Alert(kind, f"{self.config.title}: {what}", **fields)
-        if self._webhook is not None:
-            self._webhook.send(one.to_json())
-        elif callable(self.config.to):
-            try:
-                self.config.to(one)
-            except Exception:
-                logger.warning("alert: the function failed for: %s", one.message, exc_info=True)
-
-    def close(self) -> None:
-        """Waits for what is not sent yet, but not for long."""
-        if self._webhook is not None:
-            self._webhook.close()
-
-
-class _NanWatch(_Recipient):
-    """Sends an alert for each metric that is not finite, once."""
-
-    def __init__(self, config: _Config) -> None:
-        super().__init__(config)
         self._told: set[str] = set()
 
     def __call__(self, snapshot: Snapshot) -> None:
-        numbers, names = _numbers(snapshot.metrics), self.config.metrics
+        if snapshot.event in _ENDS_EPOCH:
+            if "nan" in self._config.kinds:
+                self.check_metrics(snapshot)
+        else:
+            self._tell_the_end(snapshot)
+
+    def check_metrics(self, snapshot: Snapshot) -> None:
+        """Tells of each metric that is not finite, unless it is told already."""
+        numbers, names = _numbers(snapshot.metrics), self._config.metrics
         new = [
             name
             for name, number in numbers.items()
@@ -220,36 +211,47 @@ class _NanWatch(_Recipient):
         self._told.update(new)
         which = ", ".join(f"{name} is {numbers[name]}" for name in new)
         what = f"{which} in epoch {snapshot.epoch}, after step {snapshot.step}"
-        self.tell("nan", what, **_place(snapshot), metrics=numbers)
+        self._tell("nan", what, **_place(snapshot), metrics=numbers)
 
-
-class _EndWatch(_Recipient):
-    """Sends an alert when the run ends."""
-
-    def __call__(self, snapshot: Snapshot) -> None:
+    def _tell_the_end(self, snapshot: Snapshot) -> None:
         kind = snapshot.status
-        if kind not in self.config.kinds or kind == "running":
+        if kind not in self._config.kinds or kind == "running":
             return
         numbers = _numbers(snapshot.metrics)
         by = f" by {snapshot.halted_by}" if snapshot.halted_by else ""
         what = f"{kind}{by} in epoch {snapshot.epoch}, after step {snapshot.step}"
         if kind == "completed":
             what = f"completed {snapshot.epoch} epochs and {snapshot.step} steps"
-        self.tell(kind, what + _listed(numbers), **_place(snapshot), metrics=numbers)
+        self._tell(kind, what + _listed(numbers), **_place(snapshot), metrics=numbers)
 
     def fail(self, error: BaseException) -> None:
-        """Sends an alert about the error that ends the run."""
+        """Tells of the error that ends the run."""
         kind: AlertKind = "failed" if isinstance(error, Exception) else "interrupted"
-        if kind not in self.config.kinds:
+        if kind not in self._config.kinds:
             return
         state = vars(error).get("loop_state")
         text = f": {first_line(error)}" if str(error) else ""
         what = f"{kind} with {type(error).__name__}{text}"
         if isinstance(state, Snapshot):
             what = f"{what} (epoch {state.epoch}, after step {state.step})"
-            self.tell(kind, what, **_place(state), metrics=_numbers(state.metrics), error=error)
+            self._tell(kind, what, **_place(state), metrics=_numbers(state.metrics), error=error)
         else:
-            self.tell(kind, what, error=error)
+            self._tell(kind, what, error=error)
+
+    def close(self) -> None:
+        """Waits for what is not sent yet, but not for long."""
+        if self._webhook is not None:
+            self._webhook.close()
+
+    def _tell(self, kind: AlertKind, what: str, **fields: Any) -> None:
+        one = Alert(kind, f"{self._config.title}: {what}", **fields)
+        if self._webhook is not None:
+            self._webhook.send(one.to_json())
+        elif callable(self._config.to):
+            try:
+                self._config.to(one)
+            except Exception:
+                logger.warning("alert: the function failed for: %s", one.message, exc_info=True)
 
 
 def _place(snapshot: Snapshot) -> dict[str, int]:
@@ -270,6 +272,13 @@ def _listed(numbers: Mapping[str, float]) -> str:
 
 
 # --- checks --------------------------------------------------------------------------------------
+
+
+def _cadence(every: object) -> Filter | None:
+    if every is None or isinstance(every, Filter):
+        return every
+    check_count("every", every, at_least=1, where="alert")
+    return every_nth(int(every))  # type: ignore[call-overload]  # it is a whole number
 
 
 def _checked_kinds(on: object) -> frozenset[str]:

@@ -138,7 +138,7 @@ def _in_temporary_folder(trigger: CheckpointTrigger, dry: DryRun) -> CheckpointT
     moved = dataclasses.replace(folder, path=os.path.join(dry.folder, name))
     check_state = None if trigger.check_state is None else moved.check_state
     return dataclasses.replace(
-        trigger, open_store=moved, check=moved.check, check_state=check_state
+        trigger, open_store=moved, check=moved.check, check_state=check_state, writes_to=None
     )
 
 

@@ -9,16 +9,18 @@ Showing progress never changes a run, because an observer only reads.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 
 from jaxloop._core.checks import check_count
+from jaxloop._core.dry import left_out
 from jaxloop._core.events import Event
-from jaxloop._core.filters import ALWAYS, every_seconds
+from jaxloop._core.filters import ALWAYS, Filter, every_seconds
 from jaxloop._core.filters import every as every_n
 from jaxloop._core.state import Snapshot
 from jaxloop._progress.display import ENDS_EPOCH, ENDS_RUN, Display, form_of, num_examples
 from jaxloop._progress.meter import Meter
 from jaxloop._spec import Attachment, Observer, ObserverFn, RunStart, SpecT
-from jaxloop.errors import ArgumentError, ArgumentTypeError
+from jaxloop.errors import ArgumentTypeError, MissingExtraError
 
 _NAME = "progress"
 _REDRAW_S = 0.1
@@ -51,8 +53,9 @@ def progress(loop: SpecT, *, every: int = 50, plot: bool = False, summary: bool 
         A new loop that shows its progress.
 
     Raises:
-        ArgumentError: ``every`` is less than 1, or ``plot`` needs matplotlib and it is missing.
+        ArgumentError: ``every`` is less than 1.
         ArgumentTypeError: An argument has the wrong type.
+        MissingExtraError: ``plot`` is True, and matplotlib is not installed.
 
     Example:
         >>> import jaxloop as jl
@@ -69,35 +72,40 @@ def progress(loop: SpecT, *, every: int = 50, plot: bool = False, summary: bool 
                 fix=f"pass {name}=True or {name}=False",
             )
     if plot and importlib.util.find_spec("matplotlib") is None:
-        raise ArgumentError(
-            "progress: plot=True needs matplotlib, got an environment without it",
-            fix="run `pip install 'functional-jaxloop[plot]'`, or leave out plot=True",
-        )
+        raise MissingExtraError("progress(plot=True)", "matplotlib", "plot")
     key = object()
 
     def display(start: RunStart) -> Display:
         """Returns the display of a run, which its three observers share."""
         if key not in start.shared:
-            meter = Meter(start.snapshot, num_examples(start.sample))
+            meter = Meter(start.snapshot, num_examples(start.sample), start.max_time_s)
             form = form_of(nested=start.nested, plot=plot)
             ends = summary and not start.nested
             start.shared[key] = Display(form, meter, start, summarizes=ends)
         shown: Display = start.shared[key]
         return shown
 
-    def lines(start: RunStart) -> ObserverFn:
-        return display(start).at_batch
+    # Of these two, each run needs one.
+    def lines(start: RunStart) -> ObserverFn | None:
+        shown = display(start)
+        return None if shown.is_live else shown.at_batch
 
-    def bars(start: RunStart) -> ObserverFn:
-        return display(start).at_time
+    def bars(start: RunStart) -> ObserverFn | None:
+        shown = display(start)
+        return shown.at_time if shown.is_live else None
+
+    def observer(
+        events: tuple[Event, ...], filter: Filter, open: Callable[[RunStart], ObserverFn | None]
+    ) -> Observer:
+        return Observer(events, filter, _NAME, _unopened, open=open, in_dry_run=left_out)
 
     iterations = (Event.ITERATION_COMPLETED,)
     others = tuple(one for one in loop.attachments if not _shows_progress(one))
     return (
         loop.replace(attachments=others)
-        .attach(Observer((*ENDS_EPOCH, *ENDS_RUN), ALWAYS, _NAME, _unopened, open=display))
-        .attach(Observer(iterations, every_n(every, per="epoch"), _NAME, _unopened, open=lines))
-        .attach(Observer(iterations, every_seconds(_REDRAW_S), _NAME, _unopened, open=bars))
+        .attach(observer((*ENDS_EPOCH, *ENDS_RUN), ALWAYS, display))
+        .attach(observer(iterations, every_n(every, per="epoch"), lines))
+        .attach(observer(iterations, every_seconds(_REDRAW_S), bars))
     )
 
 

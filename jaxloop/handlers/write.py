@@ -17,13 +17,14 @@ import jax
 import numpy as np
 
 from jaxloop._core.checks import check_callable, check_count, in_words, name_of
+from jaxloop._core.dry import left_out
 from jaxloop._core.events import Event
 from jaxloop._core.filters import ALWAYS, Filter, Firing
 from jaxloop._core.filters import every as every_nth
 from jaxloop._core.state import Snapshot, State
 from jaxloop._spec import Handler, HandlerFn, Observer, ObserverFn, RunStart, SpecT
 from jaxloop.errors import ArgumentError, ArgumentTypeError, JaxloopError, WriterError, first_line
-from jaxloop.writers import WriterDescription, WriterStart
+from jaxloop.writers import PlacedWriter, WriterDescription, WriterStart
 from jaxloop.writers._delivery import Delivery
 from jaxloop.writers._protocol import Writer, WriterLike
 from jaxloop.writers._values import VALUES, is_drawn, join, on_host, start_copies
@@ -147,9 +148,27 @@ class _Rows:
         if self.cadence is not None:
             iteration = (Event.ITERATION_COMPLETED,)
             loop = loop.attach(
-                Observer(iteration, self.cadence, self.name, _unopened, open=self._iteration)
+                Observer(
+                    iteration,
+                    self.cadence,
+                    self.name,
+                    _unopened,
+                    open=self._iteration,
+                    in_dry_run=left_out,
+                )
             )
-        return loop.attach(Observer(_EPOCH_EVENTS, ALWAYS, self.name, _unopened, open=self._epoch))
+        where = self.writer.where if isinstance(self.writer, PlacedWriter) else None
+        return loop.attach(
+            Observer(
+                _EPOCH_EVENTS,
+                ALWAYS,
+                self.name,
+                _unopened,
+                open=self._epoch,
+                writes_to=where,
+                in_dry_run=left_out,
+            )
+        )
 
     def _collect(self, start: RunStart) -> HandlerFn:
         return self._session(start).collect

@@ -18,6 +18,7 @@ from jaxloop.writers._mlflow import mlflow
 from jaxloop.writers._protocol import (
     FailingWriter,
     FlushingWriter,
+    PlacedWriter,
     Writer,
     WriterDescription,
     WriterStart,
@@ -32,6 +33,7 @@ __all__ = [
     "FlushingWriter",
     "Histogram",
     "Image",
+    "PlacedWriter",
     "Text",
     "Value",
     "Writer",

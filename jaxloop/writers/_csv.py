@@ -70,6 +70,11 @@ class CsvDescription:
 
     path: str
 
+    @property
+    def where(self) -> str:
+        """The file."""
+        return self.path
+
     def open(self, start: WriterStart) -> CsvFile:
         """Opens the file for a run."""
         if start.hyperparameters:

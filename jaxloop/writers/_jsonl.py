@@ -69,6 +69,11 @@ class JsonlDescription:
 
     path: str
 
+    @property
+    def where(self) -> str:
+        """The file."""
+        return self.path
+
     def open(self, start: WriterStart) -> JsonlFile:
         """Opens the file for a run."""
         form = LineForm("jsonl", b"", _is_own, _step_of)

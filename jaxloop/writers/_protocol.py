@@ -80,6 +80,15 @@ class FailingWriter(Protocol):
 
 
 @runtime_checkable
+class PlacedWriter(Protocol):
+    """A writer, or the description of one, that says where it writes to."""
+
+    @property
+    def where(self) -> str:
+        """The path or the address, which the summary of a run shows."""
+
+
+@runtime_checkable
 class WriterDescription(Protocol):
     """A description of a writer, from which each run opens its own, such as ``csv(path)``."""
 

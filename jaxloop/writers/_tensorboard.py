@@ -73,6 +73,11 @@ class TensorboardDescription:
 
     folder: str
 
+    @property
+    def where(self) -> str:
+        """The folder."""
+        return self.folder
+
     def open(self, start: WriterStart) -> TensorboardWriter:
         """Opens an event file for a run."""
         events = _EventLibrary()
