@@ -1,7 +1,9 @@
 """Checks the Markdown files: links, names of files and tests, and the syntax of Python blocks.
 
     python docs/check.py
+    python docs/check.py --fix      # also writes the list of questions in docs/guide.md
 
+It checks that the reference has every public name, and that `docs/guide.md` lists every question.
 It does not fetch addresses on the web. A path in backticks, such as `jaxloop/errors.py`, must
 exist in the repository, in `jaxloop/`, or beside the file that names it. A path with a
 placeholder (`<name>`), a wildcard or no slash is not checked. A test in backticks, such as
@@ -9,6 +11,7 @@ placeholder (`<name>`), a wildcard or no slash is not checked. A test in backtic
 """
 
 import ast
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -20,6 +23,10 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)[^)]*\)")
 NAMED_FILE = re.compile(rf"`([\w.-]+/[\w./-]*\.(?:{SUFFIXES}))`")
 NAMED_TEST = re.compile(r"`(?:[\w/]+\.py::)?(test_\w+)(?:\[[^`]*\])?`")
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
+QUESTION = re.compile(r"^## (.*)$", re.MULTILINE)
+DIRECTIVE = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
+PAGE = re.compile(r"^ +- (how-to/[\w-]+\.md)$", re.MULTILINE)
+PUBLIC = ("metrics", "losses", "optimizers", "datasets", "handlers", "errors")
 
 
 def markdown_files():
@@ -31,12 +38,14 @@ def markdown_files():
 
 
 def anchors(text):
-    """The anchors that GitHub makes for the headings of ``text``."""
-    found = set()
-    for heading in HEADING.findall(FENCE.sub("", text)):
-        words = re.sub(r"[^\w\- ]", "", heading.strip().lower())
-        found.add(words.replace(" ", "-"))
-    return found
+    """The anchors of the headings of ``text``, and of the names that it documents."""
+    return {*map(anchor, HEADING.findall(FENCE.sub("", text))), *DIRECTIVE.findall(text)}
+
+
+def anchor(heading):
+    """The anchor that GitHub makes for a heading."""
+    words = re.sub(r"[^\w\- ]", "", heading.strip().lower())
+    return words.replace(" ", "-")
 
 
 def broken_links(path, text):
@@ -72,7 +81,63 @@ def broken_blocks(text):
                 yield f"Python block that starts with {code.splitlines()[0]!r}: {error}"
 
 
+def public_names():
+    """The full names of everything that users may use."""
+    jaxloop = importlib.import_module("jaxloop")
+    modules = [name for name in (*PUBLIC, "writers") if name in jaxloop.__all__]
+    loop_methods = {name for name in vars(jaxloop.Loop) if not name.startswith("_")}
+    yield from (f"jaxloop.Loop.{name}" for name in loop_methods)
+    yield from (f"jaxloop.{name}" for name in jaxloop.__all__ if name not in modules)
+    for name in modules:
+        module = importlib.import_module(f"jaxloop.{name}")
+        own = [
+            one
+            for one, value in vars(module).items()
+            if not one.startswith("_") and getattr(value, "__module__", "") == module.__name__
+        ]
+        for one in getattr(module, "__all__", own):
+            if not (name == "handlers" and one in loop_methods):  # documented as methods
+                yield f"jaxloop.{name}.{one}"
+
+
+def missing_names():
+    """The public names that no page of the reference documents, and those that are not public."""
+    pages = (ROOT / "docs" / "reference").glob("*.md")
+    documented = {name for page in pages for name in DIRECTIVE.findall(page.read_text())}
+    documented = {name for name in documented if "._" not in name}  # results of methods
+    # `Metric` and the two errors at the top have two names.
+    again = {f"jaxloop.{name}" for name in ("metrics.Metric", "errors.JaxloopError")}
+    public = {*public_names()} - again - {"jaxloop.errors.Terminated"}
+    yield from (f"docs/reference: no page has `{name}`" for name in sorted(public - documented))
+    gone = documented - public - {"jaxloop.optimizers.OptimizerLike"}
+    gone -= {"jaxloop.optimizers.DEFAULT_LEARNING_RATES"}
+    yield from (f"docs/reference: `{name}` is not public" for name in sorted(gone))
+
+
+def guide():
+    """The text of `docs/guide.md`: the questions of all how-to guides."""
+    lines = [
+        "# How do I ...?",
+        "",
+        "Short answers with code that runs. Type your question into the search, or find it here.",
+        "",
+        "To move a program from Keras, Lightning, Ignite or Axon, see",
+        "[Coming from another framework](migration/index.md). Longer programs are in `examples/`.",
+    ]
+    for name in PAGE.findall((ROOT / "mkdocs.yml").read_text()):
+        text = FENCE.sub("", (ROOT / "docs" / name).read_text())
+        lines += ["", f"## [{HEADING.search(text)[1]}]({name})", ""]
+        lines += [f"- [{one}]({name}#{anchor(one)})" for one in QUESTION.findall(text)]
+    return "\n".join(lines) + "\n"
+
+
 def main():
+    path = ROOT / "docs" / "guide.md"
+    if "--fix" in sys.argv:
+        path.write_text(guide())
+    lists = [*missing_names()]
+    if path.read_text() != guide():
+        lists.append("docs/guide.md: misses a question; run: python docs/check.py --fix")
     sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     tests = {*re.findall(r"def (test_\w+)", sources)}
     problems = [
@@ -86,6 +151,7 @@ def main():
             *broken_blocks(text),
         )
     ]
+    problems += lists
     print("\n".join(problems) or "docs: all links, files, tests and Python blocks are good")
     return 1 if problems else 0
 

@@ -17,18 +17,22 @@ from typing import TYPE_CHECKING, Any
 from jaxloop._installation import check_no_foreign_files
 
 if TYPE_CHECKING:
-    from jaxloop import datasets, errors, handlers, losses, metrics, optimizers
+    from jaxloop import datasets, errors, handlers, losses, metrics, optimizers, writers
     from jaxloop._adopted.factory import from_train_step
     from jaxloop._checkpoint.bytes import deserialize_state, serialize_state
     from jaxloop._checkpoint.reader import restore
     from jaxloop._core.events import Event, Status
     from jaxloop._core.filters import after, before, every, every_seconds, once, only
+    from jaxloop._core.sessions import Session
     from jaxloop._core.state import Snapshot, State
     from jaxloop._core.step_result import Emission, emit
     from jaxloop._data.in_memory import batches
     from jaxloop._data.mixture import mixture
     from jaxloop._factories import eval_step, evaluator, train_step, trainer
     from jaxloop._loop import Loop, loop
+    from jaxloop._plotting.confusion import plot_confusion_matrix
+    from jaxloop._plotting.curves import plot
+    from jaxloop._plotting.timeline import plot_timeline
     from jaxloop._predict.factory import predictor
     from jaxloop._supervised.models import Model
     from jaxloop._weights.files import load_weights, save_weights
@@ -48,6 +52,7 @@ __all__ = [
     "Loop",
     "Metric",
     "Model",
+    "Session",
     "Snapshot",
     "State",
     "Status",
@@ -74,6 +79,9 @@ __all__ = [
     "once",
     "only",
     "optimizers",
+    "plot",
+    "plot_confusion_matrix",
+    "plot_timeline",
     "predictor",
     "restore",
     "save_weights",
@@ -81,6 +89,7 @@ __all__ = [
     "train_step",
     "trainer",
     "window",
+    "writers",
 ]
 
 # Where each name lives. A module is imported when one of its names is first used, so that
@@ -91,12 +100,16 @@ _HOMES = {
     "_checkpoint.reader": ("restore",),
     "_core.events": ("Event", "Status"),
     "_core.filters": ("after", "before", "every", "every_seconds", "once", "only"),
+    "_core.sessions": ("Session",),
     "_core.state": ("Snapshot", "State"),
     "_core.step_result": ("Emission", "emit"),
     "_data.in_memory": ("batches",),
     "_data.mixture": ("mixture",),
     "_factories": ("eval_step", "evaluator", "train_step", "trainer"),
     "_loop": ("Loop", "loop"),
+    "_plotting.confusion": ("plot_confusion_matrix",),
+    "_plotting.curves": ("plot",),
+    "_plotting.timeline": ("plot_timeline",),
     "_predict.factory": ("predictor",),
     "_supervised.models": ("Model",),
     "_weights.files": ("load_weights", "save_weights"),
@@ -105,7 +118,7 @@ _HOMES = {
     "metrics": ("Metric",),
     "metrics.windows": ("window",),
 }
-_MODULES = ("datasets", "errors", "handlers", "losses", "metrics", "optimizers")
+_MODULES = ("datasets", "errors", "handlers", "losses", "metrics", "optimizers", "writers")
 
 
 if not TYPE_CHECKING:  # hidden, so that type checkers report unknown names

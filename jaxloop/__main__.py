@@ -1,142 +1,16 @@
-"""The command line of jaxloop, with a demo that trains a Flax model on handwritten digits.
+"""The command line of jaxloop.
 
-    python -m jaxloop demo --out runs/digits
+    python -m jaxloop                           # the demo: trains on handwritten digits
+    python -m jaxloop inspect runs/digits       # `python -m jaxloop --help` lists the commands
 
-The demo plots loss and accuracy. If it is killed, run the same command again and it resumes. If it
-has finished, running it again reports the same results. Compiled programs are kept in the user's
-cache folder, so that it starts faster the next time.
+The script ``jaxloop`` has the same commands.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import os
-import platform
 import sys
-import time
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import jax
-from flax import linen as nn
-
-import jaxloop as jl
-
-
-class Network(nn.Module):
-    """A small network with dropout."""
-
-    @nn.compact
-    def __call__(self, x: Any, train: bool) -> Any:
-        """Returns the logits, of shape ``(batch, 10)``, of images of shape ``(batch, 8, 8, 1)``."""
-        x = x.reshape(x.shape[0], -1)
-        for size in (256, 128):
-            x = nn.relu(nn.Dense(size)(x))
-            x = nn.Dropout(0.2, deterministic=not train)(x)
-        return nn.Dense(10)(x)
-
-
-def make_loop(out: Path, validation: Any) -> jl.Loop:
-    """Returns a loop with validation, checkpoints and early stopping."""
-    loss = "softmax_cross_entropy_with_integer_labels"
-    return (
-        jl.trainer(Network(), loss, "adam", log=0)
-        .metric("accuracy")
-        .validate(validation)
-        .checkpoint(str(out / "checkpoints"), criteria="validation_accuracy", mode="max")
-        .early_stop("validation_accuracy", mode="max", patience=8, restore_best=True)
-        .log(progress, event="epoch_completed")
-        .resume(str(out / "checkpoints"))
-    )
-
-
-def progress(snapshot: jl.Snapshot) -> str:
-    """Returns a line of text about one epoch."""
-    m = snapshot.metrics
-    return (
-        f"epoch {snapshot.epoch + 1:2d}/{snapshot.max_epoch}  "
-        f"loss {m['loss']:.4f}  accuracy {m['accuracy']:.3f}  "
-        f"validation loss {m['validation_loss']:.4f}  accuracy {m['validation_accuracy']:.3f}"
-    )
-
-
-def write_csv(path: Path, history: Mapping[int, Mapping[str, Any]]) -> None:
-    """Writes the history as CSV, one row per epoch."""
-    names = list(next(iter(history.values())))
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["epoch", *names])
-        for epoch, metrics in history.items():
-            writer.writerow([epoch, *(float(metrics[name]) for name in names)])
-
-
-def draw(path: Path, history: Mapping[int, Mapping[str, Any]]) -> None:
-    """Plots loss and accuracy by epoch."""
-    # Imported here, because matplotlib is an optional dependency that only the plot needs.
-    import matplotlib
-
-    matplotlib.use("Agg")
-    # Imported after the backend is chosen.
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    epochs = [epoch + 1 for epoch in history]
-    for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-        for prefix, label in (("", "training"), ("validation_", "validation")):
-            axis.plot(epochs, [float(m[prefix + name]) for m in history.values()], label=label)
-        axis.set(xlabel="epoch", ylabel=name)
-        axis.grid(alpha=0.3)
-        axis.legend()
-    figure.suptitle("Handwritten digits")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def keep_programs() -> None:
-    """Lets JAX keep compiled programs on disk, if the user has not chosen a folder for them."""
-    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]  # an option
-        return
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    try:
-        root = given if given.is_absolute() else Path.home() / ".cache"
-        # By machine: the programs are made for its processor, and several may share the folder.
-        folder = root / "jaxloop" / platform.node()
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # it cannot be written, or the user has no home
-        return
-    if os.access(folder, os.W_OK):
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        # By default, JAX keeps only programs that took more than a second to compile.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs a command and returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m jaxloop", description="The demo of jaxloop.")
-    parser.add_argument("command", nargs="?", choices=["demo"], default="demo")
-    parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="the output folder")
-    parser.add_argument("--epochs", type=int, default=40, help="the total number of epochs")
-    options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    train, validation = jl.datasets.digits()
-    began = time.perf_counter()
-    state = make_loop(options.out, jl.batches(validation, 128)).final_state(
-        jl.batches(train, 32, shuffle=True, pad=True), epochs=options.epochs
-    )
-    took_s = time.perf_counter() - began
-    write_csv(options.out / "metrics.csv", state.history)
-    draw(options.out / "curves.png", state.history)
-    best = max(float(metrics["validation_accuracy"]) for metrics in state.history.values())
-    print(
-        f"{state.status} after {state.epoch} epochs, {took_s:.1f} s; "
-        f"best validation accuracy {best:.1%}\n"
-        f"the curves and the metrics are in {options.out.resolve()}: curves.png, metrics.csv"
-    )
-    return 0
-
+from jaxloop._cli.main import main
 
 if __name__ == "__main__":
-    keep_programs()
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:], prog="python -m jaxloop"))

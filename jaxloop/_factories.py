@@ -23,7 +23,7 @@ from jaxloop._supervised.reports import Report
 from jaxloop._supervised.steps import CriterionLike, make_evaluation, make_training
 from jaxloop._supervised.training import EvalParamsFn
 from jaxloop.errors import ArgumentError, ArgumentTypeError
-from jaxloop.handlers.log import log_progress
+from jaxloop.handlers.progress import progress
 from jaxloop.losses import Objective
 from jaxloop.metrics.declare import MetricSpec, declare_batch_mean
 from jaxloop.metrics.scalars import EACH_VALUE
@@ -218,9 +218,8 @@ def trainer(
         eval_params: ``step_state -> params`` says which parameters are validated and returned. By
             default, they are the average if ``ema_decay`` is given, or those that the optimizer
             updates. Checkpoints hold everything.
-        log: The number of iterations between two progress lines. The loop also prints a line at
-            the end of each epoch, and a line at the end of the run that says how the time was
-            spent. 0 prints nothing.
+        log: Shows progress and a summary, as `Loop.progress` does. Where that writes lines, this is
+            the number of iterations between two of them. 0 shows nothing.
         seed: See `train_step`.
 
     Returns:
@@ -274,7 +273,7 @@ def trainer(
         metrics=(declare_batch_mean("loss", "loss"),),
         task=task,
     )
-    return log_progress(loop, log) if log else loop
+    return progress(loop, every=log) if log else loop
 
 
 def _check_log(log: object) -> None:

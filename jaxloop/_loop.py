@@ -20,9 +20,12 @@ from jaxloop._core.events import Event
 from jaxloop._core.state import State
 from jaxloop._core.step_result import Emission
 from jaxloop._core.types import OutputT, PyTree, S
+from jaxloop._engine.dry_run import dry_run
+from jaxloop._engine.overfit import overfit
 from jaxloop._engine.replay import replay
 from jaxloop._engine.results import output, restore
 from jaxloop._engine.run import check, final_state, run, stream
+from jaxloop._learning_rates import find_learning_rate
 from jaxloop._spec import LoopSpec
 
 
@@ -38,15 +41,19 @@ class Loop(LoopSpec[S, OutputT]):
 
     handle = handlers.handle
     observe = handlers.observe
+    progress = handlers.progress
     metric = handlers.metric
     derive = handlers.derive
     log = handlers.log
+    write = handlers.write
     validate = handlers.validate
     monitor = handlers.monitor
     early_stop = handlers.early_stop
     reduce_lr_on_plateau = handlers.reduce_lr_on_plateau
     checkpoint = handlers.checkpoint
     nan_guard = handlers.nan_guard
+    profile = handlers.profile
+    alert = handlers.alert
     from_state = handlers.from_state
     resume = handlers.resume
 
@@ -54,6 +61,9 @@ class Loop(LoopSpec[S, OutputT]):
     final_state = final_state
     stream = stream
     check = check
+    find_learning_rate = find_learning_rate
+    dry_run = dry_run
+    overfit = overfit
     output = output
     restore = restore
     replay = replay

@@ -14,9 +14,11 @@ import enum
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+from jaxloop._core.dry import DryRun
 from jaxloop._core.events import Event, StatusLike
 from jaxloop._core.filters import Filter
 from jaxloop._core.state import Snapshot, State
+from jaxloop._core.store import Store
 from jaxloop._core.types import BatchFn, Better, OutputT, PyTree, S
 from jaxloop._program.cache import ProgramCache
 from jaxloop.errors import ArgumentError
@@ -58,6 +60,11 @@ class RunStart:
         sample: The next batch of the data. None if the data of this epoch are at their end.
         better: Which values are better of the metrics that the loop has or that handlers add, as
             far as their names are known. None means that this is unknown.
+        nested: Whether the run is inside another run, in the main thread.
+        max_time_s: The seconds after which the run ends, or None.
+        run_id: A text that is the same for a run and for what resumes it.
+        shared: A dict that is new for each run. Attachments that work together share in it what
+            they need, by a key of their own.
     """
 
     loop: LoopSpec[Any, Any]
@@ -67,6 +74,10 @@ class RunStart:
     data: Any
     sample: PyTree
     better: Mapping[str, Better | None] = dataclasses.field(default_factory=dict)
+    nested: bool = False
+    max_time_s: float | None = None
+    run_id: str = ""
+    shared: dict[object, Any] = dataclasses.field(default_factory=dict)
 
     def better_of(self, metric: str) -> Better | None:
         """Returns which values of a metric are better, or None if this is unknown.
@@ -80,43 +91,11 @@ class RunStart:
 OpenFn: TypeAlias = Callable[[RunStart], HandlerFn]
 """Makes the function that a handler calls in one run, and raises if it finds a mistake."""
 
+InDryRun: TypeAlias = "Callable[[Any, DryRun], Attachment | None]"
+"""Returns what takes the place of an attachment in a dry run. None leaves it out."""
+
 DecideFn: TypeAlias = Callable[[State[Any]], State[Any] | None]
 """Returns None to save nothing, or the state to save."""
-
-
-class Store(Protocol):
-    """A place where a run saves its states."""
-
-    on_exception: bool
-    """Whether the last good state is saved if an exception ends the run."""
-
-    def save(self, state: State[Any], value: float | None) -> None:
-        """Prepares to save ``state``.
-
-        If ``value`` is not None, the state is the best so far by that value. As long as the store
-        keeps a reference to the state, the engine copies the arrays before it donates them.
-        """
-
-    def begin(self) -> None:
-        """Starts writing what `save` prepared. By then, the engine has copied the arrays."""
-
-    def poll(self) -> None:
-        """Raises if a background save has failed. Does not wait."""
-
-    def newest(self, state: State[Any]) -> State[Any] | None:
-        """Waits for the last save, and returns the newest good state of the run of ``state``.
-
-        A state that is later than ``state`` does not count.
-        """
-
-    def newest_name(self) -> tuple[int, str] | None:
-        """Waits for the last save, and returns the step and the name of the newest good state."""
-
-    def newest_complete(self) -> str | None:
-        """Returns the folder of the newest checkpoint that is complete. Does not wait."""
-
-    def close(self) -> None:
-        """Waits for the last save, raises if it failed, and stops the threads."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +106,9 @@ class Attachment:
         events: The events at which it runs.
         filter: Selects the firings at which it runs.
         name: Its name in messages and in ``halted_by``.
+        writes_to: The path or the address that it writes to, for the summary of a run, or None.
+        in_dry_run: Returns what takes its place in a dry run, or None to leave it out. By default,
+            a dry run runs the attachment itself. It leaves out a `CheckpointTrigger`.
     """
 
     kind: ClassVar[str] = "attachment"
@@ -135,6 +117,8 @@ class Attachment:
     events: tuple[Event, ...]
     filter: Filter
     name: str
+    writes_to: str | None = dataclasses.field(default=None, kw_only=True)
+    in_dry_run: InDryRun | None = dataclasses.field(default=None, compare=False, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,12 +134,14 @@ class Handler(Attachment):
             None means that it may add any.
         check: Called with the loop before the first step.
         open: Called once per run, right before the first step, with what is known then. It returns
-            the function to call in this run in place of ``fn``.
+            the function to call in this run in place of ``fn``. If that has the method of
+            `ClosedObserver`, the run calls it.
         unique: Whether no other attachment may have its name, because the name is the key of its
             memory in ``state.handler_state``.
         auto_mode: Whether it asks the metrics that it watches which of their values are better. If
             this is unknown, a run warns before the first step.
         validates: Whether its time counts as that of a validation.
+        traces: Whether it records a profile, for which the run names what it does.
     """
 
     kind = "handler"
@@ -169,6 +155,7 @@ class Handler(Attachment):
     unique: bool = False
     auto_mode: bool = False
     validates: bool = False
+    traces: bool = False
 
     def added(self, loop: LoopSpec[Any, Any]) -> Mapping[str, Better | None] | None:
         """Returns the metrics that it adds to a loop, and which values of each are better.
@@ -189,9 +176,9 @@ class Observer(Attachment):
         close: Called once when the run ends, with or without an error.
         check: Called with the loop before the first step.
         open: Called once per run, right before the first event, when nothing but the data and the
-            step can fail any more. It returns the function to call in this run in place of ``fn``.
-            If that has the method of `SyncedObserver`, `FailingObserver` or `ClosedObserver`, the
-            run calls it.
+            step can fail any more. It returns the function to call in this run in place of ``fn``,
+            or None if it has nothing to see in this run. If that has the method of
+            `SyncedObserver`, `FailingObserver` or `ClosedObserver`, the run calls it.
     """
 
     kind = "observer"
@@ -199,7 +186,9 @@ class Observer(Attachment):
     fn: ObserverFn
     close: Callable[[], None] | None = None
     check: CheckFn | None = None
-    open: Callable[[RunStart], ObserverFn] | None = dataclasses.field(default=None, compare=False)
+    open: Callable[[RunStart], ObserverFn | None] | None = dataclasses.field(
+        default=None, compare=False
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,6 +286,14 @@ class Task(Protocol):
     @property
     def training_only(self) -> Collection[str]:
         """The names that the step of the training reports, and that of an evaluation does not."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is the task of a trainer, which has an optimizer."""
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The rate of an optimizer that was given by its name, or None."""
 
     def statics(self) -> Mapping[str, str]:
         """Returns what the model is made of besides its arrays; see `State.statics`."""

@@ -18,10 +18,12 @@ Every error derives from `JaxloopError` and from the nearest builtin, so both
     ├── HaltError (ValueError)
     ├── MissingMetricError (KeyError)
     ├── RecompilationError (RuntimeError)
+    ├── MissingExtraError (ImportError)
     ├── ShardingError (ValueError)
     ├── CheckpointError (OSError)
-    └── SerializationError (ValueError)
-        └── DamagedError
+    ├── SerializationError (ValueError)
+    │   └── DamagedError
+    └── WriterError (RuntimeError)
 
     Terminated (SystemExit)
 
@@ -120,6 +122,28 @@ class RecompilationError(JaxloopError, RuntimeError):
     """With ``strict=True``, the step would have to be compiled again during the run."""
 
 
+class MissingExtraError(JaxloopError, ImportError):
+    """A package that is an extra of jaxloop is not installed.
+
+    Args:
+        what: What needs it.
+        package: The package.
+        extra: The extra of jaxloop that installs it.
+
+    Example:
+        >>> print(MissingExtraError("a picture", "matplotlib", "plot"))
+        a picture needs matplotlib, which is not installed
+          fix: pip install 'functional-jaxloop[plot]'
+    """
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        super().__init__(
+            f"{what} needs {package}, which is not installed",
+            fix=f"pip install 'functional-jaxloop[{extra}]'",
+        )
+        self.name = package  # as ImportError has it
+
+
 class ShardingError(JaxloopError, ValueError):
     """A batch is sharded, a mesh has explicit axes, or several processes run: not supported yet."""
 
@@ -134,6 +158,10 @@ class SerializationError(JaxloopError, ValueError):
 
 class DamagedError(SerializationError):
     """A checkpoint or serialized state is truncated, altered or malformed."""
+
+
+class WriterError(JaxloopError, RuntimeError):
+    """A writer of metrics failed, or its file belongs to something else."""
 
 
 class Terminated(SystemExit):

@@ -267,6 +267,16 @@ def _check_rate(name: str, rate: Any) -> None:
         )
 
 
+def default_rate(optimizer: OptimizerLike) -> float | None:
+    """Returns the learning rate of an optimizer that is given by its name, otherwise None.
+
+    Example:
+        >>> default_rate("adam"), default_rate(optax.adam(1e-4))
+        (0.001, None)
+    """
+    return DEFAULT_LEARNING_RATES.get(optimizer) if isinstance(optimizer, str) else None
+
+
 def _ignoring(update: Callable[..., Any]) -> Callable[..., Any]:
     """Returns an update function that ignores all extra arguments."""
 

@@ -135,3 +135,34 @@ class Reference:
             self.epoch, self.iteration = self.epoch + 1, 0
         if halt is not None and halt.status == "halt_loop":
             raise halt
+
+
+def early_stop(values, *, mode, patience, min_delta=0.0, start_from=0, baseline=None):
+    """What `early_stop` does with one value per epoch: ``(epochs run, best epoch)``.
+
+    It reads the values so far anew at each epoch, and remembers nothing. The best epoch is None if
+    no value counts.
+    """
+    sign = 1 if mode == "max" else -1
+
+    def better(new, old):
+        return sign * (new - old) > min_delta
+
+    def scan(seen):
+        """The epoch of the best value, and the number of events since the last improvement."""
+        best, since = None, 0
+        for epoch, value in enumerate(seen):
+            if epoch < start_from:
+                continue
+            since += 1
+            if value == value and (best is None or better(value, seen[best])):
+                best = epoch
+                if baseline is None or better(value, baseline):
+                    since = 0
+        return best, since
+
+    for epoch in range(len(values)):
+        best, since = scan(values[: epoch + 1])
+        if since >= patience:
+            return epoch + 1, best
+    return len(values), scan(values)[0]

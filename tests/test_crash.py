@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends with the bits of the run that never was."""
+"""A run that is killed again and again ends with the bits, and the rows, of one that never was."""
 
 import json
 import os
@@ -9,8 +9,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.crash.script import rows_of
 
 ROOT = Path(__file__).parent.parent
+
+
+def scalars(folder):
+    """Returns everything that TensorBoard shows, but for the times."""
+    loaded = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    loaded.Reload()
+    tags = loaded.Tags()["scalars"]
+    return {tag: [(one.step, one.value) for one in loaded.Scalars(tag)] for tag in tags}
+
+
 NEVER = ("never", 0, 0.0)
 
 
@@ -42,11 +55,12 @@ class Server:
 
 
 def moments(seed, epochs):
-    """Random moments: events of the loop, file operations of a save, and shortly after either."""
+    """Random moments: events, file operations of a save, rows, and shortly after any of these."""
     chosen = random.Random(seed)
     while True:
-        kind = chosen.choice(["event", "write"])
-        n = chosen.randint(1, min(400, 40 * epochs) if kind == "event" else min(150, 15 * epochs))
+        kind = chosen.choice(["event", "event", "write", "write", "row"])
+        most = {"event": min(400, 40 * epochs), "write": min(150, 15 * epochs), "row": 9 * epochs}
+        n = chosen.randint(1, most[kind])
         yield kind, n, chosen.choice([0.0, 0.0, chosen.uniform(0, 0.05)])
 
 
@@ -67,6 +81,8 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(num_kills, seed, epochs
     finally:
         undisturbed.close()
     expected = json.loads((tmp_path / "expected").read_text())
+    rows = rows_of(tmp_path / "undisturbed")
+    assert len(expected["metrics.csv"].splitlines()) > 9 * epochs / 2
     stops = "early_stop_validation_loss" if epochs == 40 else "None"
     assert expected["halted_by"] == stops
 
@@ -88,6 +104,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(num_kills, seed, epochs
         finished += 1
         result = json.loads((tmp_path / "result").read_text())
         assert result == expected, f"seed {seed}, after {kills} kills"
+        assert scalars(rows_of(folder) / "tensorboard") == scalars(rows / "tensorboard")
     print(f"{kills} kills, {in_saves} of them in a save, {finished} runs ended")
     # The kills hit saves in their middle.
     assert in_saves > num_kills / 10

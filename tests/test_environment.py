@@ -54,7 +54,7 @@ def test_a_checkpoint_has_the_environment_of_its_run(tmp_path):
     assert state.environment == final.environment == environment_of({})
     (newest, *_) = sorted(tmp_path.glob("[0-9]*"), reverse=True)
     record = json.loads((newest / "meta" / "metadata").read_text())
-    assert record["format"] == 4 and record["environment"] == environment_of({})
+    assert record["format"] == 5 and record["environment"] == environment_of({})
 
 
 def test_the_same_environment_warns_of_nothing(tmp_path):

@@ -348,7 +348,7 @@ def test_a_long_history_is_kept_beside_the_record(ended):
     history = {epoch: {"rows": row, "more": 1.5} for epoch, row in enumerate(rows)}
     times = dict.fromkeys(range(30_000), 1.5)
     data = jl.serialize_state(ended.replace(history=history, times=times))
-    assert len(data) < rows.nbytes + 30_000 * 40 + 200_000  # and not in base64
+    assert len(data) < rows.nbytes + 30_000 * 64 + 200_000  # and not in base64
     back = jl.deserialize_state(data, like=ended)
     assert back.times == times
     assert_same(dict(back.history), history)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -78,3 +79,13 @@ def test_ci_tests_the_lower_bounds():
         r"^([\w-]+)==([\d.]+)$", (root / ".ci/oldest.txt").read_text(), re.MULTILINE
     )
     assert bounds == dict(pinned)
+
+
+def test_every_file_names_the_same_version():
+    check = runpy.run_path(str(PACKAGE.parent / ".ci" / "check_release.py"))
+    assert check["problems"]() == []
+    assert check["notes"](f"v{jl.__version__}").startswith("### ")
+    wrong = check["problems"]("v99.0")
+    assert f"the tag must be v{jl.__version__}" in wrong[0] and "got v99.0" in wrong[0]
+    with pytest.raises(SystemExit, match="no version v99.0"):
+        check["notes"]("v99.0")

@@ -47,6 +47,7 @@ def test_help_shows_the_arguments_and_their_defaults(name):
         "epochs": None,
         "iterations": None,
         "steps": None,
+        "max_time": None,
         "jit": True,
         "fuse": "auto",
         "strict": False,

@@ -17,6 +17,7 @@ two machines may differ.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import logging
@@ -42,6 +43,42 @@ _STALE_AFTER_S = 30.0
 
 _MOST_TRIES = 20
 """The maximum number of attempts to create the file while other runs create and remove it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """The process that a lock names.
+
+    Attributes:
+        process: Words for people, such as "process 12 on here".
+        since: When it acquired the lock, as a date and a time, or None if it does not say.
+        touched_at: The Unix time of the last touch, by the clock of the file system.
+        is_running: Whether it runs, or None if only its touches can tell.
+    """
+
+    process: str
+    since: str | None
+    touched_at: float
+    is_running: bool | None
+
+
+def owner_of(folder: Path) -> Owner | None:
+    """Returns who has the lock of a folder, or None if nobody has. Changes nothing.
+
+    Raises:
+        CheckpointError: The lock cannot be read.
+    """
+    owner, text = _read(folder / NAME)
+    touched_at = last_touched(folder)
+    if text is None or touched_at is None:
+        return None
+    since = owner.get("since")
+    return Owner(
+        _process_of(owner),
+        since if isinstance(since, str) else None,
+        touched_at,
+        _is_running(owner),
+    )
 
 
 class FolderLock:
@@ -162,7 +199,7 @@ class FolderLock:
                 os.utime(self._path)
 
     def _owned(self, owner: dict[str, Any]) -> CheckpointError:
-        process = f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'unknown')}"
+        process = _process_of(owner)
         if owner.get("pid") == os.getpid() and owner.get("host") == socket.gethostname():
             process = "another run of this process"
         return CheckpointError(
@@ -171,6 +208,10 @@ class FolderLock:
             fix="pass another path=, or end the other run (close the iterator of loop.stream); if "
             f"no run writes there, delete {self._path}",
         )
+
+
+def _process_of(owner: dict[str, Any]) -> str:
+    return f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'unknown')}"
 
 
 def last_touched(folder: Path) -> float | None:

@@ -10,6 +10,7 @@ elements, so such an array is saved as a single zero.
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ import numpy as np
 from jaxloop._checkpoint.digests import plain_path
 from jaxloop._core.arrays import is_key
 from jaxloop._core.types import PyTree
+from jaxloop.errors import first_line
 
 PRIVATE_FROM, PRIVATE_BEFORE = (0, 12, 5), (0, 13, 0)
 """jaxloop uses private functions of Orbax only in versions from the first to before the second."""
@@ -106,6 +108,25 @@ def restore_trees(folder: Path, shapes: dict[str, PyTree]) -> dict[str, PyTree]:
         for name in arguments:
             trees[name] = jax.tree.map(_emptied, shapes[name], restored[name]["tree"])
     return trees
+
+
+def reason(error: BaseException) -> str:
+    """Returns why Orbax could not read a checkpoint, in one line.
+
+    Orbax' message about an unreadable array is the specification of the array. This finds its name.
+
+    Example:
+        >>> reason(Exception("Error ...\\n 'path': '/a/6/step_state/', 'path': 'tree.w/'"))
+        'the array step_state/w cannot be read'
+    """
+    found = _UNREADABLE.search(str(error))
+    if found is None:
+        return first_line(error)
+    tree, name = found[1], found[2].strip(".").replace(".", "/")
+    return f"the array {f'{tree}/{name}'.rstrip('/')} cannot be read"
+
+
+_UNREADABLE = re.compile(r"'path': '[^']*/(\w+)/'.*'path': 'tree([^']*)/'", re.DOTALL)
 
 
 def stored_tree(folder: Path) -> PyTree:

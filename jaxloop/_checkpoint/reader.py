@@ -29,7 +29,7 @@ from jaxloop._checkpoint.layout import Entry, check_readable, entries, unfinishe
 from jaxloop._checkpoint.lock import FolderLock, last_touched
 from jaxloop._checkpoint.names import UNFINISHED, check_path
 from jaxloop._checkpoint.older import as_now, as_saved
-from jaxloop._checkpoint.orbax_io import restore_trees, stored_tree
+from jaxloop._checkpoint.orbax_io import reason, restore_trees, stored_tree
 from jaxloop._checkpoint.packing import is_array
 from jaxloop._checkpoint.record import (
     check_format,
@@ -219,27 +219,42 @@ def newest_good(found: Iterable[Entry], like: PyTree) -> State[Any] | None:
         like: A step state that gives the structure, or None.
     """
     for entry in found:
-        problem = entry.problem
-        if entry.record is not None:
-            try:
-                check_readable(entry.folder)
-                return _load(entry, like)
-            except DamagedError as error:
-                problem = first_line(error)
-            except (SerializationError, CheckpointError, MemoryError, jax.errors.JaxRuntimeError):
-                raise  # not damage, so other checkpoints would fail in the same way
-            except Exception as error:  # Orbax raises a bare Exception for damage
-                ending = _ending(error)
-                if ending is not None:
-                    raise ending from error
-                problem = first_line(error)
-            if not entry.folder.exists():
+        try:
+            return load(entry, like)
+        except DamagedError as error:
+            if entry.record is not None and not entry.folder.exists():
                 continue  # the run that writes here has just deleted it
-        warnings.warn(
-            f"the checkpoint {entry.folder} is damaged and skipped: {problem}",
-            stacklevel=2,
-        )
+            warnings.warn(
+                f"the checkpoint {entry.folder} is damaged and skipped: {first_line(error)}",
+                stacklevel=2,
+            )
     return None
+
+
+def load(entry: Entry, like: PyTree = None) -> State[Any]:
+    """Returns the state in one checkpoint, after checking every array.
+
+    Args:
+        entry: The checkpoint.
+        like: A step state that gives the structure, or None.
+
+    Raises:
+        DamagedError: The record or an array is damaged or missing.
+        SerializationError: It belongs to another model or optimizer, or to a later jaxloop.
+        CheckpointError: The system does not allow to read it.
+    """
+    if entry.record is None:
+        raise DamagedError(entry.problem)
+    try:
+        check_readable(entry.folder)
+        return _load(entry, like)
+    except (SerializationError, CheckpointError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # Orbax raises a bare Exception for damage
+        ending = _ending(error)
+        if ending is not None:
+            raise ending from error
+        raise DamagedError(reason(error), fix="use another checkpoint") from error
 
 
 def _ending(error: BaseException | None) -> BaseException | None:

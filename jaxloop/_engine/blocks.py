@@ -21,8 +21,9 @@ from jaxloop._core.lazy import LazyDict
 from jaxloop._core.placement import Placement, placement
 from jaxloop._core.schedule import Watch, block_length, superbatch_length
 from jaxloop._core.types import PyTree
+from jaxloop._data.device_rows import Rows
 from jaxloop._data.prefetch import PATIENCE_S, Prefetcher
-from jaxloop._engine.activity import Activity
+from jaxloop._engine.activity import READING, STEPPING, WAITING, Activity
 from jaxloop._engine.carry import Carry
 from jaxloop._engine.clock import EpochClock, RunClock, now
 from jaxloop._engine.fitting import meanings_of
@@ -122,7 +123,7 @@ class Blocks:
         carry, observers, activity = self._carry, self._observers, self._activity
         assert program is not None
         epoch, iteration = progress.epoch, progress.iteration
-        activity.now = ("while reading the data of epoch {} from iteration {} on", epoch, iteration)
+        activity.now = (READING, epoch, iteration)
         began = now()
         limit = self._limit(program)
         if not prefetcher.num_ready:
@@ -137,14 +138,16 @@ class Blocks:
         if signature is not known and signature != known:
             self._report_shape(known, signature)
         last = iteration + count - 1
-        activity.now = ("in the step, epoch {}, iterations {} to {}", epoch, iteration, last)
+        activity.now = (STEPPING, epoch, iteration, last)
         carry.values, progress.outputs, ring, marker = program.run(
             carry.values, window.rows, window.start, window.bound, count
         )
         dispatched = now()
         window.superbatch.marker = marker
         queue = observers.take() if observers.queue else []
-        rows = MetricRows(program.values, ring, carry.values[1], prefetcher.numbers)
+        rows = MetricRows(
+            program.values, ring, carry.values[1], prefetcher.numbers, self._clock.wait
+        )
         metrics = MetricRow(rows, count - 1, progress.added)
         ahead = 0
         if prefetcher.idle:
@@ -159,24 +162,31 @@ class Blocks:
         self._in_flight.blocks.append(Block(marker, count, dispatched))
         if ahead > 0:
             prefetcher.ahead(ahead)
-        clock = self._clock.epoch
-        clock.data_s += read - began
+        self._clock.epoch.data_s += read - began
         kind = (window.rows.__class__, count if program.lengths else 0)
         # Most blocks are called like the one before, and that is cheap to see.
-        same = signature is self._called[0] and kind == self._called[1]
-        if not same and program.compiles(window.rows, signature, count):
-            clock.compile_s += dispatched - read
+        if signature is self._called[0] and kind == self._called[1]:
+            self._clock.epoch.dispatch_s += dispatched - read
         else:
-            clock.dispatch_s += dispatched - read
-        self._called = (signature, kind)
+            self._count_call(program, window.rows, signature, count, dispatched - read)
+            self._called = (signature, kind)
         if queue:
             observers.show(queue)
-        activity.now = ("in the step, near epoch {}, iteration {}", epoch, last)
+        activity.now = (WAITING, epoch, last)
         # While the time of a step is unknown, waits to measure it and to size the next blocks.
         # Blocks of constant lengths are soon as long as they can be.
         grows = prefetcher.source.data is None and not program.lengths
         growing = grows and (self._in_flight.length or 1) < program.capacity
         self._in_flight.settle(0 if self._in_flight.length is None or growing else MOST_IN_FLIGHT)
+
+    def _count_call(
+        self, program: Program, rows: Rows, signature: Signature, count: int, seconds: float
+    ) -> None:
+        """Counts the time of a call that differs from the one before, and may have compiled."""
+        if program.compiles(rows, signature, count):
+            self._clock.epoch.compile_s += seconds
+        else:
+            self._clock.epoch.dispatch_s += seconds
 
     def _limit(self, program: Program) -> int:
         """Returns how many iterations the next block may have."""

@@ -14,11 +14,14 @@ waits for that. If it is not read, the engine records it when it waits for the b
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from jaxloop._core.times import EpochTime
 
 now = time.perf_counter
+
+ValueT = TypeVar("ValueT")
 
 _PARTS = ("data_s", "compile_s", "dispatch_s", "validation_s", "handlers_s", "saves_s")
 
@@ -37,20 +40,31 @@ class EpochClock:
         self.validation_s = self.handlers_s = self.saves_s = 0.0
         self._before = before
         self._marker: Any = None
+        self._after: EpochClock | None = None
+        self._end_s = 0.0
         self._ended: float | None = None
         self._time: EpochTime | None = None
 
-    def end(self, marker: Any) -> None:
-        """Ends the epoch as soon as ``marker`` is ready, or now if it is None."""
-        self._marker = marker
+    def end(self, marker: Any, after: EpochClock) -> None:
+        """Ends the epoch as soon as ``marker`` is ready, or now if it is None.
+
+        Args:
+            marker: An array that is ready when the last block of the epoch is done.
+            after: The clock of what follows, such as a validation. While a handler runs, nobody
+                sees when the marker gets ready, so the time of handlers is not the epoch's.
+        """
+        self._marker, self._after, self._end_s = marker, after, now()
         if marker is None:
             self.settle()
 
     def settle(self) -> None:
         """Records that the epoch's last block is done."""
         if self._ended is None:
-            self._ended = now()
-            self._marker = None
+            after = self._after
+            assert after is not None
+            handlers_s = after.validation_s + after.handlers_s + after.saves_s
+            self._ended = max(self._end_s, now() - handlers_s)
+            self._marker = self._after = None
             if self._before is not None and self._before._ended is not None:
                 self.began_s = max(self.began_s, self._before._ended)
             self._before = None
@@ -74,10 +88,13 @@ class RunClock:
         began_s: When the run began, on the scale of `now`.
         epoch: The clock of the current epoch. Between two epochs, it is one of its own.
         by_handler: The seconds of each attachment by its name.
+        waited_s: The seconds in which the attachment that runs has waited for the device. Whoever
+            begins to measure an attachment sets it to 0, and `add` leaves it out.
     """
 
     def __init__(self) -> None:
         self.began_s = now()
+        self.waited_s = 0.0
         self.epoch = EpochClock()
         self.by_handler: dict[str, float] = {}
         self._unix_s = time.time()
@@ -99,13 +116,27 @@ class RunClock:
         self._away_s += seconds
 
     def add(self, part: str, name: str, seconds: float) -> None:
-        """Adds the seconds of an attachment to a part of the epoch."""
+        """Adds the seconds of an attachment to a part of the epoch.
+
+        If it read a metric, the device may have had to finish a block first. Those seconds are the
+        device's.
+        """
+        seconds -= self.waited_s
+        self.waited_s = 0.0
         # A dict, because an observer may see every iteration and each call counts.
         self.epoch.__dict__[part] += seconds
         if name in self.by_handler:
             self.by_handler[name] += seconds
         else:
             self.by_handler[name] = seconds
+
+    def wait(self, read: Callable[[], ValueT]) -> ValueT:
+        """Returns what ``read`` returns, which waits for the device."""
+        began = now()
+        try:
+            return read()
+        finally:
+            self.waited_s += now() - began
 
     def session_parts(self) -> dict[str, Any]:
         """Returns the arguments of a `Session`, as of now, without the steps."""
@@ -131,6 +162,6 @@ class RunClock:
     def end_epoch(self, marker: Any) -> EpochClock:
         """Ends the epoch when ``marker`` is ready, or now if it is None. Returns its clock."""
         ended = self.epoch
-        ended.end(marker)
         self.begin_epoch()
+        ended.end(marker, self.epoch)
         return ended

@@ -9,7 +9,7 @@ a signal ends leaves nothing, because it is repeated from its start.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,22 +29,23 @@ from jaxloop._engine.signatures import Signatures
 from jaxloop._spec import LoopSpec
 from jaxloop.errors import JaxloopError
 
-_ONE_EPOCH: Final = Bounds(1, None, None)
 
-
-def evaluate(spec: LoopSpec, data: Any, step_state: PyTree) -> dict[str, Any]:
+def evaluate(
+    spec: LoopSpec, data: Any, step_state: PyTree, iterations: int | None = None
+) -> dict[str, Any]:
     """Returns the metrics of a loop for one epoch of the data, as NumPy values.
 
     Args:
         spec: The loop. Only its step and its metrics are used.
         data: A re-iterable of batches, an iterator, or a function ``epoch -> iterable``.
         step_state: The step state. It is not changed, and its arrays are not donated.
+        iterations: The maximum number of batches to evaluate, or None for all.
 
     Raises:
         DataError: The data are empty or unsuitable.
         Interrupted: A signal arrived, which ends the run too.
     """
-    one = _Evaluation(spec, data)
+    one = _Evaluation(spec, data, Bounds(1, iterations, None))
     try:
         with one.interrupts, one.prefetcher:
             with one.interrupts.waiting:
@@ -61,12 +62,13 @@ class _Evaluation:
     Args:
         spec: The loop.
         data: The data.
+        bounds: One epoch, and how long that may be.
     """
 
-    def __init__(self, spec: LoopSpec, data: Any) -> None:
+    def __init__(self, spec: LoopSpec, data: Any, bounds: Bounds) -> None:
         self._spec = spec
         self.interrupts = Interrupts()
-        self._source = DataSource(data, _ONE_EPOCH, self.interrupts)
+        self._source = DataSource(data, bounds, self.interrupts)
         self.prefetcher = Prefetcher(self._source)
         self._activity = Activity()
         self._in_flight = InFlight()
@@ -108,8 +110,8 @@ class _Evaluation:
     def finish(self) -> dict[str, Any]:
         """Evaluates all batches, and returns the values."""
         prefetcher, interrupts, activity = self.prefetcher, self.interrupts, self._activity
-        iteration = 0
-        while True:
+        iteration, limit = 0, prefetcher.limit
+        while limit is None or iteration < limit:
             interrupts.poll()
             activity.now = ("while reading the data of epoch 0 from iteration {} on", iteration)
             if not (prefetcher.num_ready or prefetcher.has_more()):

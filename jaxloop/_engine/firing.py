@@ -23,7 +23,7 @@ from jaxloop._core.checks import in_words
 from jaxloop._core.events import ITERATION_EVENTS, Event, Place, Row, Status
 from jaxloop._core.lazy import Constant, LazyDict
 from jaxloop._core.state import State
-from jaxloop._engine.activity import CALLING
+from jaxloop._engine.activity import CALLING, SAVING
 from jaxloop._engine.attached import Attached
 from jaxloop._engine.clock import now
 from jaxloop._engine.parts import Parts
@@ -64,7 +64,7 @@ class Firing:
             if not self._debug and not self._by_event[event] and event not in parts.observers.events
         )
         self._unsettled: list[LazyDict] = []
-        self._pending = PendingRows()
+        self._pending = PendingRows(parts.clock.wait)
         self._watched = Watched(parts.spec)
 
     def fire(self, row: Row, *, then: Place | None = None, handlers: bool = True) -> None:
@@ -146,13 +146,14 @@ class Firing:
 
     def _save(self, *, ending: bool) -> None:
         parts = self._parts
-        parts.activity.now = ("while saving at {}", parts.progress.event)
-        names = [one.name for one in parts.savers.requested] or ["checkpoint"]
+        parts.activity.now = (SAVING, parts.progress.event)
+        those = [one for one, _ in parts.savers.open_stores] if ending else parts.savers.requested
         began = now()
         parts.savers.save(parts.state(), ending=ending)
         parts.carry.reclaim()
         parts.savers.begin()
-        parts.clock.add("saves_s", ", ".join(names), now() - began)
+        # Triggers with the same folder share one save, so the first stands for all.
+        parts.clock.add("saves_s", those[0].name, now() - began)
 
     # --- handlers ------------------------------------------------------------------------------
 
@@ -206,7 +207,7 @@ class Firing:
                 continue
             if attached.timed:
                 attached.mark()
-            began = now()
+            began, parts.clock.waited_s = now(), 0.0
             status, state = self._run(one, state, row.event)
             took_s = now() - began
             parts.clock.add(attached.part, one.name, took_s)

@@ -70,6 +70,14 @@ class Observers:
     ) -> None:
         self._progress, self._clock, self._activity = progress, clock, activity
         self._all = [Attached(one) for one in attachments if isinstance(one, Observer)]
+        self._opened: dict[int, ObserverFn] = {}
+        self._synced: list[SyncedObserver] = []
+        self._closed_too: list[ClosedObserver] = []
+        self.queue: list[_Pending] = []
+        self._index()
+
+    def _index(self) -> None:
+        """Finds the observers of each event, and those that may see iterations inside blocks."""
         self._by_event = {
             event: [one for one in self._all if event in one.attachment.events] for event in Event
         }
@@ -80,11 +88,8 @@ class Observers:
             for event in ITERATION_EVENTS
             if event in one.attachment.events and not one.timed
         ]
-        self._opened: dict[int, ObserverFn] = {}
-        self._synced: list[SyncedObserver] = []
         self.events = frozenset(event for event, those in self._by_event.items() if those)
         self.inside = bool(self._inner)
-        self.queue: list[_Pending] = []
 
     @property
     def timed(self) -> bool:
@@ -97,14 +102,27 @@ class Observers:
         return any(one.attachment.open is not None for one in self._all)
 
     def open(self, start: RunStart) -> None:
-        """Opens the observers for a run."""
+        """Opens the observers for a run, and leaves out those that do not want to see it."""
+        unused: list[Attached[Observer]] = []
         for attached in self._all:
             one = attached.attachment
             if one.open is not None:
                 self._activity.now = ("while preparing the observer `{}`", one.name)
-                self._opened[id(one)] = opened = one.open(start)
+                opened = one.open(start)
+                if opened is None:
+                    unused.append(attached)
+                    continue
+                self._opened[id(one)] = opened
                 if isinstance(opened, SyncedObserver):
                     self._synced.append(opened)
+        if unused:
+            self._all = [one for one in self._all if one not in unused]
+            self._index()
+
+    def close_too(self, opened: object) -> None:
+        """Closes a handler that was opened for this run together with the observers."""
+        if isinstance(opened, ClosedObserver):
+            self._closed_too.append(opened)
 
     @property
     def synced(self) -> bool:
@@ -181,6 +199,7 @@ class Observers:
         if not queue:
             return
         began, num_shown, clock = now(), 0, self._clock
+        clock.waited_s = 0.0
         try:
             for attached, snapshot, ask in queue:
                 num_shown += 1
@@ -212,6 +231,7 @@ class Observers:
     def close(self) -> None:
         """Closes every observer, even if closing another one fails."""
         closing = [self._close_of(one.attachment) for one in self._all]
+        closing += [one.close for one in self._closed_too]
         self._call_all([close for close in closing if close is not None])
 
     def _close_of(self, one: Observer) -> Callable[[], None] | None:

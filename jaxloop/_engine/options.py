@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypedDict, TypeVar
 
 from jaxloop._core.bounds import Bounds
-from jaxloop._core.checks import check_count
+from jaxloop._core.checks import as_number, check_count, in_words
 from jaxloop._core.types import Fuse, JitOptions
 from jaxloop.errors import ArgumentError, ArgumentTypeError, first_line, unknown_name
 
@@ -30,6 +30,7 @@ class RunArguments(TypedDict, total=False):
     epochs: int | None
     iterations: int | None
     steps: int | None
+    max_time: float | None
     jit: JitOptions
     fuse: Fuse
     strict: bool
@@ -40,6 +41,7 @@ _DEFAULTS: RunArguments = {
     "epochs": None,
     "iterations": None,
     "steps": None,
+    "max_time": None,
     "jit": True,
     "fuse": "auto",
     "strict": False,
@@ -76,6 +78,7 @@ class RunOptions:
 
     Attributes:
         bounds: How far it goes.
+        max_time_s: The seconds after which it ends, or None.
         jit: The options for `jax.jit`. If None, everything runs op by op.
         fuse: The maximum number of iterations in a block, or "auto".
         strict: Whether a recompilation during the run is an error.
@@ -83,6 +86,7 @@ class RunOptions:
     """
 
     bounds: Bounds
+    max_time_s: float | None
     jit: dict[str, Any] | None
     fuse: Fuse
     strict: bool
@@ -109,7 +113,8 @@ class RunOptions:
         steps = _count("steps", given["steps"], 0)
         bounds = Bounds(1 if epochs is None and steps is None else epochs, iterations, steps)
         jit = _jit_options(given["jit"])
-        return cls(bounds, jit, given["fuse"], given["strict"], given["debug"])
+        max_time_s = _seconds(given["max_time"])
+        return cls(bounds, max_time_s, jit, given["fuse"], given["strict"], given["debug"])
 
 
 def _count(name: str, value: int | None, at_least: int) -> int | None:
@@ -118,6 +123,24 @@ def _count(name: str, value: int | None, at_least: int) -> int | None:
         return None
     check_count(name, value, at_least=at_least)
     return int(value)  # NumPy's integers pass the check, and a checkpoint cannot keep them
+
+
+def _seconds(value: object) -> float | None:
+    """Returns a checked time."""
+    if value is None:
+        return None
+    number = as_number(value)
+    if isinstance(value, bool) or number is None:
+        raise ArgumentTypeError(
+            f"run: max_time must be a number of seconds, got {in_words(value)}",
+            fix="pass seconds, such as max_time=3600",
+        )
+    if not number > 0:
+        raise ArgumentError(
+            f"run: max_time must be more than 0 seconds, got {number}",
+            fix="pass seconds, such as max_time=3600, or None for no limit",
+        )
+    return number
 
 
 def _check_fuse(fuse: object) -> None:

@@ -15,7 +15,7 @@ from jaxloop._core.interrupts import Interrupts
 from jaxloop._core.state import State
 from jaxloop._data.prefetch import Prefetcher
 from jaxloop._data.source import DataSource
-from jaxloop._engine.activity import Activity
+from jaxloop._engine.activity import Activity, TracedActivity
 from jaxloop._engine.blocks import Blocks
 from jaxloop._engine.carry import Carry
 from jaxloop._engine.clock import RunClock, now
@@ -23,7 +23,7 @@ from jaxloop._engine.observers import Observers
 from jaxloop._engine.options import RunOptions
 from jaxloop._engine.progress import Progress
 from jaxloop._engine.saving import Savers
-from jaxloop._spec import DecideFn, HandlerFn, LoopSpec
+from jaxloop._spec import DecideFn, Handler, HandlerFn, LoopSpec
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -45,6 +45,7 @@ class Parts:
         savers: The stores and the requested saves.
         opened: The functions of handlers that were opened for this run, by the handler's id.
         deciding: The same, for checkpoint triggers.
+        shared: What attachments share with each other in this run.
     """
 
     spec: LoopSpec
@@ -61,6 +62,7 @@ class Parts:
     savers: Savers
     opened: dict[int, HandlerFn] = dataclasses.field(default_factory=dict)
     deciding: dict[int, DecideFn] = dataclasses.field(default_factory=dict)
+    shared: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, spec: LoopSpec, data: Any, options: RunOptions) -> Parts:
@@ -70,7 +72,9 @@ class Parts:
             ArgumentError: The data do not fit the options.
             ArgumentTypeError: ``data`` is not iterable.
         """
-        interrupts, activity, clock = Interrupts(), Activity(), RunClock()
+        traced = any(isinstance(one, Handler) and one.traces for one in spec.attachments)
+        activity = TracedActivity() if traced else Activity()
+        interrupts, clock = Interrupts(), RunClock()
         source = DataSource(data, options.bounds, interrupts)
         prefetcher = Prefetcher(source)
         progress = Progress(options.bounds)

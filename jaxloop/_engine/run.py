@@ -25,7 +25,7 @@ from jaxloop._engine.parts import Parts
 from jaxloop._engine.recovery import Recovery, keep_state
 from jaxloop._engine.results import make_output, shown
 from jaxloop._engine.start import begin, run_start
-from jaxloop._engine.walk import flush, walk
+from jaxloop._engine.walk import MAX_TIME, flush, walk
 from jaxloop._spec import LoopSpec
 
 if TYPE_CHECKING:
@@ -81,6 +81,10 @@ def run(
         steps: The total number of steps, including those before a resume. An epoch in which they
             are reached is completed there, and a run that is continued begins the next epoch. An
             endless iterator is one epoch.
+        max_time: The seconds after which this call ends, counted from when it was made. The run
+            then ends between two iterations as after Ctrl-C: with its state saved, the status
+            "interrupted", and ``halted_by`` "max_time". The same script resumes it. Each call runs
+            at least one iteration. None sets no limit.
         jit: False runs op by op, after a trace of the step that checks its shapes. A dict passes
             options to `jax.jit`.
         fuse: The maximum number of iterations in a compiled block. 1 never fuses, and "auto"
@@ -287,7 +291,8 @@ class Run:
             # An error that SIGTERM caused, such as the death of a data worker, ends the script too.
             logger.exception("after SIGTERM, another error ended the run")
             self._raise_after_signal(getattr(error, "loop_state", None), error)
-        if self._end_by_signal() and give:
+        ended_by_signal = self._end_by_signal()
+        if give and (ended_by_signal or parts.progress.halted_by == MAX_TIME):
             yield parts.state()
 
     def _walk(self, give: bool) -> Iterator[State]:

@@ -158,6 +158,10 @@ def run_start(parts: Parts, sample: Batch | None) -> RunStart:
         parts.source.iterable,
         None if sample is None else sample.value,
         known_better(parts.spec, names),
+        nested=parts.interrupts.nested,
+        max_time_s=parts.options.max_time_s,
+        run_id=parts.progress.run_id or "",
+        shared=parts.shared,
     )
 
 
@@ -172,7 +176,8 @@ def _open_handlers(parts: Parts, sample: Batch | None) -> None:
     for one in openable:
         parts.activity.now = ("while preparing the handler `{}`", one.name)
         if isinstance(one, Handler) and one.open is not None:
-            parts.opened[id(one)] = one.open(start)
+            parts.opened[id(one)] = opened = one.open(start)
+            parts.observers.close_too(opened)
         elif isinstance(one, CheckpointTrigger) and one.open is not None:
             parts.deciding[id(one)] = one.open(start)
         # Again, because opening a handler may show which metrics it adds.

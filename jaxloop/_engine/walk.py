@@ -9,11 +9,12 @@ the right row. The order of statements matters where a comment says so.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
 
 from jaxloop._core.events import ROWS, Event, Place
-from jaxloop._core.interrupts import ENDED_BY_SIGNAL
+from jaxloop._core.interrupts import ENDED_BY_SIGNAL, Flag
 from jaxloop._core.state import State
 from jaxloop._engine.clock import now
 from jaxloop._engine.firing import Firing
@@ -21,6 +22,9 @@ from jaxloop._engine.parts import Parts
 from jaxloop.errors import ArgumentError, DataError
 
 logger = logging.getLogger("jaxloop")
+
+MAX_TIME = "max_time"
+"""What halts a run whose time is over."""
 
 _MOST_EMPTY = 1000
 """After so many epochs in a row without an iteration, a run that only steps bound raises."""
@@ -51,7 +55,7 @@ def flush(parts: Parts) -> None:
 
 
 def _interrupt(parts: Parts, firing: Firing, name: str) -> None:
-    """Ends a run at a signal, with its state saved."""
+    """Ends a run at a signal, or when its time is over, with its state saved."""
     progress, interrupts = parts.progress, parts.interrupts
     if not interrupts.nested:
         logger.warning(
@@ -59,9 +63,7 @@ def _interrupt(parts: Parts, firing: Firing, name: str) -> None:
             name,
             progress.epoch,
             progress.step,
-            "then the script ends"
-            if interrupts.flag.terminates
-            else "a second Ctrl-C stops at once",
+            _what_is_next(interrupts.flag),
         )
     progress.status, progress.halted_by = "interrupted", name
     flush(parts)
@@ -73,12 +75,20 @@ def _interrupt(parts: Parts, firing: Firing, name: str) -> None:
         firing.fire(halted, then=progress.place, handlers=False)
 
 
+def _what_is_next(flag: Flag) -> str:
+    if flag.terminates:
+        return "then the script ends"
+    return "run it again to continue" if flag.name is None else "a second Ctrl-C stops at once"
+
+
 def _rows(parts: Parts, firing: Firing, give: bool) -> Iterator[State]:
     progress, prefetcher, blocks = parts.progress, parts.prefetcher, parts.blocks
     interrupts, savers = parts.interrupts, parts.savers
     rows, fire, silent = ROWS, firing.fire, firing.silent
     fetch, step, started = Place.FETCH, Place.STEP, Place.ITERATION_STARTED
     last_step, num_empty = progress.step, 0
+    timed = parts.options.max_time_s is not None
+    is_over = functools.partial(_is_over, parts, progress.step)
     fire(rows[Place.STARTED], then=progress.place)
     while (place := progress.place) is not Place.END:
         if place is fetch:
@@ -87,6 +97,8 @@ def _rows(parts: Parts, firing: Firing, give: bool) -> Iterator[State]:
                 interrupts.poll()
             if savers.open_stores:
                 savers.poll()
+            if timed and is_over():
+                return _interrupt(parts, firing, MAX_TIME)
             more = _has_iteration(parts)
             progress.place = started if more else Place.EPOCH_COMPLETED
         elif place is step:
@@ -94,7 +106,10 @@ def _rows(parts: Parts, firing: Firing, give: bool) -> Iterator[State]:
         elif place is Place.NEXT_EPOCH:
             # Polled after the last epoch too. A resumed run then only has to complete.
             interrupts.poll()
-            progress.place = Place.EPOCH_STARTED if progress.has_epoch() else Place.COMPLETED
+            more = progress.has_epoch()
+            if more and is_over():
+                return _interrupt(parts, firing, MAX_TIME)
+            progress.place = Place.EPOCH_STARTED if more else Place.COMPLETED
         else:
             row = rows[place]
             if row.event in silent:
@@ -118,6 +133,14 @@ def _rows(parts: Parts, firing: Firing, give: bool) -> Iterator[State]:
                 last_step = progress.step
                 if progress.max_epoch is None and num_empty >= _MOST_EMPTY:
                     raise _never_ends(progress.max_step)
+
+
+def _is_over(parts: Parts, first_step: int) -> bool:
+    """Returns whether the time of the run is over. A run that made no progress continues."""
+    most_s = parts.options.max_time_s
+    if most_s is None or parts.progress.step == first_step:
+        return False
+    return now() - parts.clock.began_s > most_s
 
 
 def _never_ends(steps: int | None) -> ArgumentError:

@@ -1,10 +1,10 @@
 """The metrics after each iteration of a block, computed only when they are read.
 
-    rows = MetricRows(program.values, ring, last, numbers)
+    rows = MetricRows(program.values, ring, last, numbers, clock.wait)
     row = MetricRow(rows, 9, extra={})      # after the block's tenth iteration
     row.get()["loss"]                       # waited for and computed here
 
-    pending = PendingRows()
+    pending = PendingRows(clock.wait)
     pending.add(row)                        # at the end of an epoch
 
 All rows that are requested together are computed at once, and so are those of the epochs whose
@@ -14,13 +14,16 @@ metrics nobody has read.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 from jaxloop._core.lazy import LazyDict, ReadOnlyDict
 from jaxloop._core.types import PyTree
 from jaxloop._program.metric_values import Fetch, MetricValues, row_of
 from jaxloop.metrics.packing import Packed
+
+Wait: TypeAlias = Callable[[Callable[[], dict[str, PyTree]]], dict[str, PyTree]]
+"""Returns what a function returns, and may measure how long that takes."""
 
 
 class MetricRows:
@@ -31,14 +34,20 @@ class MetricRows:
         ring: The accumulators, one row per iteration.
         last: The accumulators after the last iteration. The next block may donate them.
         numbers: Int32 scalars on the device, by value.
+        wait: Calls what waits for the device.
     """
 
-    __slots__ = ("_fetch", "_numbers", "_range", "_ring", "_rows", "last", "values")
+    __slots__ = ("_fetch", "_numbers", "_range", "_ring", "_rows", "_wait", "last", "values")
 
     def __init__(
-        self, values: MetricValues, ring: PyTree, last: Packed, numbers: Mapping[int, Any]
+        self,
+        values: MetricValues,
+        ring: PyTree,
+        last: Packed,
+        numbers: Mapping[int, Any],
+        wait: Wait,
     ) -> None:
-        self.values, self.last = values, last
+        self.values, self.last, self._wait = values, last, wait
         self._ring, self._numbers = ring, numbers
         self._range = (0, 0)
         self._fetch: Fetch = dict
@@ -64,7 +73,7 @@ class MetricRows:
         """Returns the metrics of one row, as NumPy values."""
         self.request(index, index + 1)
         if self._rows is None:
-            self._rows = self._fetch()
+            self._rows = self._wait(self._fetch)
         return self.values.derived(row_of(self._rows, index - self._range[0]))
 
 
@@ -141,9 +150,13 @@ class PendingRows:
     """The last rows of ended epochs, which are computed together when one of them is read.
 
     A thread that saves a state may be the one that reads.
+
+    Args:
+        wait: Calls what waits for the device.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wait: Wait) -> None:
+        self._wait = wait
         self._lock = threading.Lock()
         self._values: MetricValues | None = None
         self._rows: list[tuple[MetricRow, Packed]] = []
@@ -175,8 +188,8 @@ class PendingRows:
         num_due = len(self._rows) - but
         if num_due < 1 or self._values is None:
             return
-        due = self._rows[:num_due]
-        values = self._values.of_rows([packed for _, packed in due])
+        due, of_rows = self._rows[:num_due], self._values.of_rows
+        values = self._wait(lambda: of_rows([packed for _, packed in due]))
         for index, (row, _) in enumerate(due):
             row.set(self._values.derived(row_of(values, index)))
         del self._rows[:num_due]

@@ -106,7 +106,14 @@ def make_training(
         SupervisedInit(init_fn, adapter.load, plain),
         step_fn,
         SupervisedTask(
-            adapter, criterion, loss, eval_params, type(model).__name__, training.report
+            adapter,
+            criterion,
+            loss,
+            eval_params,
+            type(model).__name__,
+            training.report,
+            trains=True,
+            learning_rate=optimizers.default_rate(optimizer),
         ),
     )
 

@@ -41,6 +41,8 @@ class SupervisedTask:
             optimizer updates.
         kind: The type of the user's model, for an error message.
         training_only: The names that only the step of the training reports.
+        trains: Whether it is the task of a trainer.
+        learning_rate: The rate of an optimizer that was given by its name, or None.
     """
 
     adapter: ModelAdapter
@@ -49,6 +51,8 @@ class SupervisedTask:
     eval_params: EvalParamsFn | None = None
     kind: str = "a model"
     training_only: tuple[str, ...] = ()
+    trains: bool = False
+    learning_rate: float | None = None
 
     def statics(self) -> Mapping[str, str]:
         """Returns what the model is made of besides its arrays; see `State.statics`."""

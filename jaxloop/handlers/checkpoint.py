@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from jaxloop._checkpoint.names import check_name, check_path
 from jaxloop._core.checks import check_count, check_mode
+from jaxloop._core.dry import DryRun
 from jaxloop._core.events import EventLike, as_events
 from jaxloop._core.filters import FilterLike, as_filter
 from jaxloop._core.state import State
@@ -120,7 +122,23 @@ def checkpoint(
             open=None if criteria is None else criterion.open,
             unique=criteria is not None,
             auto_mode=criteria is not None and mode == "auto",
+            writes_to=folder.path,
+            in_dry_run=_in_temporary_folder,
         )
+    )
+
+
+def _in_temporary_folder(trigger: CheckpointTrigger, dry: DryRun) -> CheckpointTrigger | None:
+    """Returns the trigger of a dry run, which saves to a folder that is deleted."""
+    folder = trigger.open_store
+    if not isinstance(folder, FolderStore):
+        return None
+    # Triggers that share a folder still do, and others do not.
+    name = hashlib.sha256(_absolute(folder).encode()).hexdigest()
+    moved = dataclasses.replace(folder, path=os.path.join(dry.folder, name))
+    check_state = None if trigger.check_state is None else moved.check_state
+    return dataclasses.replace(
+        trigger, open_store=moved, check=moved.check, check_state=check_state, writes_to=None
     )
 
 

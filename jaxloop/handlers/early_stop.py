@@ -26,6 +26,8 @@ def early_stop(
     patience: int = 3,
     min_delta: float = 0.0,
     restore_best: bool = False,
+    start_from: int = 0,
+    baseline: float | None = None,
     event: EventLike = "epoch_completed",
     filter: FilterLike = "always",
     name: str | None = None,
@@ -41,6 +43,10 @@ def early_stop(
         restore_best: Whether `run` makes its output from the step state of the best event.
             Checkpoints still save the last one. A run has one output, so a loop has at most one
             `early_stop` with this.
+        start_from: The number of epochs at the start in which no event counts. Their values are not
+            compared, and none of them is the best.
+        baseline: A value that an improvement must improve on, besides the best value so far. So the
+            loop halts if the metric is not better than this after ``patience`` events.
         event: See `handle`.
         filter: See `handle`.
         name: Its key in ``state.handler_state``, and its name in ``halted_by``. The default is
@@ -62,9 +68,21 @@ def early_stop(
         >>> loop = loop.early_stop("x", mode="max", patience=2)
         >>> loop.run([1.0], epochs=9).halted_by
         'early_stop_x'
+        >>> loop.run([1.0], epochs=9).epoch
+        3
     """
     name = f"early_stop_{metric}" if name is None else name
-    watcher = Watcher(name, metric, _halt, mode, patience, min_delta, keeps_state=restore_best)
+    watcher = Watcher(
+        name,
+        metric,
+        _halt,
+        mode,
+        patience,
+        min_delta,
+        keeps_state=restore_best,
+        start_from=start_from,
+        baseline=baseline,
+    )
     if restore_best and loop.best_from is not None:
         raise ArgumentError(
             f"only one handler can restore its best state, got {loop.best_from} and {name}",

@@ -49,6 +49,10 @@ class StepTask:
 
     training_only: ClassVar[tuple[str, ...]] = ()
     """See `Task`."""
+    trains: ClassVar[bool] = False
+    """See `Task`."""
+    learning_rate: ClassVar[float | None] = None
+    """See `Task`."""
 
     @property
     def loss(self) -> None:

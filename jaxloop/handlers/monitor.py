@@ -137,6 +137,8 @@ class Watcher:
         min_delta: How much better an improvement must be.
         cooldown: The number of events after a call that do not count.
         keeps_state: Whether its memory includes the step state of the best event.
+        start_from: The first epoch in which an event counts.
+        baseline: A value that an improvement must also improve on, or None.
     """
 
     name: str
@@ -147,6 +149,8 @@ class Watcher:
     min_delta: float
     cooldown: int = 0
     keeps_state: bool = False
+    start_from: int = 0
+    baseline: float | None = None
 
     def fresh(self) -> dict[str, Any]:
         """Returns its memory before the first event."""
@@ -191,14 +195,21 @@ class Watcher:
             raise _not_scalar(f"`{self.name}`", self.metric, value)
         return dataclasses.replace(self, mode=resolved(self.mode, self.metric, start))
 
+    def _improves(self, value: float, on: float) -> bool:
+        return is_better(value, on, self.mode, self.min_delta)
+
     def __call__(self, state: State[Any]) -> tuple[StatusLike, State[Any]]:
+        if state.epoch < self.start_from:
+            return Status.CONTINUE, state
         memory = self.recall(state)
         value = read_scalar(state, f"`{self.name}`", self.metric)
-        improved = is_better(value, float(memory["best"]), self.mode, self.min_delta)
+        improved = self._improves(value, float(memory["best"]))
         if improved:
             memory["best"] = np.float64(value)
             if self.keeps_state:
                 memory["step_state"] = state.step_state
+            # The best value may be below the baseline. It is remembered, but the event counts.
+            improved = self.baseline is None or self._improves(value, self.baseline)
         cooling = int(memory["cooldown"]) > 0
         memory["cooldown"] = max(0, int(memory["cooldown"]) - 1)
         memory["count"] = 0 if improved or cooling else int(memory["count"]) + 1
@@ -210,6 +221,20 @@ class Watcher:
             return Status.CONTINUE, state
         result = self.handler(state)
         return (Status.CONTINUE, state) if result is None else result
+
+
+def _check_baseline(where: str, baseline: object) -> None:
+    number = 0.0 if baseline is None else as_number(baseline)
+    if number is None:
+        raise ArgumentTypeError(
+            f"{where}: baseline must be a number or None, got {baseline!r}",
+            fix="pass the value that the metric must improve on, such as 0.9",
+        )
+    if np.isnan(number):
+        raise ArgumentError(
+            f"{where}: baseline must be a number, got nan",
+            fix="pass the value that the metric must improve on, or None",
+        )
 
 
 def watch(
@@ -248,6 +273,8 @@ def watch(
             fix="pass the name of an attached metric, such as 'loss'",
         )
     check_count("patience", watcher.patience, at_least=1, where=where)
+    check_count("start_from", watcher.start_from, at_least=0, where=where)
+    _check_baseline(where, watcher.baseline)
     min_delta = as_number(watcher.min_delta)
     if min_delta is None:
         raise ArgumentTypeError(

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from jaxloop._core.batch import as_batch
 from jaxloop._core.checks import check_callable
+from jaxloop._core.dry import DryRun
 from jaxloop._core.events import Event, EventLike, Status, StatusLike, as_events
 from jaxloop._core.filters import Filter, FilterLike, Firing, as_filter
 from jaxloop._core.state import State, make
@@ -99,18 +100,7 @@ def validate(
     name = "validate" if prefix == "validation_" else f"validate_{prefix}"
     evaluation = Evaluation(task, model, own_metrics(metrics))
     validation = _Validation(name, evaluation, data, prefix, as_events(event), as_filter(filter))
-    return loop.attach(
-        Handler(
-            validation.events,
-            validation.filter,
-            name,
-            validation,
-            adds=validation.added,
-            check=validation.check,
-            open=validation.open,
-            validates=True,
-        )
-    )
+    return loop.attach(validation.attachment())
 
 
 def _task_of(loop: LoopSpec, model: Any, eval_step: EvalStepFn | None) -> Task:
@@ -178,6 +168,7 @@ class _Validation:
         prefix: The prefix of the metrics' names.
         events: When it runs.
         filter: When it runs.
+        iterations: The maximum number of batches that it evaluates, or None for all.
     """
 
     name: str
@@ -186,6 +177,25 @@ class _Validation:
     prefix: str
     events: tuple[Event, ...]
     filter: Filter
+    iterations: int | None = None
+
+    def attachment(self) -> Handler:
+        """Returns the handler that runs it."""
+        return Handler(
+            self.events,
+            self.filter,
+            self.name,
+            self,
+            adds=self.added,
+            check=self.check,
+            open=self.open,
+            validates=True,
+            in_dry_run=self.shortened,
+        )
+
+    def shortened(self, handler: Handler, dry: DryRun) -> Handler:
+        """Returns what takes the place of its handler in a dry run."""
+        return dataclasses.replace(self, iterations=dry.iterations).attachment()
 
     def added(self, loop: LoopSpec) -> dict[str, Better | None] | None:
         """Returns the metrics that it adds, and which of their values are better."""
@@ -218,7 +228,7 @@ class _Validation:
             # Not `state.step_state`, which would mark the arrays as read, so that the next block
             # gets copies. They are not needed any more when the values are known.
             step_state = self.evaluation.eval_state(state.loan.step_state)
-            found = evaluate(spec, data, step_state)
+            found = evaluate(spec, data, step_state, self.iterations)
         values = {f"{self.prefix}{name}": value for name, value in found.items()}
         # Not `state.replace`, which would read the metrics of the epoch and wait for the device.
         metrics = state.lazy_metrics.adding(values)

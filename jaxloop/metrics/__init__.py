@@ -24,6 +24,7 @@ from jaxloop.metrics.classification import (
     true_positives,
 )
 from jaxloop.metrics.collection import SKIPPED as SKIPPED
+from jaxloop.metrics.confusion import confusion_matrix
 from jaxloop.metrics.loss_metrics import of_loss
 from jaxloop.metrics.metric import Metric, mean
 from jaxloop.metrics.regression import mean_absolute_error, mean_squared_error
@@ -31,6 +32,7 @@ from jaxloop.metrics.regression import mean_absolute_error, mean_squared_error
 __all__ = [
     "Metric",
     "accuracy",
+    "confusion_matrix",
     "false_negatives",
     "false_positives",
     "mean",

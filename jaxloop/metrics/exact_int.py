@@ -307,6 +307,33 @@ def sum_ints(values: jax.Array, weight: jax.Array | None, num_limbs: int) -> Exa
     return _sum_limbs(exact_int(values, num_limbs))
 
 
+def scatter_ints(
+    index: jax.Array, weight: jax.Array | None, num_bins: int, num_limbs: int
+) -> ExactInt:
+    """Returns the weighted number of elements in each bin, exactly.
+
+    Args:
+        index: ``(elements,)`` of int32. Elements of an index of at least ``num_bins`` do not count.
+        weight: ``(elements,)`` of bool or integers, or None.
+        num_bins: The number of bins.
+        num_limbs: The number of limbs of the result.
+
+    Returns:
+        Integers of shape ``(num_bins,)``.
+    """
+    if weight is None or weight.dtype == jnp.bool_:
+        ones = jnp.ones(index.shape, jnp.int32) if weight is None else weight.astype(jnp.int32)
+        counts = jnp.zeros(num_bins, jnp.int32).at[index].add(ones, mode="drop")
+        return exact_int(counts, num_limbs)
+    # The sums of 16-bit halves are exact for so many elements, and then for so many pieces.
+    halves = jnp.stack(_halves(exact_int(weight, num_limbs)), axis=-1)
+    num_pieces = -(-len(index) // _MOST_ADDENDS) or 1
+    piece = jnp.arange(len(index), dtype=jnp.int32) // _MOST_ADDENDS
+    sums = jnp.zeros((num_pieces, num_bins, halves.shape[-1]), jnp.uint32)
+    sums = sums.at[piece, index].add(halves, mode="drop")
+    return _sum_limbs(_carried(list(jnp.moveaxis(sums, -1, 0))))
+
+
 def _product(a: jax.Array, b: jax.Array) -> ExactInt:
     """Returns ``a * b`` for integers of any dtypes, with just enough limbs and a sign."""
     num_limbs = sum(max(1, x.dtype.itemsize // 4) for x in (a, b))

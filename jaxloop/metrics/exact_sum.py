@@ -155,29 +155,13 @@ def _fast_two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _sum_floats(values: jax.Array) -> Pair:
-    """Returns the sum of floats over the first axis, with about twice their precision.
-
-    Every value is cut at the same power of two. The cut is so high that the sum of the upper parts
-    is exact in any order of summation, and only the small lower parts round.
-
-    Source: ExtractVector of Rump, Ogita, Oishi, "Accurate floating-point summation I", 2008.
-    """
+    """Returns the sum of floats over the first axis, with about twice their precision."""
     num = values.shape[0]
     if num == 0:
         return zero_pair(values.shape[1:])
     if num == 1:
         return Pair(values[0], jnp.zeros_like(values[0]))
-    largest = jnp.max(jnp.abs(values), axis=0, keepdims=True)
-    wide = values.dtype == jnp.float64
-    bits, mantissa, limit = (jnp.int64, 52, 2047) if wide else (jnp.int32, 23, 255)
-    # 2**(exponent + 1) > largest. The sum of num values needs one more bit, and one is spare.
-    exponent = lax.bitcast_convert_type(largest, bits) >> mantissa
-    exponent = exponent + 2 + (num - 1).bit_length()
-    # If the cut is too large for the dtype (huge, infinite or NaN values), the sum is a plain one.
-    fits = exponent < limit
-    cut = lax.bitcast_convert_type(jnp.where(fits, exponent, 0) << mantissa, values.dtype)
-    upper = (values + cut) - cut
-    lower = jnp.where(fits, values - upper, 0)
+    upper, lower = _cut(values)
     zero = jnp.zeros((), values.dtype)
     # One reduction for both. In two, XLA may compute `upper` twice, once with `values` contracted
     # into a fused multiply-add and once without. The two then differ by a unit of `upper`.
@@ -186,6 +170,47 @@ def _sum_floats(values: jax.Array) -> Pair:
         totals = lax.reduce(tuple(map(_in_groups, totals)), (zero, zero), _add_both, (0,))
     totals = lax.reduce(totals, (zero, zero), _add_both, (0,))
     return add_pairs(*(Pair(total, jnp.zeros_like(total)) for total in totals))
+
+
+def _cut(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cuts each value in two at the same power of two.
+
+    The cut is so high that the sum of the upper parts over the first axis is exact in any order of
+    summation, and only the small lower parts round.
+
+    Source: ExtractVector of Rump, Ogita, Oishi, "Accurate floating-point summation I", 2008.
+    """
+    largest = jnp.max(jnp.abs(values), axis=0, keepdims=True)
+    wide = values.dtype == jnp.float64
+    bits, mantissa, limit = (jnp.int64, 52, 2047) if wide else (jnp.int32, 23, 255)
+    # 2**(exponent + 1) > largest. The sum of num values needs one more bit, and one is spare.
+    exponent = lax.bitcast_convert_type(largest, bits) >> mantissa
+    exponent = exponent + 2 + (values.shape[0] - 1).bit_length()
+    # If the cut is too large for the dtype (huge, infinite or NaN values), the sum is a plain one.
+    fits = exponent < limit
+    cut = lax.bitcast_convert_type(jnp.where(fits, exponent, 0) << mantissa, values.dtype)
+    upper = (values + cut) - cut
+    return upper, jnp.where(fits, values - upper, 0)
+
+
+def scatter_floats(index: jax.Array, weight: jax.Array, num_bins: int) -> Pair:
+    """Returns the sum of the weights of the elements in each bin.
+
+    Args:
+        index: ``(elements,)`` of int32. Elements of an index of at least ``num_bins`` do not count.
+        weight: ``(elements,)`` of floats.
+        num_bins: The number of bins.
+
+    Returns:
+        A pair of shape ``(num_bins,)``.
+    """
+    weight = weight.astype(float_dtype())
+    if not len(index):
+        return zero_pair((num_bins,))
+    both = jnp.stack(_cut(weight), axis=-1)
+    sums = jnp.zeros((num_bins, 2), weight.dtype).at[index].add(both, mode="drop")
+    upper, lower = sums[:, 0], sums[:, 1]
+    return add_pairs(Pair(upper, jnp.zeros_like(upper)), Pair(lower, jnp.zeros_like(lower)))
 
 
 def _in_groups(values: jax.Array) -> jax.Array:

@@ -5,7 +5,8 @@
 
 A line of input is ``<result> <kind> <n> <delay in s>``: the process kills itself at the n-th moment
 of a kind, or so many seconds later, and writes its digest to the file ``<result>`` if it gets to
-its end. The kinds are "event" (an event of the loop) and "write" (a file operation of a save).
+its end. The kinds are "event" (an event of the loop), "write" (a file operation of a save) and
+"row" (a row that a writer writes). The rows go to a folder beside that of the checkpoints.
 Moments are counted and not timed, so a slow machine is killed in the same places as a fast one.
 """
 
@@ -16,6 +17,9 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +28,7 @@ import orbax.checkpoint  # noqa: F401  imported once, before the forks
 from flax import nnx
 
 import jaxloop as jl
+from jaxloop import writers
 from tests.digest import digest
 
 
@@ -84,6 +89,25 @@ class Killer:
             later.start()
 
 
+class KillingWriter:
+    """A writer that writes nothing, in a thread like those of the others."""
+
+    def __init__(self, killer: Killer) -> None:
+        self._killer = killer
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Counts a moment."""
+        self._killer.moment("row")
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+def rows_of(folder: str) -> Path:
+    """Returns the folder of the rows, whose file operations are not those of a save."""
+    return Path(folder).with_name(f"rows-of-{Path(folder).name}")
+
+
 def main(folder: str, epochs: int, killer: Killer | None = None) -> dict[str, str]:
     """Trains to the end; returns the digest."""
     train, validation = jl.datasets.digits()
@@ -98,8 +122,18 @@ def main(folder: str, epochs: int, killer: Killer | None = None) -> dict[str, st
         .checkpoint(folder, event="iteration_completed", filter=jl.every(11))
         .resume(folder)
     )
+    rows = rows_of(folder)
     if killer is not None:
         loop = loop.observe("all", lambda snapshot: killer.moment("event"))
+        loop = loop.write(KillingWriter(killer), every=5)
+    loop = loop.write(writers.csv(rows / "metrics.csv"), every=5)
+    loop = loop.write(
+        writers.jsonl(rows / "metrics.jsonl"),
+        every=15,
+        values=writers.histograms(),
+        hyperparameters={"epochs": epochs},
+    )
+    loop = loop.write(writers.tensorboard(rows / "tensorboard"), every=5)
     data = jl.batches(train, 32, shuffle=True, pad=True)
     output = []
 
@@ -110,7 +144,9 @@ def main(folder: str, epochs: int, killer: Killer | None = None) -> dict[str, st
     # What `run` returns is made from the best state; the state that is saved is the last.
     best = loop.run(data, epochs=epochs, output_transform=both)
     last = jl.restore(folder, like=best)
-    return {**digest(last, output[-1]), "step": str(last.step), "halted_by": str(last.halted_by)}
+    texts = {path.name: path.read_text() for path in (rows / "metrics.csv", rows / "metrics.jsonl")}
+    ended = {"step": str(last.step), "halted_by": str(last.halted_by)}
+    return {**digest(last, output[-1]), **ended, **texts}
 
 
 def serve(folder: str, epochs: int) -> None:

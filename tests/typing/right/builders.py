@@ -26,6 +26,7 @@ chained = (
     .derive("both", lambda a, b: [a, b], of=("accuracy", "mse"))
     .metric(jl.metrics.top_k_categorical_accuracy(k=3), "top", "running_average")
     .log(message, event="epoch_completed")
+    .progress(every=10, plot=False)
     .early_stop("mean", mode="max", patience=2, restore_best=True)
     .early_stop("accuracy", mode="auto")
     .early_stop("mse", mode=lambda new, best: bool(new < best), event=jl.Event.EPOCH_COMPLETED)

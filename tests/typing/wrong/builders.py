@@ -29,6 +29,8 @@ loop.checkpoint("folder", keep="3")  # error: arg-type, reportArgumentType
 loop.checkpoint("folder", mode="maximum")  # error: arg-type, reportArgumentType
 loop.nan_guard("rewnd")  # error: arg-type, reportArgumentType
 loop.log(3)  # error: arg-type, reportArgumentType
+loop.write("metrics.csv")  # error: arg-type, reportArgumentType
+loop.write(jl.writers.csv("a"), every="2")  # error: arg-type, reportArgumentType
 loop.from_state(3)  # error: arg-type, reportArgumentType
 loop.resume(3)  # error: arg-type, reportArgumentType
 jl.trainer((step, step), "huber", "adam", log="often")  # error: arg-type, reportArgumentType
