@@ -17,6 +17,7 @@ import jax
 
 from jaxloop._checkpoint.names import check_path
 from jaxloop._core.checks import check_count
+from jaxloop._core.dry import left_out
 from jaxloop._core.events import Event
 from jaxloop._core.filters import once, only
 from jaxloop._core.state import State
@@ -79,7 +80,15 @@ def profile(
     events = [Event.ITERATION_COMPLETED] if first else [Event.STARTED, Event.ITERATION_COMPLETED]
     filter = (only(first) if first else once) | only(stop)
     handler = Handler(
-        tuple(events), filter, name, _unopened, adds=(), check=check, open=open_, traces=True
+        tuple(events),
+        filter,
+        name,
+        _unopened,
+        adds=(),
+        check=check,
+        open=open_,
+        traces=True,
+        in_dry_run=left_out,
     )
     return loop.attach(handler)
 
