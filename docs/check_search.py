@@ -69,7 +69,7 @@ QUESTIONS = {
     "ModelCheckpoint best model": "checkpoints.html#how-do-i-save-and-restore-the-best",
     "resume training": "checkpoints.html#how-do-i-save-checkpoints-and-resume",
     "load checkpoint": "checkpoints.html#how-do-i-load",
-    "continue training more epochs": "checkpoints.html#how-do-i-train-for-more",
+    "train for more epochs": "checkpoints.html#how-do-i-train-for-more",
     "slurm preemption": "checkpoints.html#how-do-i-survive",
     "save weights": "checkpoints.html#how-do-i",
     "disable output verbose=0": "monitoring.html#how-do-i-turn",

@@ -287,3 +287,20 @@ def test_bare_steps():
     assert out.outputs["y_pred"].shape == (50, 3) and out.outputs["loss"].shape == ()
     init_fn, step_fn = jl.eval_step(Plain())
     assert step_fn((X, Y), init_fn((X, Y), state["model_state"])).outputs["y_pred"].shape == (50, 3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"report": ["gradient_norm", "update_norm", "parameter_norm"]},
+        {"accumulate_gradients": 2},
+        {"ema_decay": 0.9},
+    ],
+    ids=["report", "accumulate_gradients", "ema_decay"],
+)
+def test_parameters_in_half_precision_under_strict_promotion(options):
+    model = nn.Dense(2, param_dtype=jnp.bfloat16, dtype=jnp.bfloat16)
+    data = [(np.ones((8, 4), np.float32), np.zeros((8, 2), np.float32))]
+    state = jl.trainer(model, "mean_squared_error", "sgd", log=0, **options).final_state(data)
+    assert np.isfinite(state.history[0]["loss"])
+    assert state.step_state["model_state"]["params"]["kernel"].dtype == jnp.bfloat16

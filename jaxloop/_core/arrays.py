@@ -259,3 +259,17 @@ def describe_change(old: PyTree, new: PyTree) -> str:
         if was.get(name) != became.get(name)
     ]
     return "; ".join(parts) or f"{jax.tree.structure(old)} to {jax.tree.structure(new)}"
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Returns an array in float32, or in its own dtype if that is wider or complex.
+
+    This also works under strict dtype promotion, where `jnp.promote_types` refuses to mix.
+
+    Example:
+        >>> at_least_float32(jnp.ones(2, jnp.bfloat16)).dtype
+        dtype('float32')
+    """
+    if jnp.issubdtype(x.dtype, jnp.inexact) and jnp.finfo(x.dtype).bits >= 32:
+        return x
+    return x.astype(jnp.float32)

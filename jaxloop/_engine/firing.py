@@ -94,6 +94,7 @@ class Firing:
         else:
             progress.count(event)
         if row.ends_epoch:
+            clock.poll()  # most handlers of this event have waited for the device
             self._keep_metrics()
         ending = event in (Event.COMPLETED, Event.HALTED)
         observed = event in parts.observers.events

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from jaxloop._core.arrays import at_least_float32
 from jaxloop._core.types import PyTree
 from jaxloop._supervised.criterion import Judged
 from jaxloop.errors import DataError, ShapeError
@@ -101,7 +102,7 @@ def _common_length(batch: PyTree) -> int:
 
 def _times(mean: jax.Array, amount: jax.Array) -> jax.Array:
     """Returns the total in float32 or wider. That of no examples is 0, even if the mean is NaN."""
-    wide = mean.astype(jnp.promote_types(mean.dtype, jnp.float32))
+    wide = at_least_float32(mean)
     return jnp.where(amount == 0, 0, wide * amount.astype(wide.dtype))
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxloop._core.arrays import at_least_float32
 from jaxloop._core.types import PyTree
 from jaxloop.errors import ArgumentError, ArgumentTypeError, unknown_name
 
@@ -71,7 +72,7 @@ def reported(names: Sequence[str], update: Update) -> dict[str, PyTree]:
 
 def _norm(tree: PyTree) -> jax.Array:
     # In float32 or wider, because the squares of half-precision numbers overflow.
-    wide = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
+    wide = jax.tree.map(at_least_float32, tree)
     return jnp.asarray(optax.tree.norm(wide))
 
 

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxloop._core.arrays import at_least_float32
 from jaxloop._core.step_result import Emission, emit
 from jaxloop._core.types import PyTree
 from jaxloop._supervised import loss_scale as loss_scales
@@ -78,7 +79,7 @@ class Training:
             "num_steps": jnp.uint32(0),
         }
         if self.ema_decay is not None:
-            state["ema_params"] = jax.tree.map(_precise, params)
+            state["ema_params"] = jax.tree.map(at_least_float32, params)
         # In training mode, as in the steps, because a model may have no other.
         bind = functools.partial(adapter.bind, params, rest, train=True, key=key)
         return state, criterion.evidence(bind, batch)
@@ -198,11 +199,6 @@ def initialized_state(
     if adapter.holds_state:
         return adapter.init(key, lambda bound: None)
     return adapter.init(key, lambda bound: criterion.initialize(bound, batch))
-
-
-def _precise(leaf: jax.Array) -> jax.Array:
-    """Returns a leaf of the parameters for an average, in float32 if it is a narrower float."""
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
 def _select(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
