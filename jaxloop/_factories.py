@@ -67,10 +67,12 @@ def train_step(
             an `objective`. A plain loss gets predictions and targets in float32 or wider. A label
             that is not a class is an error in the first batch, and makes loss and gradient NaN
             later.
-        optimizer: An `optax.GradientTransformation` or a name. Its update gets those of these
-            arguments that it takes: ``value``, the loss; ``grad``, the gradients; ``value_fn`` and
-            ``obj_fn``, the loss of this batch as a function of the parameters; ``grad_fn``, its
-            gradients as a function of the parameters and a number, which is ignored.
+        optimizer: An `optax.GradientTransformation` or a name. `jaxloop.optimizers.get` makes one
+            by name with another learning rate or a `jaxloop.optimizers.schedule`. Its update gets
+            those of these arguments that it takes: ``value``, the loss; ``grad``, the gradients;
+            ``value_fn`` and ``obj_fn``, the loss of this batch as a function of the parameters;
+            ``grad_fn``, its gradients as a function of the parameters and a number, which is
+            ignored.
         inputs: What the model gets: a name in the batch, a function of the batch, a tuple of these
             for several positional inputs, or a dict for keyword inputs. Without ``inputs``, a batch
             is ``(x, y)`` or ``(x, y, sample_weight)``. An `objective` reads the batch itself, and

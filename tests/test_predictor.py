@@ -354,12 +354,27 @@ def test_predictions_that_cannot_be_joined():
 
 def test_predictions_without_rows():
     scalar = (lambda k, x: jnp.zeros(()), lambda w, x: {"y": x * w, "mean": x.mean()})
-    with pytest.raises(jl.errors.ShapeError, match=r"\['mean'\] must have one row for each"):
+    with pytest.raises(jl.errors.ShapeError, match=r"\['mean'\] must have one row for each of the"):
         jl.predictor(scalar).run([X], 1.0)
-    flat = (lambda k, x: jnp.zeros(()), lambda w, x: (x * w).reshape(-1))
-    assert jl.predictor(flat).run(jl.batches((X, Y), 23, pad=True), 1.0).shape == (69,)
-    with pytest.raises(jl.errors.ShapeError, match=r"must have 5 rows, got shape \(15,\)"):
-        jl.predictor(flat).run(jl.batches((X, Y), 5, pad=True), 1.0)
+    flat = jl.predictor((lambda k, x: jnp.zeros(()), lambda w, x: (x * w).reshape(-1)))
+    with pytest.raises(jl.errors.ShapeError, match=r"23 examples of batch 0, got shape \(69,\)"):
+        flat.run([X], 1.0)
+    with pytest.raises(jl.errors.ShapeError, match=r"5 examples of batch 4, got shape \(15,\)"):
+        list(flat.stream(jl.batches((X, Y), 5, pad=True), 1.0))
+    # Without padding, a stream takes any shape.
+    assert [y.shape for y in flat.stream([X, X], 1.0)] == [(69,)] * 2
+    assert [y["mean"].shape for y in jl.predictor(scalar).stream([X, X], 1.0)] == [()] * 2
+
+
+def test_examples_that_are_no_batches():
+    with pytest.raises(jl.errors.ShapeError, match=r"3 examples of batch 0, got shape \(2,\)"):
+        jl.predictor(PAIR).run(list(X), W)
+
+
+def test_inputs_of_several_sizes_may_give_predictions_of_another():
+    graph = (lambda key, g: jnp.zeros(()), lambda w, g: w * g["nodes"][:2])
+    batch = ({"nodes": X, "edges": X[:5]}, Y[:2])
+    assert jl.predictor(graph).run([batch, batch], 1.0).shape == (4, 3)
 
 
 def test_the_arguments_are_checked():

@@ -159,6 +159,8 @@ def test_other_batches_are_refused_in_mid_epoch(changed):
         ({"balance": np.eye(3)[np.arange(N) % 3]}, r"argmax\(-1\)"),
         ({"balance": X}, "integers, booleans or strings, got float32"),
         ({"balance": [None] * N}, "integers, booleans or strings"),
+        ({"balance": [[1], [1, 2]]}, "balance must be an array"),
+        ({"sampling_weights": [[1], [1, 2]]}, "sampling_weights must be an array"),
         ({"balance": "label"}, "part of the data for balance= 'label'"),
         ({"balance": LABELS, "sampling_weights": X}, "cannot both be given"),
         ({"sampling_weights": X[1:]}, r"for each of the 60 examples, got shape \(59,\)"),

@@ -330,6 +330,11 @@ def test_what_cannot_be_written_leaves_the_old_file(weights, message, path):
     assert os.listdir(path.parent) == [path.name]
 
 
+def test_inside_jit_there_is_nothing_to_write(path):
+    with pytest.raises(jl.errors.ArgumentTypeError, match="outside jax.jit"):
+        jax.jit(lambda w: jl.save_weights(path, {"a": w}))(jnp.ones(1))
+
+
 def test_names_that_are_not_ascii(path):
     weights = {"Straße": {"ключ": np.ones(1)}, "": np.zeros(1)}
     jl.save_weights(path, weights)

@@ -90,7 +90,7 @@ def balanced(labels: Any, num_examples: int) -> Balanced:
             ``(num_examples,)``.
         num_examples: The number of examples.
     """
-    array = np.asarray(labels)
+    array = _as_array("balance", labels)
     if array.dtype == object:
         array = np.array(array.tolist())  # a column of strings
     if array.shape != (num_examples,):
@@ -138,7 +138,7 @@ def weighted(weights: Any, num_examples: int) -> Weighted:
         weights: Real numbers of shape ``(num_examples,)``, at least 0 and not all 0.
         num_examples: The number of examples.
     """
-    array = np.asarray(weights)
+    array = _as_array("sampling_weights", weights)
     real = jax.dtypes.issubdtype(array.dtype, np.number) and array.dtype.kind != "c"
     if not (real or array.dtype == bool):
         raise ArgumentTypeError(
@@ -161,6 +161,16 @@ def weighted(weights: Any, num_examples: int) -> Weighted:
         )
     scaled = array / array.max() if num_examples else array  # the sum cannot overflow
     return Weighted(np.cumsum(scaled), f"by weights {_digest(array)}")
+
+
+def _as_array(name: str, values: Any) -> np.ndarray[Any, Any]:
+    try:
+        return np.asarray(values)
+    except ValueError as error:  # of lists of different lengths
+        raise ArgumentError(
+            f"batches: {name} must be an array, got {values!r:.80}",
+            fix="pass one number for each example",
+        ) from error
 
 
 def _digest(array: Indices) -> str:

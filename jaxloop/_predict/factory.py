@@ -10,19 +10,18 @@ batch while the device works on the next ones, and `stream` holds a few batches 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 
-from jaxloop._core.batch import Signature
 from jaxloop._core.types import PyTree
 from jaxloop._predict.joining import joined, owned
 from jaxloop._predict.one_pass import Pass, PredictData
 from jaxloop._predict.progress import Progress
 from jaxloop._supervised.fields import Field, InputFields, check_field
 from jaxloop._supervised.models import ModelLike
-from jaxloop._supervised.steps import make_prediction
+from jaxloop._supervised.steps import PredictionSteps, make_prediction
 
 
 def predictor(
@@ -62,15 +61,14 @@ def predictor(
     """
     check_field("mask", mask)
     made = make_prediction(model, inputs, rngs)
-    return Predictor(made.whole_state, jax.jit(made.predict), mask)
+    return Predictor(made, mask)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Predictor:
     """Predicts for whole data sets; made by `predictor`. It holds no data and no model state."""
 
-    _whole_state: Callable[[Signature, Any], PyTree]
-    _predict: Callable[..., PyTree]
+    _steps: PredictionSteps
     _mask: Field
 
     def __repr__(self) -> str:
@@ -98,7 +96,8 @@ class Predictor:
             DataError: The data are empty, shuffled, sampled, or lack their remainder.
             ModelError: The model state lacks a part, or does not fit the model.
             ArgumentError: There is no model state.
-            ShapeError: The predictions of two batches cannot be joined along their first axis.
+            ShapeError: A prediction has not one row for each example, or those of two batches
+                differ in another axis.
 
         Example:
             >>> import jaxloop as jl
@@ -107,7 +106,8 @@ class Predictor:
             >>> jl.predictor(model).run([np.ones(2), np.ones(1)], 1.0)
             {'twice': array([2., 2., 2.], dtype=float32)}
         """
-        return joined(self._pass(data, model_state, progress).predictions())
+        one_pass = Pass(self._steps, self._mask, data, model_state, progress, joins=True)
+        return joined(one_pass.predictions())
 
     def stream(
         self, data: PredictData, model_state: Any = None, *, progress: Progress = False
@@ -120,7 +120,7 @@ class Predictor:
 
         Returns:
             An iterator of pytrees of NumPy arrays that belong to you. A batch of padding alone
-            gives empty arrays.
+            gives empty arrays. Where nothing is padded, predictions may have any shapes.
 
         Raises:
             JaxloopError: See `run`. If the data raise an error, the iterator first yields the
@@ -133,8 +133,5 @@ class Predictor:
             >>> [y.tolist() for y in stream(iter([np.ones(2), np.zeros(1)]), 3.0)]
             [[3.0, 3.0], [0.0]]
         """
-        predictions = self._pass(data, model_state, progress).predictions()
-        return (jax.tree.map(owned, one) for one in predictions)
-
-    def _pass(self, data: PredictData, model_state: Any, progress: Progress) -> Pass:
-        return Pass(self._predict, self._whole_state, self._mask, data, model_state, progress)
+        one_pass = Pass(self._steps, self._mask, data, model_state, progress, joins=False)
+        return (jax.tree.map(owned, one) for one in one_pass.predictions())

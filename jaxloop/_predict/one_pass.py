@@ -29,6 +29,7 @@ from jaxloop._data.source import no_batch
 from jaxloop._engine.signatures import Signatures
 from jaxloop._predict.progress import Progress, reporter
 from jaxloop._supervised.fields import Field, read
+from jaxloop._supervised.steps import PredictionSteps
 from jaxloop.errors import ArgumentTypeError, DataError, ShapeError
 
 PredictData: TypeAlias = Iterable[PyTree] | Callable[[int], Iterable[PyTree]]
@@ -61,26 +62,27 @@ class Pass:
     """One pass over the data. The first batch is dispatched at once.
 
     Args:
-        predict: ``(batch, model_state, number) -> prediction``, compiled.
-        whole_state: ``(signature of a batch, given) -> model_state``.
+        steps: How to predict, with a ``predict`` that is compiled.
         mask: Which examples exist, or None.
         data: The data that the user passed.
         given: The model state that the user passed.
         progress: See `Predictor.run`.
+        joins: Whether the predictions will be joined, so that each example must have one.
     """
 
     def __init__(
         self,
-        predict: Callable[..., PyTree],
-        whole_state: Callable[[Signature, Any], PyTree],
+        steps: PredictionSteps,
         mask: Field,
         data: PredictData,
         given: Any,
         progress: Progress,
+        *,
+        joins: bool,
     ) -> None:
         check_processes()
         self._report = reporter(progress)
-        self._predict, self._mask, self._data = predict, mask, data
+        self._steps, self._mask, self._data, self._joins = steps, mask, data, joins
         _check_state(given)
         self._values = _opened(data)
         self._length: int | None = None
@@ -93,9 +95,10 @@ class Pass:
         if first is None:
             raise no_batch("predictor: data")
         with jax.transfer_guard_host_to_device("allow"):
-            self._model_state = whole_state(first.signature, given)
+            self._model_state = steps.whole_state(first.signature, given)
         self._place = placement(self._model_state)
         self._on_cpu = all(x.platform == "cpu" for x in devices_of(self._model_state))
+        self._rows = steps.num_examples(first.signature) if joins else None
         pending = self._dispatch(first, 0)
         self._pending = collections.deque([pending])
         size = size_bytes((first.value, pending.prediction))
@@ -141,10 +144,13 @@ class Pass:
         if not all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(value)):
             value = self._moved(value)
         with jax.transfer_guard_host_to_device("allow"):  # the transfer is meant
-            prediction = self._predict(value, self._model_state, np.uint32(index))
+            prediction = self._steps.predict(value, self._model_state, np.uint32(index))
+        rows = self._rows if keep is None else keep.size
+        if keep is None and self._joins and batch.signature is not self._like:
+            rows = self._steps.num_examples(batch.signature)
         for leaf in jax.tree.leaves(prediction):
-            if not leaf.ndim or (keep is not None and leaf.shape[:1] != keep.shape):
-                raise _without_rows(prediction, keep, index)
+            if leaf.shape[:1] != (rows,) and (rows is not None or (self._joins and not leaf.ndim)):
+                raise _without_rows(prediction, rows, index)
             if not self._on_cpu:
                 leaf.copy_to_host_async()
         return _Pending(prediction, keep, index)
@@ -175,16 +181,15 @@ class Pass:
         return host if keep is None else jax.tree.map(lambda x: x[keep], host)
 
 
-def _without_rows(prediction: PyTree, keep: Any, index: int) -> ShapeError:
+def _without_rows(prediction: PyTree, rows: int | None, index: int) -> ShapeError:
     paths = jax.tree_util.tree_leaves_with_path(prediction)
-    rows = keep.shape if keep is not None else None
-    path, leaf = next((p, x) for p, x in paths if not x.ndim or rows not in (None, x.shape[:1]))
-    expected = "one row for each example" if keep is None else f"{keep.size} rows"
+    path, leaf = next((p, x) for p, x in paths if not x.ndim or rows not in (None, x.shape[0]))
+    examples = "example" if rows is None else f"of the {rows} examples"
     return ShapeError(
-        f"predictor: prediction{jax.tree_util.keystr(path)} must have {expected}, got shape "
-        f"{leaf.shape} for batch {index}",
-        fix="return predictions of shape (batch, *rest), or pass a jl.Model whose apply leaves out "
-        "this part",
+        f"predictor: prediction{jax.tree_util.keystr(path)} must have one row for each {examples} "
+        f"of batch {index}, got shape {leaf.shape}",
+        fix="pass batches, whose first axis is that of the examples, to a model that keeps it; "
+        "without padding, stream takes predictions of any shape",
     )
 
 

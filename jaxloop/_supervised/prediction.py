@@ -57,6 +57,18 @@ class Predictions:
             "inputs=lambda batch: batch for all of it",
         )
 
+    def num_examples(self, batch: Signature) -> int | None:
+        """Returns the size of the first axis of the inputs, or None if they have not one size."""
+
+        def inputs(value: PyTree) -> PyTree:
+            parts = self.parts(value)
+            return parts.args, parts.kwargs
+
+        shapes = jax.tree.leaves(jax.eval_shape(inputs, shapes_of(batch)))
+        sizes = {leaf.shape[:1] for leaf in shapes}
+        [size] = sizes if len(sizes) == 1 else [()]
+        return size[0] if size else None
+
     def initialize(self, bound: BoundModel, batch: PyTree) -> None:
         """See `Criterion`."""
         parts = self.parts(batch)
@@ -86,5 +98,9 @@ def state_like(adapter: ModelAdapter, criterion: Predictions, batch: Signature) 
     key = jax.random.key(0)
     if adapter.holds_state:
         return adapter.init(key, lambda bound: None)
-    shapes = batch.tree.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in batch.leaves])
-    return jax.eval_shape(lambda x: initialized_state(adapter, criterion, key, x), shapes)
+    return jax.eval_shape(lambda x: initialized_state(adapter, criterion, key, x), shapes_of(batch))
+
+
+def shapes_of(batch: Signature) -> PyTree:
+    """Returns a batch with shapes in place of arrays."""
+    return batch.tree.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in batch.leaves])

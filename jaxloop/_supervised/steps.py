@@ -139,12 +139,15 @@ class PredictionSteps(NamedTuple):
 
     Attributes:
         whole_state: ``(signature of a batch, given) -> model_state``.
-        predict: ``(batch, model_state, number) -> prediction``, a pure function of a batch and its
-            number in the data.
+        predict: ``(batch, model_state, number) -> prediction``, a compiled function of a batch and
+            its number in the data.
+        num_examples: ``signature of a batch -> number``, or None if the first axes of the inputs
+            differ.
     """
 
     whole_state: Callable[[Signature, Any], PyTree]
     predict: Callable[[PyTree, PyTree, Any], PyTree]
+    num_examples: Callable[[Signature], int | None]
 
 
 def make_prediction(
@@ -168,7 +171,8 @@ def make_prediction(
         step_state = {"model_state": model_state, "num_steps": number}
         return step_fn(batch, step_state).outputs["y_pred"]
 
-    return PredictionSteps(whole, predict)
+    num_examples = functools.lru_cache(maxsize=8)(criterion.num_examples)
+    return PredictionSteps(whole, jax.jit(predict), num_examples)
 
 
 def _ema_params(step_state: dict[str, PyTree]) -> PyTree:

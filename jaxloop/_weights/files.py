@@ -168,10 +168,10 @@ def _stored(value: Any) -> jax.ShapeDtypeStruct:
 
 
 def _planned(name: str, value: Any) -> Planned:
-    if isinstance(value, jax.ShapeDtypeStruct):
+    if isinstance(value, jax.ShapeDtypeStruct | jax.core.Tracer):
         raise ArgumentTypeError(
             f"save_weights: {name!r} must be an array, got its shape alone",
-            fix="pass the weights, not what jax.eval_shape returns",
+            fix="pass the weights, not what jax.eval_shape returns, and save them outside jax.jit",
         )
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         raise SerializationError(
