@@ -16,6 +16,8 @@ from jaxloop.writers import Histogram, Image, Text
 # Trackio reads it when it is imported.
 os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp(prefix="trackio"))
 
+pytestmark = pytest.mark.slow  # these packages take seconds to import and to begin a run
+
 DATA = [1.0, 2.0, 6.0, 3.0, 0.5]
 PIXELS = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
 
