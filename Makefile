@@ -2,12 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: demo test dev check clean
+.PHONY: demo test docs dev check clean
 demo: $(VENV)/.demo  # trains on handwritten digits and plots the learning curves
 	$(VENV)/bin/python -m jaxloop
 
 test: $(VENV)/.test  # runs the tests, in two processes
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+docs: $(VENV)/.docs  # builds the documentation: open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
 
 dev: $(VENV)/.dev  # installs everything that contributors need
 
@@ -23,4 +26,4 @@ $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .coverage
+	rm -rf $(VENV) build dist site *.egg-info .coverage

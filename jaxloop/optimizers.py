@@ -1,6 +1,6 @@
-"""Optimizers by name, or any of Optax, with the extra arguments that they take.
+"""Optimizers and schedules by name, or any of Optax, with the extra arguments that they take.
 
-    optimizer = get("adam")
+    optimizer = get("adam", schedule("cosine_decay", 1e-3, steps=10_000, warmup=500))
     updates, state = optimizer.update(grads, optimizer.init(params), params, value=loss)
 
 Invariant: an optimizer gets only the extra arguments that it takes.
@@ -8,14 +8,19 @@ Invariant: an optimizer gets only the extra arguments that it takes.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
+from jaxloop._core.checks import as_number, check_count
 from jaxloop._core.types import PyTree
 from jaxloop.errors import ArgumentError, ArgumentTypeError, first_line, unknown_name
 
@@ -35,6 +40,9 @@ class Optimizer(Protocol):
 OptimizerLike: TypeAlias = str | Optimizer
 """A name of `DEFAULT_LEARNING_RATES`, or any optimizer of Optax."""
 
+LearningRate: TypeAlias = float | Callable[[Any], Any]
+"""A learning rate, or a function of the number of updates so far, such as a `schedule`."""
+
 DEFAULT_LEARNING_RATES: dict[str, float] = {
     "adabelief": 1e-3,
     "adagrad": 1e-3,
@@ -50,12 +58,31 @@ DEFAULT_LEARNING_RATES: dict[str, float] = {
 }
 """The named optimizers and their learning rates, which are the defaults of Axon."""
 
+SCHEDULES: dict[str, str] = {
+    "constant": "the rate",
+    "cosine_decay": "half a cosine from the rate to `end`",
+    "exponential_decay": "the same factor each step, from the rate to `end`",
+    "inverse_sqrt_decay": "the rate * sqrt(warmup / step), without an end",
+    "linear_decay": "a line from the rate to `end`",
+    "one_cycle": "half a cosine from the rate to `end`, after half a cosine up from rate / 25",
+    "polynomial_decay": "(1 - progress) ** power, from the rate to `end`",
+}
+"""The named schedules, and what each is after its warmup."""
 
-def get(optimizer: OptimizerLike) -> optax.GradientTransformationExtraArgs:
+_ENDS = {"exponential_decay": 1e-2, "one_cycle": 1 / (25 * 1e4)}
+"""The parts of the rate at which schedules end by default, if that is not 0."""
+
+
+def get(
+    optimizer: OptimizerLike, learning_rate: LearningRate | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer for a name or an Optax transformation.
 
     Args:
         optimizer: A name of `DEFAULT_LEARNING_RATES`, or any `optax.GradientTransformation`.
+        learning_rate: The learning rate of a named optimizer, or a function from the number of the
+            update to the rate, such as a `schedule`. None is the default rate. The state of an
+            optimizer with a schedule holds its rate, so ``report=("learning_rate",)`` shows it.
 
     Returns:
         A transformation that takes any extra arguments, such as ``value=``, and passes on those
@@ -64,7 +91,9 @@ def get(optimizer: OptimizerLike) -> optax.GradientTransformationExtraArgs:
 
     Raises:
         UnknownNameError: The name is unknown.
-        ArgumentTypeError: ``optimizer`` is neither a name nor a transformation.
+        ArgumentTypeError: ``optimizer`` is neither a name nor a transformation, or the learning
+            rate is neither a number nor a function, or is given with a transformation.
+        ArgumentError: The learning rate is negative or not finite.
 
     Example:
         >>> get("adm")
@@ -74,11 +103,14 @@ def get(optimizer: OptimizerLike) -> optax.GradientTransformationExtraArgs:
     if isinstance(optimizer, str):
         if optimizer not in DEFAULT_LEARNING_RATES:
             raise unknown_name("optimizer", optimizer, DEFAULT_LEARNING_RATES)
-        rate = DEFAULT_LEARNING_RATES[optimizer]
-        # Optax warns if it gets no key for the noise.
-        made = optax.noisy_sgd(rate, key=0) if optimizer == "noisy_sgd" else None
-        made = made or getattr(optax, optimizer)(rate)
-        return optax.with_extra_args_support(made)
+        rate = DEFAULT_LEARNING_RATES[optimizer] if learning_rate is None else learning_rate
+        return optax.with_extra_args_support(_named(optimizer, rate))
+    if learning_rate is not None:
+        raise ArgumentTypeError(
+            "learning_rate must be given with the name of an optimizer, got it with a "
+            f"{type(optimizer).__name__}",
+            fix="give the rate to the optimizer itself, as in optax.adam(learning_rate)",
+        )
     # Only the two functions count, because `optax.MultiSteps` is not a GradientTransformation.
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise ArgumentTypeError(
@@ -93,6 +125,146 @@ def get(optimizer: OptimizerLike) -> optax.GradientTransformationExtraArgs:
     # signature says little, because wrappers such as `optax.chain` pass on whatever they get.
     update = _ignoring(optimizer.update) if takes_none else _selecting(optimizer.update)
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def _named(name: str, rate: LearningRate) -> optax.GradientTransformation:
+    # Optax warns if it gets no key for the noise.
+    noisy = functools.partial(optax.noisy_sgd, key=0)
+    make = noisy if name == "noisy_sgd" else getattr(optax, name)
+    if callable(rate):
+        return optax.inject_hyperparams(lambda learning_rate: make(learning_rate))(rate)
+    _check_rate("learning_rate", rate)
+    return make(rate)
+
+
+def schedule(
+    name: str,
+    rate: float,
+    steps: int | None = None,
+    *,
+    warmup: int = 0,
+    end: float | None = None,
+    power: float = 2.0,
+) -> Schedule:
+    """Returns the schedule of a learning rate, as a value.
+
+    Args:
+        name: A name of `SCHEDULES`, which says what each does.
+        rate: The highest learning rate.
+        steps: The number of updates after which the rate stays at ``end``, warmup included. For a
+            run of ``epochs``, that is ``epochs * len(data)``. "constant" and "inverse_sqrt_decay"
+            need none.
+        warmup: The number of updates in which the rate rises on a line from 0, at which the first
+            update changes nothing, to ``rate``. For "one_cycle", it rises from ``rate / 25`` on
+            half a cosine, by default for 30 % of the steps.
+        end: The last rate. By default 0; for "exponential_decay" a hundredth of ``rate``, and for
+            "one_cycle" ``rate / 250_000``, as in Optax.
+        power: The power of "polynomial_decay".
+
+    Returns:
+        A function from the number of updates so far to the rate, a float32 scalar. Two of the same
+        arguments are equal.
+
+    Raises:
+        UnknownNameError: The name is unknown. The error lists those that are known.
+        ArgumentTypeError: An argument is no number.
+        ArgumentError: An argument is out of range, or a schedule lacks its ``steps`` or ``warmup``.
+
+    Example:
+        >>> rate = schedule("linear_decay", 1.0, steps=10, warmup=5)
+        >>> [round(float(rate(step)), 2) for step in (0, 1, 5, 6, 10, 20)]
+        [0.0, 0.2, 1.0, 0.8, 0.0, 0.0]
+    """
+    if name not in SCHEDULES:
+        raise unknown_name("schedule", name, SCHEDULES)
+    _check_rate("schedule: rate", rate)
+    check_count("warmup", warmup, at_least=0, where="schedule")
+    if name in ("constant", "inverse_sqrt_decay"):
+        if name == "inverse_sqrt_decay" and not warmup:
+            raise ArgumentError(
+                "schedule: 'inverse_sqrt_decay' needs warmup, the step at which it begins to fall",
+                fix="pass a number of steps such as warmup=1000",
+            )
+    elif steps is None:
+        raise ArgumentError(
+            f"schedule: {name!r} needs steps, the number of updates until its end",
+            fix="pass steps=epochs * len(data)",
+        )
+    if steps is not None:
+        check_count("steps", steps, at_least=1, where="schedule")
+        if warmup >= steps:
+            raise ArgumentError(
+                f"schedule: warmup must be below steps ({steps}), got {warmup}",
+                fix="pass a smaller warmup; steps counts the warmup too",
+            )
+    last = rate * _ENDS.get(name, 0.0) if end is None else end
+    _check_rate("schedule: end", last)
+    if name == "exponential_decay" and not (last > 0 and rate > 0):
+        raise ArgumentError(
+            f"schedule: 'exponential_decay' must have a rate and an end above 0, got {rate} and "
+            f"{last}",
+            fix="pass an end such as rate / 100",
+        )
+    _check_rate("schedule: power", power)
+    return Schedule(name, float(rate), steps, warmup, float(last), float(power))
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A learning rate as a function of the number of updates; made by `schedule`."""
+
+    name: str
+    rate: float
+    steps: int | None
+    warmup: int
+    end: float
+    power: float
+
+    def __call__(self, step: ArrayLike) -> jax.Array:
+        """Returns the rate of the update after ``step`` others, a float32 scalar."""
+        done = jnp.asarray(step).astype(jnp.float32)
+        rate, end, warmup = (jnp.float32(x) for x in (self.rate, self.end, self.warmup))
+        if self.name == "one_cycle":
+            assert self.steps is not None
+            warmup = warmup if self.warmup else jnp.float32(0.3 * self.steps)
+        last = jnp.float32(self.steps or self.warmup + 1)
+        progress = jnp.clip((done - warmup) / (last - warmup), 0.0, 1.0)
+        if self.name == "constant":
+            falling = rate
+        elif self.name == "inverse_sqrt_decay":
+            falling = rate * jnp.sqrt(warmup / jnp.maximum(done, warmup))
+        elif self.name == "exponential_decay":
+            falling = rate * (end / rate) ** progress
+        else:
+            falling = end + (rate - end) * self._part(progress)
+        return jnp.where(done < warmup, self._rising(done / jnp.maximum(warmup, 1.0)), falling)
+
+    def _part(self, progress: jax.Array) -> jax.Array:
+        """Returns how much of the way from ``rate`` to ``end`` is left."""
+        if self.name == "linear_decay":
+            return 1.0 - progress
+        if self.name == "polynomial_decay":
+            return (1.0 - progress) ** jnp.float32(self.power)
+        return 0.5 * (1.0 + jnp.cos(jnp.float32(math.pi) * progress))
+
+    def _rising(self, part: jax.Array) -> jax.Array:
+        rate = jnp.float32(self.rate)
+        if self.name != "one_cycle":
+            return rate * part
+        first = rate / 25
+        return first + (rate - first) * 0.5 * (1.0 - jnp.cos(jnp.float32(math.pi) * part))
+
+
+def _check_rate(name: str, rate: Any) -> None:
+    number = as_number(rate)
+    if number is None or isinstance(rate, bool):
+        raise ArgumentTypeError(
+            f"{name} must be a number, got {rate!r:.80}", fix="pass a number such as 1e-3"
+        )
+    if not (math.isfinite(number) and number >= 0):
+        raise ArgumentError(
+            f"{name} must be finite and at least 0, got {rate}", fix="pass a number such as 1e-3"
+        )
 
 
 def default_rate(optimizer: OptimizerLike) -> float | None:

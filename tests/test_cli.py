@@ -147,6 +147,7 @@ def test_a_process_leaves_the_devices_and_heavy_modules_alone(folder):
     assert done.stdout.splitlines()[-1] == "0 cpu []"
 
 
+@pytest.mark.slow
 def test_nobody_reads_the_output(folder):
     read, write = os.pipe()
     os.close(read)

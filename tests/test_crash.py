@@ -16,10 +16,14 @@ from tests.crash.script import rows_of
 ROOT = Path(__file__).parent.parent
 
 
+def load(folder):
+    loaded = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
+    return loaded.Reload()
+
+
 def scalars(folder):
-    """Returns everything that TensorBoard shows, but for the times."""
-    loaded = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    loaded.Reload()
+    """Returns every number that TensorBoard shows."""
+    loaded = load(folder)
     tags = loaded.Tags()["scalars"]
     return {tag: [(one.step, one.value) for one in loaded.Scalars(tag)] for tag in tags}
 
@@ -108,3 +112,41 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(num_kills, seed, epochs
     print(f"{kills} kills, {in_saves} of them in a save, {finished} runs ended")
     # The kills hit saves in their middle.
     assert in_saves > num_kills / 10
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
+@pytest.mark.slow
+@pytest.mark.parametrize("every, checkpoint_every", [(1, 1), (2, 5), (5, 5), (5, 1), (10, 2)])
+def test_rows_of_killed_runs_are_those_of_an_undisturbed_one(every, checkpoint_every, tmp_path):
+    """Epochs of five iterations, so rows, checkpoints and ends of epochs coincide in all ways."""
+    chosen = random.Random(every)
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.crash.rows"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    ) as server:
+
+        def run(folder, seconds):
+            print(folder, every, checkpoint_every, seconds, file=server.stdin, flush=True)
+            code = int(server.stdout.readline())
+            assert code in (0, -signal.SIGKILL)
+            return code == 0
+
+        whole, killed = tmp_path / "whole", tmp_path / "killed"
+        assert run(whole, 0)
+        for _ in range(10):
+            if run(killed, chosen.uniform(0.05, 1.0)):
+                break
+        run(killed, 0)
+        server.stdin.close()
+    for name in ("metrics.csv", "metrics.jsonl"):
+        assert (killed / name).read_text() == (whole / name).read_text()
+    assert scalars(killed / "tensorboard") == scalars(whole / "tensorboard")
+    shown = [
+        load(folder / "tensorboard").Tensors("step/text_summary") for folder in (whole, killed)
+    ]
+    steps = [[event.step for event in events] for events in shown]
+    assert steps[0] == steps[1] and steps[0] == sorted(set(steps[0]))

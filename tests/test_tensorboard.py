@@ -148,6 +148,36 @@ def test_no_step_is_doubled_missing_or_stale_after_a_resume(tmp_path):
     assert len(torn.Tensors("hyperparameters/text_summary")) == 1
 
 
+def test_the_end_of_an_epoch_is_not_doubled(tmp_path):
+    """The checkpoint at the last iteration is older than the row of the epoch, at the same step."""
+
+    def fail(snapshot):
+        raise KeyError("killed")
+
+    def attach(every, *, fails):
+        loop = jl.loop(step_fn).metric("x").handle("epoch_completed", add_validation)
+        folder = tmp_path / str(every)
+        loop = loop.write(
+            jl.writers.tensorboard(folder / "tb"), every=every, values=lambda s: {"t": Text("a")}
+        )
+        loop = loop.checkpoint(
+            folder, event="iteration_completed", filter=jl.every(5), on_exception=False
+        ).resume(folder)
+        return loop.observe("epoch_completed", fail) if fails else loop
+
+    for every in (2, 5):
+        with pytest.raises(KeyError):
+            attach(every, fails=True).run(DATA, 0.0, epochs=2)
+        folder = tmp_path / str(every) / "tb"
+        assert scalars(folder)["validation_x"] == [(5, 7.0)]
+        attach(every, fails=False).run(DATA, 0.0, epochs=2)
+        read = scalars(folder)
+        assert read["validation_x"] == [(5, 7.0), (10, 7.0)]
+        steps = [5, 10] if every == 5 else [2, 4, 5, 6, 8, 10]
+        assert [step for step, _ in read["x"]] == steps
+        assert [e.step for e in load(folder).Tensors("t/text_summary")] == steps
+
+
 def test_a_fresh_run_moves_earlier_files_aside(tmp_path):
     loop = jl.loop(step_fn).metric("x").write(jl.writers.tensorboard(tmp_path / "a"))
     for epochs in (1, 2, 3):

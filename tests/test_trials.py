@@ -102,7 +102,10 @@ def test_nothing_is_written_and_nothing_is_resumed(tmp_path, monkeypatch):
     loop = loop.attach(opens)
     report = loop.dry_run([1.0, 2.0, 3.0], 0.0)
     assert report.iterations == 2 and set(what(report).values()) == {"ran"}
-    assert len(folders[0]) == 1, "it saves for real, to a temporary folder"
+    written = loop.write(jl.writers.csv("metrics.csv"), every=1, values=lambda s: {"v": 1.0})
+    did = what(written.dry_run([1.0, 2.0], 0.0))
+    assert (did["write_csv"], did["write_csv_values"]) == ("left out", "ran")
+    assert [len(found) for found in folders] == [1, 1], "it saves for real, to a temporary folder"
     after = {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))}
     before.pop(temporary), after.pop(temporary)
     assert before == after

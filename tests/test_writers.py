@@ -204,9 +204,7 @@ def test_a_writer_changes_no_bit_and_ends_no_block():
 
 @pytest.fixture(scope="module")
 def models():
-    import equinox as eqx
     import flax.linen as nn
-    import jax
     from flax import nnx
 
     class Linen(nn.Module):
@@ -217,7 +215,6 @@ def models():
     return {
         "linen": Linen(),
         "nnx": nnx.Linear(2, 1, rngs=nnx.Rngs(0)),
-        "equinox": eqx.nn.Linear(2, 1, key=jax.random.key(0)),
         "pair": (lambda key, x: {"kernel": jnp.ones((2, 1))}, lambda w, x: x @ w["kernel"]),
     }
 
@@ -250,14 +247,14 @@ def test_histograms_of_parameters_and_gradients(kind, names, models):
         np.testing.assert_allclose(row["gradients/kernel"].edges, expected.edges, rtol=1e-6)
 
 
-COUNTED = [
-    [0.0, 1.0, 2.0, 2.0, 4.0],
-    [3.0, 3.0],
-    [np.nan, np.inf, -np.inf],
+COUNTED = [  # one shape, which is compiled once
+    [0.0, 1.0, 2.0, 4.0],
+    [3.0, 3.0, 3.0, 3.0],
+    [np.nan, np.inf, -np.inf, np.nan],
     [1.0, np.nan, 2.0, np.inf],
-    [-3e38, 3e38, 0.0],
-    [1e-45, 2e-45],
-    [[1.0, -1.0], [0.5, 0.25]],
+    [-3e38, 3e38, 0.0, 0.0],
+    [1e-45, 2e-45, 2e-45, 0.0],
+    [1.0, -1.0, 0.5, 0.25],
 ]
 
 
@@ -288,10 +285,8 @@ def test_histograms_say_what_they_need():
         jl.writers.histograms(bins=0)
 
 
-@pytest.mark.parametrize("kind", ["linen", "equinox"])
-def test_predictions_are_those_of_the_evaluation(kind, models):
-    rows = Rows()
-    model = models[kind]
+def test_predictions_are_those_of_the_evaluation(models):
+    rows, model = Rows(), models["linen"]
     loop = jl.trainer(model, "mean_squared_error", "sgd", log=0)
     seen = {}
 
@@ -458,7 +453,7 @@ def run_files(folder, *, epochs, every=2, fail_at=None, resume=True, write=True)
 def test_files_after_errors_at_every_step_are_those_of_an_undisturbed_run(tmp_path):
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     run_files(whole, epochs=3)
-    for step in (1, 3, 5, 6, 10, 13, 15):
+    for step in (1, 5, 6, 13):
         with pytest.raises(KeyError, match="killed"):
             run_files(torn, epochs=3, fail_at=step)
     run_files(torn, epochs=3)

@@ -57,6 +57,11 @@ class EpochClock:
         if marker is None:
             self.settle()
 
+    def poll(self) -> None:
+        """Records that the epoch's last block is done, if it is."""
+        if self._marker is not None and self._marker.is_ready():
+            self.settle()
+
     def settle(self) -> None:
         """Records that the epoch's last block is done."""
         if self._ended is None:

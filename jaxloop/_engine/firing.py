@@ -94,6 +94,7 @@ class Firing:
         else:
             progress.count(event)
         if row.ends_epoch:
+            clock.poll()  # most handlers of this event have waited for the device
             self._keep_metrics()
         ending = event in (Event.COMPLETED, Event.HALTED)
         observed = event in parts.observers.events
@@ -147,12 +148,13 @@ class Firing:
     def _save(self, *, ending: bool) -> None:
         parts = self._parts
         parts.activity.now = (SAVING, parts.progress.event)
-        names = [one.name for one in parts.savers.requested] or ["checkpoint"]
+        those = [one for one, _ in parts.savers.open_stores] if ending else parts.savers.requested
         began = now()
         parts.savers.save(parts.state(), ending=ending)
         parts.carry.reclaim()
         parts.savers.begin()
-        parts.clock.add("saves_s", ", ".join(names), now() - began)
+        # Triggers with the same folder share one save, so the first stands for all.
+        parts.clock.add("saves_s", those[0].name, now() - began)
 
     # --- handlers ------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from jaxloop._core.events import IN_EPOCH
 from jaxloop._core.interrupts import ENDED_BY_SIGNAL
 from jaxloop._core.lazy import ReadOnlyDict
 from jaxloop._core.state import State
+from jaxloop._engine.clock import now
 from jaxloop._engine.fitting import packs_by_dtype
 from jaxloop._engine.parts import Parts
 from jaxloop._spec import Guard, GuardAction
@@ -139,7 +140,7 @@ class Recovery:
         """
         parts = self._parts
         if error is not None:
-            parts.savers.close(error)
+            self._close_savers(error)
             _note_failure(error, functools.partial(parts.observers.fail, error))
             _note_failure(error, parts.observers.close)
             parts.clock.end()
@@ -147,7 +148,7 @@ class Recovery:
         try:
             try:
                 # Before the observers, so that nothing that they do can lose a save.
-                parts.savers.close(None)
+                self._close_savers(None)
             except BaseException as failed:
                 _note_failure(failed, functools.partial(parts.observers.fail, failed))
                 _note_failure(failed, parts.observers.close)
@@ -158,6 +159,17 @@ class Recovery:
             raise
         finally:
             parts.clock.end()
+
+    def _close_savers(self, error: BaseException | None) -> None:
+        """Waits for the last save."""
+        savers, clock = self._parts.savers, self._parts.clock
+        names = [one.name for one, _ in savers.open_stores]
+        began = now()
+        try:
+            savers.close(error)
+        finally:
+            if names:
+                clock.add("saves_s", names[0], now() - began)
 
 
 def keep_state(error: BaseException, state: State | None) -> None:

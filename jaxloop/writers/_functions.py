@@ -66,7 +66,8 @@ def histograms(
         [('parameters/w', [1, 2])]
     """
     check_count("bins", bins, at_least=1, where="histograms")
-    count = jax.jit(functools.partial(_count_all, bins=int(bins)))
+    # One call per array, because arrays of the same shape share what is compiled.
+    count = jax.jit(functools.partial(_count, bins=int(bins)))
 
     def values(state: State[Any]) -> dict[str, Histogram]:
         trees: dict[str, PyTree] = {}
@@ -82,7 +83,7 @@ def histograms(
             for name, array in _named(kind, tree).items()
             if jnp.issubdtype(jnp.result_type(array), jnp.floating) and jnp.size(array)
         }
-        return {name: Histogram(*counted) for name, counted in count(arrays).items()}
+        return {name: Histogram(*count(array)) for name, array in arrays.items()}
 
     return values
 
@@ -174,10 +175,6 @@ def _named(kind: str, tree: PyTree) -> dict[str, Any]:
     if named and all(name.endswith("/value") for name in named):  # NNX wraps each array
         return {name.removesuffix("/value"): x for name, x in named.items()}
     return named
-
-
-def _count_all(arrays: dict[str, jax.Array], *, bins: int) -> dict[str, tuple[jax.Array, ...]]:
-    return {name: _count(array, bins) for name, array in arrays.items()}
 
 
 def _count(array: jax.Array, bins: int) -> tuple[jax.Array, jax.Array]:

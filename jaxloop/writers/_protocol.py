@@ -27,7 +27,9 @@ class WriterStart:
 
     Attributes:
         step: The step from which the run resumes, or 0 for a fresh run. What was written up to this
-            step stays. What was written after it must go, because it is written again.
+            step stays. What was written after it must go, because it is written again. If the
+            checkpoint lies between the last iteration of an epoch and the end of the epoch, values
+            that were written for this very step may come again. They are the same.
         run_id: A text that is the same for a run and for what resumes it.
         metrics: The names of the loop's metrics that are single numbers, in order. Handlers may add
             others later.

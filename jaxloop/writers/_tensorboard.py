@@ -16,7 +16,7 @@ import os
 import shutil
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,14 @@ class TensorboardDescription:
         folder = Path(self.folder).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         old = _own_files(folder, start.step)
+        written: set[str] = set()
         if not start.step:
             if old:
                 _put_aside(old, folder, os.rename)
             old = []
         else:
-            ends = {path: events.end_of(path, start.step) for path in old}
+            # The end of an epoch may have been written at this very step, after the checkpoint.
+            ends = {path: events.end_of(path, start.step, written) for path in old}
             if start.branches and any(path.stat().st_size > end for path, end in ends.items()):
                 _put_aside(old, folder, shutil.copyfile)
             for path, end in ends.items():
@@ -100,7 +102,7 @@ class TensorboardDescription:
             now_s = max(now_s, int(old[-1].name.split(".")[3]))
         name = f"events.out.tfevents.{now_s:010d}.{socket.gethostname()}{_MARK}{len(old) + 1:04d}"
         file = io.FileIO(folder / name, "x")
-        writer = TensorboardWriter(file, events)
+        writer = TensorboardWriter(file, events, start.step, written)
         try:
             writer.begin(start)
         except BaseException:
@@ -115,10 +117,15 @@ class TensorboardWriter:
     Args:
         file: The file.
         events: Makes what is in it.
+        step: The step from which the run resumes.
+        written: The tags that earlier files have at this step.
     """
 
-    def __init__(self, file: io.FileIO, events: _EventLibrary) -> None:
+    def __init__(
+        self, file: io.FileIO, events: _EventLibrary, step: int, written: set[str]
+    ) -> None:
         self._file, self._events = file, events
+        self._step, self._written = step, written
 
     def begin(self, start: WriterStart) -> None:
         """Writes the head of the file and, for a fresh run, the hyperparameters."""
@@ -132,7 +139,8 @@ class TensorboardWriter:
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Writes the values of a step."""
-        event = self._events.summary(step, values)
+        written = self._written if step == self._step else frozenset[str]()
+        event = self._events.summary(step, values, written)
         if event is not None:
             self._write(event)
 
@@ -169,15 +177,23 @@ class _EventLibrary:
         check_length, check = self._checksum(length), self._checksum(event)
         return b"".join([length, struct.pack("<I", check_length), event, struct.pack("<I", check)])
 
-    def end_of(self, path: Path, step: int) -> int:
-        """Returns where the events after ``step`` begin in a file, or a torn event."""
+    def end_of(self, path: Path, step: int, tags: set[str]) -> int:
+        """Returns where the events after ``step`` begin in a file, or a torn event.
+
+        The tags of the events of ``step`` are added to ``tags``.
+        """
         with open(path, "rb") as file:
             while len(head := file.read(12)) == 12:
                 at = file.tell() - 12
                 (length,) = struct.unpack("<Q", head[:8])
-                event = file.read(length + 4)
-                if len(event) < length + 4 or self._event.Event.FromString(event[:-4]).step > step:
+                data = file.read(length + 4)
+                if len(data) < length + 4:
                     return at
+                event = self._event.Event.FromString(data[:-4])
+                if event.step > step:
+                    return at
+                if event.step == step:
+                    tags.update(value.tag for value in event.summary.value)
             return file.tell() - len(head)
 
     def version(self) -> bytes:
@@ -200,8 +216,13 @@ class _EventLibrary:
         experiment, session, _ = self._make.hparams(plain, dict.fromkeys(metrics, 0.0))
         return [self._bytes(summary=one) for one in (text, experiment, session)]
 
-    def summary(self, step: int, values: Mapping[str, Value]) -> bytes | None:
-        """Returns the event of a step, or None if TensorBoard shows none of its values."""
+    def summary(
+        self, step: int, values: Mapping[str, Value], written: Collection[str]
+    ) -> bytes | None:
+        """Returns the event of a step, or None if there is nothing to show.
+
+        What has one of the tags in ``written`` is left out.
+        """
         shown = []
         for name, value in values.items():
             if isinstance(value, int | float):
@@ -212,6 +233,7 @@ class _EventLibrary:
                 shown += self._image(name, value.to_uint8())
             elif isinstance(value, Histogram):
                 shown += self._histogram(name, value)
+        shown = [value for value in shown if value.tag not in written]
         if not shown:
             return None
         return self._bytes(step=step, summary=self._summary.Summary(value=shown))
