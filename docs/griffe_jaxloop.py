@@ -81,6 +81,13 @@ class JaxloopDocs(Extension):
             obj.docstring.value = text + (f"\nExamples:\n{code}" if example else "")
 
     def on_package(self, *, pkg, **kwargs):
+        for name in ("Snapshot", "State"):
+            fields = pkg["_core.state"].members[name]
+            for field, member in list(fields.members.items()):
+                if member.is_attribute and "_field(" in str(member.value):
+                    if "internal=True" in str(member.value):
+                        fields.del_member(field)
+                    member.value = None  # how it is declared says nothing to a user
         loop = pkg["_loop.Loop"]
         for name, member in list(loop.members.items()):
             method = getattr(importlib.import_module("jaxloop").Loop, name, None)

@@ -8,17 +8,23 @@
 `mkdocs.yml` names this file.
 """
 
+import functools
 import importlib
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import griffe
+
+sys.path.insert(0, str(Path(__file__).parent))
+from griffe_jaxloop import JaxloopDocs  # noqa: E402  beside this file
 
 DIRECTIVE = re.compile(r"^::: ([\w.]+)\n(?:    .*\n?)*", re.MULTILINE)
 LEVEL = re.compile(r"heading_level: (\d)")
 SNIPPET = re.compile(r"^--8<-- .*\n", re.MULTILINE)
 FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+REFERENCE = re.compile(r"\[(`[^`]+`)\]\[[^\]]+\]")
 LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 FIRST_SENTENCE = re.compile(r"\A\s*# .*\n+([A-Za-z`\[](?:.|\n(?!\n))*?\.)(?=\s)")
 
@@ -45,9 +51,44 @@ def documented(directive):
     lines = ["#" * int(level[1] if level else 2) + f" {path}", ""]
     value = found(path)
     if inspect.isroutine(value):
-        lines += ["```python", f"{value.__name__}{inspect.signature(value)}", "```", ""]
+        lines += ["```python", f"{value.__name__}{signature(value)}", "```", ""]
     lines.append(described(path, value))
+    if "members: null" in directive[0]:
+        lines += ["", *members(path)]
     return "\n".join(lines) + "\n"
+
+
+@functools.cache
+def source():
+    """The package as Griffe reads it."""
+    return griffe.load("jaxloop", search_paths=["."], extensions=griffe.Extensions(JaxloopDocs()))
+
+
+def members(path):
+    """A line for each public attribute and method of a class that has a docstring."""
+    owner = source()[path.removeprefix("jaxloop.")]
+    for name, member in owner.all_members.items():
+        if member.docstring is not None and not name.startswith("_"):
+            first = REFERENCE.sub(r"\1", member.docstring.value).split("\n\n")[0]
+            yield f"- `{name}`: " + " ".join(first.split())
+
+
+class Annotation(str):
+    """A text that is not in quotes in a signature."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def signature(function):
+    def unquoted(annotation):
+        return Annotation(annotation) if isinstance(annotation, str) else annotation
+
+    found = inspect.signature(function)
+    parameters = [
+        one.replace(annotation=unquoted(one.annotation)) for one in found.parameters.values()
+    ]
+    return found.replace(parameters=parameters, return_annotation=unquoted(found.return_annotation))
 
 
 def found(path):
@@ -62,7 +103,7 @@ def found(path):
 def described(path, value):
     """The docstring. Those of constants and of aliases are only in the source."""
     if not (inspect.isclass(value) or inspect.isroutine(value)):
-        entry = griffe.load("jaxloop", search_paths=["."], try_relative_path=False)[path[8:]]
+        entry = source()[path.removeprefix("jaxloop.")]
         return entry.docstring.value if entry.docstring else ""
     return inspect.getdoc(value) or ""
 
