@@ -26,14 +26,15 @@ HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 QUESTION = re.compile(r"^## (.*)$", re.MULTILINE)
 DIRECTIVE = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
 PAGE = re.compile(r"^ +- (how-to/[\w-]+\.md)$", re.MULTILINE)
-PUBLIC = ("metrics", "losses", "optimizers", "datasets", "handlers", "errors")
+PUBLIC = ("metrics", "losses", "optimizers", "datasets", "handlers", "writers", "errors")
 
 
 def markdown_files():
     """The Markdown files of the repository, without those of hidden or generated folders."""
     for path in sorted(ROOT.rglob("*.md")):
         parts = path.relative_to(ROOT).parts
-        if not any(part.startswith(".") and part != ".github" for part in parts):
+        hidden = any(part.startswith(".") and part != ".github" for part in parts)
+        if not hidden and parts[0] not in ("site", "build", "dist"):
             yield path
 
 
@@ -84,7 +85,7 @@ def broken_blocks(text):
 def public_names():
     """The full names of everything that users may use."""
     jaxloop = importlib.import_module("jaxloop")
-    modules = [name for name in (*PUBLIC, "writers") if name in jaxloop.__all__]
+    modules = [name for name in PUBLIC if name in jaxloop.__all__]
     loop_methods = {name for name in vars(jaxloop.Loop) if not name.startswith("_")}
     yield from (f"jaxloop.Loop.{name}" for name in loop_methods)
     yield from (f"jaxloop.{name}" for name in jaxloop.__all__ if name not in modules)

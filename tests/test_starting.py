@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxloop as jl
-from jaxloop import __main__ as demo
+from jaxloop._cli import demo
 from jaxloop._core.arrays import own
 from jaxloop._program import cache
 
@@ -415,7 +415,7 @@ def test_the_demo_keeps_programs_in_the_users_cache(tmp_path, monkeypatch):
         """Returns what the demo sets, in a process with a folder or None, and a root of caches."""
         made = {"jax_compilation_cache_dir": before}
         config = types.SimpleNamespace(**made, update=made.__setitem__)
-        monkeypatch.setattr(demo, "jax", types.SimpleNamespace(config=config))
+        monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(config=config))
         monkeypatch.setenv("XDG_CACHE_HOME", str(root))
         demo.keep_programs()
         return made
