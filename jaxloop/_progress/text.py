@@ -48,7 +48,9 @@ def text_of(shown: Summary, width: int = 80) -> list[str]:
             row.append(blocks.pop(0))
         lines += _beside(row)
     for note in shown.notes:
-        lines += wrapped(note.split(" "), max(width, *map(len, note.split(" "))), gap=" ", indent=2)
+        words = note.split(" ")
+        longest = 2 + max(map(len, words))  # a path is never shortened, because it is for copying
+        lines += wrapped(words, max(width, longest), gap=" ", indent=2)
     return lines
 
 
