@@ -68,7 +68,7 @@ def check_metadata(metadata):
     assert "```python" in metadata.get_payload() and not relative, relative
     # Without an extra, only what the core imports is installed.
     core = [one for one in metadata.get_all("Requires-Dist") if "extra ==" not in one]
-    assert len(core) == 6, core
+    assert len(core) == 7, core
 
 
 def first_example():
