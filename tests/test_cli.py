@@ -362,6 +362,7 @@ def test_verify_sees_whatever_resuming_would(call, folder):
     assert found > 10
 
 
+@pytest.mark.slow
 def test_verify_reads_64_bits_and_the_oldest_format(call, tmp_path):
     import jax
 

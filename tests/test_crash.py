@@ -72,7 +72,7 @@ def moments(seed, epochs):
 @pytest.mark.parametrize(
     "num_kills, seed, epochs",
     [
-        (5, 2, 4),
+        (3, 2, 3),
         pytest.param(50, 0, 40, marks=pytest.mark.slow),
         pytest.param(500, 1, 40, marks=pytest.mark.endurance),
     ],

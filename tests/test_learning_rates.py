@@ -29,6 +29,7 @@ def test_the_rates_and_losses_are_those_of_a_hand_written_loop():
     np.testing.assert_allclose(whole.losses, losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer, rate, is_absolute",
     [

@@ -78,6 +78,7 @@ def container():
     return {"a": PAIR, "b": (lambda k, x: jnp.zeros(()), lambda w, x: w * x)}, None, None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [linen, of_nnx, equinox, haiku, with_state])
 def test_models_of_every_kind(make):
     model, state, want = make()
@@ -198,6 +199,7 @@ def test_shapes_that_keep_changing_are_warned_of():
         same(jl.predictor(PAIR).run([X[:2], X[2:5], X[5:]], W))
 
 
+@pytest.mark.slow
 def test_a_stream_holds_a_few_batches_and_reads_as_few_ahead():
     alive, read = [], []
 
@@ -272,6 +274,7 @@ def test_dtypes_stay():
     assert whole.dtype == np.int32
 
 
+@pytest.mark.slow
 def test_a_model_that_draws_repeats_itself():
     class Noisy(nn.Module):
         @nn.compact

@@ -132,6 +132,7 @@ def test_every_named_optimizer_takes_a_schedule(name):
     assert float(rate(0)) in [float(x) for x in jax.tree.leaves(state.hyperparams)]
 
 
+@pytest.mark.slow
 def test_a_schedule_trains_as_in_optax_and_its_rate_is_reported():
     rate = schedule("cosine_decay", 0.1, 20, warmup=5)
     _, other = trained(optax.adam(optax.warmup_cosine_decay_schedule(0.0, 0.1, 5, 20)))

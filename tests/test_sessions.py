@@ -82,14 +82,14 @@ def test_a_validation_is_not_the_time_of_its_epoch():
 
     def read():
         for batch in slow:
-            threading.Event().wait(0.2)
+            threading.Event().wait(0.05)
             yield batch
 
     loop = jl.loop(step).metric("x")
     loop = loop.validate(lambda epoch: read(), eval_step=lambda batch, state: {"x": batch})
     state = loop.final_state(DATA, np.float32(0), epochs=2)
     (session,) = state.sessions
-    assert session.validation_s > 1.0  # twice three waits
+    assert session.validation_s > 0.3 * 0.9  # twice three waits
     assert sum(state.times.values()) + session.validation_s <= session.elapsed_s  # none is twice
 
 
@@ -187,12 +187,13 @@ def test_the_last_checkpoint(tmp_path):
 
 
 def test_a_run_whose_time_is_over_is_saved_and_resumes(tmp_path):
-    whole = jl.loop(step).metric("x").final_state(DATA, np.float32(0), epochs=2)
+    data = DATA[:3]
+    whole = jl.loop(step).metric("x").final_state(data, np.float32(0), epochs=2)
     loop = jl.loop(step).metric("x").checkpoint(tmp_path, resume=True)
     num_calls = 0
     while True:
         num_calls += 1
-        state = loop.final_state(DATA, np.float32(0), epochs=2, max_time=1e-9, fuse=1)
+        state = loop.final_state(data, np.float32(0), epochs=2, max_time=1e-9, fuse=1)
         if state.status == "completed":
             break
         assert (state.status, state.halted_by) == ("interrupted", "max_time")

@@ -148,6 +148,7 @@ def test_no_step_is_doubled_missing_or_stale_after_a_resume(tmp_path):
     assert len(torn.Tensors("hyperparameters/text_summary")) == 1
 
 
+@pytest.mark.slow
 def test_the_end_of_an_epoch_is_not_doubled(tmp_path):
     """The checkpoint at the last iteration is older than the row of the epoch, at the same step."""
 

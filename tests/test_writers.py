@@ -222,6 +222,7 @@ def models():
 BATCH = (np.array([[1.0, 2.0], [3.0, -4.0]], np.float32), np.ones((2, 1), np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, names",
     [
