@@ -69,7 +69,7 @@ class Blocks:
         self._observers, self._clock, self._activity = observers, clock, activity
         acting = spec.acting()
         self.watches = [Watch(event, one.filter) for one in acting for event in one.events]
-        self._timed = observers.timed or any(one.filter.timed for one in acting)
+        self._timed = any(one.filter.timed for one in acting)
         self.program: Program | None = None
         self.sample: Batch | None = None
         self.place = Placement()
@@ -153,7 +153,7 @@ class Blocks:
         if prefetcher.idle:
             ahead = self._superbatch_length(program, count, count + prefetcher.num_ready)
         # A handler whose filter has a clock may run after any block.
-        self.quiet = 0 if self._timed else self.quiet - count
+        self.quiet = 0 if self._timed or observers.timed else self.quiet - count
         if count > 1 and observers.inside:
             observers.queue_block(count, rows)
         progress.advance(count)

@@ -58,6 +58,7 @@ class Observers:
     Attributes:
         events: The events with at least one observer.
         inside: Whether any observer may see an iteration inside a block.
+        timed: Whether a clock decides when one of them runs.
         queue: The firings that they have not seen yet.
     """
 
@@ -90,11 +91,7 @@ class Observers:
         ]
         self.events = frozenset(event for event, those in self._by_event.items() if those)
         self.inside = bool(self._inner)
-
-    @property
-    def timed(self) -> bool:
-        """Whether a clock decides when one of them runs."""
-        return any(one.timed for one in self._all)
+        self.timed = any(one.timed for one in self._all)
 
     @property
     def openable(self) -> bool:
