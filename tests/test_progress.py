@@ -263,15 +263,22 @@ def test_no_line_is_wider_than_the_terminal(monkeypatch):
     loop = jl.loop(lambda b, s: jl.emit(s, **dict.fromkeys(names, b)))
     for name in names:
         loop = loop.metric(name)
-    for width in (80, 12):
+    for width in (80, 24):
         with terminal(monkeypatch, COLUMNS=str(width)) as term:
             loop.progress(summary=False).handle("epoch_completed", wait).run([1.0], 0, epochs=2)
         lines, _ = term.screen(width)
         assert lines and not any("epochs" in line for line in lines)  # nothing was left behind
         drawn = [line for frame in term.frames for line in frame.split("\n")]
-        assert max(map(len, drawn)) < max(width, 21)
+        assert max(map(len, drawn)) < width
         if width == 80:
             assert any(re.search(r"  [+]\d+$", line) for line in lines)
+
+
+def test_a_terminal_too_narrow_for_bars_gets_lines(monkeypatch):
+    with terminal(monkeypatch, COLUMNS="23") as term:
+        jl.loop(lambda b, s: jl.emit(s, x=b)).metric("x").progress().run([1.0], 0)
+    lines, _ = term.screen(200)
+    assert lines[0] == "epoch 0, batch 1, x 1.0000" and not any("━" in line for line in lines)
 
 
 def test_a_run_inside_a_run_writes_lines(monkeypatch):

@@ -31,6 +31,9 @@ from jaxloop._spec import RunStart
 
 logger = logging.getLogger("jaxloop")
 
+_LEAST_WIDTH = 24
+"""In columns. In a narrower terminal, bars would wrap and could not be erased."""
+
 ENDS_EPOCH = (Event.EPOCH_COMPLETED, Event.EPOCH_HALTED)
 ENDS_RUN = (Event.COMPLETED, Event.HALTED)
 
@@ -164,7 +167,7 @@ def form_of(*, nested: bool, plot: bool) -> Form:
     from jaxloop._progress.terminal import Terminal, console_of
 
     console = console_of(stream)
-    if console is None:
+    if console is None or console.width < _LEAST_WIDTH:
         return Lines()
     terminal = Terminal(console)
     return terminal if terminal.claim() else Lines()
