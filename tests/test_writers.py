@@ -657,6 +657,13 @@ def test_a_column_appears_late(tmp_path):
     )
 
 
+def test_a_name_of_several_lines_is_one_line_of_the_header(tmp_path):
+    loop = jl.loop(lambda batch, total: jl.emit(total, **{'a,"b"\n': batch}))
+    loop = loop.metric('a,"b"\n').write(jl.writers.csv(tmp_path / "m.csv"))
+    loop.run([1.0], 0.0)
+    assert (tmp_path / "m.csv").read_text() == 'step,epoch,"a,""b"""\n1,0,1.0\n'
+
+
 def test_nan_and_infinity(tmp_path):
     values = {"a": float("nan"), "b": np.float32("inf"), "c": np.array([-np.inf, 1.0])}
     loop = loop_of(
