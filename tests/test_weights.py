@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import sys
 import threading
 
 import equinox as eqx
@@ -16,6 +17,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import jaxloop as jl
+from jaxloop._weights.named_leaves import NamedLeaves
 
 
 @pytest.fixture
@@ -406,6 +408,51 @@ def test_readers_see_a_whole_file_while_others_write(path):
         assert len(set(jl.load_weights(path)["a"].tolist())) == 1
     for one in writers:
         one.join()
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_file_that_becomes_shorter_is_an_error(path, monkeypatch):
+    jl.save_weights(path, {"a": np.ones(1000)})
+    whole = NamedLeaves.of
+
+    def shortened(*args):  # after the header was read, before the arrays are
+        os.truncate(path, 1000)
+        return whole(*args)
+
+    monkeypatch.setattr(NamedLeaves, "of", shortened)
+    with pytest.raises(jl.errors.DamagedError, match="must be a whole safetensors file"):
+        jl.load_weights(path, {"a": np.ones(1000)})
+
+
+def test_others_may_read_the_file_as_any_other(path):
+    path.with_name("other").touch()
+    jl.save_weights(path, SAVED)
+    assert path.stat().st_mode == path.with_name("other").stat().st_mode
+
+
+def test_float8_beside_empty_and_other_arrays(path):
+    weights = {
+        "a": jnp.ones((2, 2), jnp.float8_e4m3fn),
+        "b": jnp.zeros((0, 3), jnp.float8_e5m2),
+        "c": np.arange(3.0),
+        "d": np.float32(2),
+        "k": jax.random.key(3),
+    }
+    jl.save_weights(path, weights)
+    assert bits(jl.load_weights(path, weights)) == bits(weights)
+    assert jl.load_weights(path)["c"].flags.writeable
+
+
+@pytest.mark.parametrize("found", [None, "0.7.3"])
+def test_without_the_library_or_with_an_old_one(found, path, monkeypatch):
+    jl.save_weights(path, SAVED)
+    if found is None:
+        monkeypatch.setitem(sys.modules, "safetensors", None)
+    else:
+        monkeypatch.setattr(safetensors, "__version__", found)
+    for call in (jl.save_weights, jl.load_weights):
+        with pytest.raises(jl.errors.MissingExtraError, match=r"functional-jaxloop\[safetensors\]"):
+            call(path, SAVED)
     assert os.listdir(path.parent) == [path.name]
 
 

@@ -1,29 +1,31 @@
-"""The safetensors format: a header of JSON, and the bytes of the arrays.
+"""Files of arrays, by the safetensors library.
 
     write_arrays(path, {"kernel": array}, metadata={})
     with ArrayFile(path) as file:
         file.entries["kernel"].shape
         file.read("kernel")
 
-Invariant: at any moment, the path has the whole old file or the whole new one. Whoever wrote a
-file, what is read of it is checked first, and takes no more memory than the file is long.
+Invariant: at any moment, the path has the whole old file or the whole new one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import secrets
-import struct
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxloop.errors import CheckpointError, DamagedError, SerializationError
+from jaxloop._core.extras import import_extra
+from jaxloop.errors import (
+    CheckpointError,
+    DamagedError,
+    MissingExtraError,
+    SerializationError,
+)
 
 _CODES = {
     "bool": "BOOL",
@@ -46,50 +48,31 @@ _CODES = {
     "float64": "F64",
     "complex64": "C64",
 }
-"""The dtypes that the format has, and how it writes them."""
+"""The dtypes that the library writes, and how a file names them."""
 _DTYPES = {code: name for name, code in _CODES.items()}
 
-_MOST_HEADER_BYTES = 100_000_000
-"""The limit of the format's own library."""
-_METADATA = "__metadata__"
+_OLDEST = (0, 8)
+"""Older versions of the library lack dtypes, and crash if a file becomes shorter."""
 
 
 class Entry(NamedTuple):
     """An array in a file.
 
     Attributes:
-        code: How the format writes the dtype.
-        shape: The shape.
-        begin: The place of its first byte, after the header.
-        end: The place after its last byte.
+        code: How the file names its dtype.
+        shape: Its shape.
     """
 
     code: str
     shape: tuple[int, ...]
-    begin: int
-    end: int
 
     @property
     def dtype(self) -> np.dtype[Any] | None:
-        """The dtype, or None if this version does not know it."""
+        """The dtype, or None if NumPy has none such."""
         return jnp.dtype(_DTYPES[self.code]) if self.code in _DTYPES else None
 
     def __str__(self) -> str:
         return f"{_DTYPES.get(self.code, self.code)}{list(self.shape)}"
-
-
-class Planned(NamedTuple):
-    """An array that will be written.
-
-    Attributes:
-        shape: Its shape.
-        dtype: Its dtype, one for which `has_code` is true.
-        read: Returns it as a NumPy array.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    read: Callable[[], np.ndarray[Any, Any]]
 
 
 def has_code(dtype: np.dtype[Any]) -> bool:
@@ -102,41 +85,37 @@ def known_dtypes() -> str:
     return ", ".join(_CODES)
 
 
-def write_arrays(path: str, arrays: Mapping[str, Planned], metadata: Mapping[str, str]) -> None:
-    """Writes arrays to a file, one after the other, and then gives it its name.
+def _library(what: str) -> Any:
+    library = import_extra("safetensors", what=what, extra="safetensors")
+    if tuple(map(int, library.__version__.split(".")[:2])) < _OLDEST:
+        newer = f"safetensors {'.'.join(map(str, _OLDEST))} or newer"
+        raise MissingExtraError(what, newer, "safetensors")
+    return library
+
+
+def write_arrays(
+    path: str, arrays: Mapping[str, np.ndarray[Any, Any]], metadata: Mapping[str, str]
+) -> None:
+    """Writes arrays to a file, and then gives it its name.
 
     Raises:
         CheckpointError: The file cannot be written.
+        MissingExtraError: safetensors is not installed, or is too old.
     """
-    # The largest dtypes first, so that each array begins at a multiple of its own size.
-    names = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
-    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
-    begin = 0
-    for name in names:
-        one = arrays[name]
-        end = begin + math.prod(one.shape) * one.dtype.itemsize
-        header[name] = {
-            "dtype": _CODES[one.dtype.name],
-            "shape": list(one.shape),
-            "data_offsets": [begin, end],
-        }
-        begin = end
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with _replacing(path) as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in names:
-            file.write(_bytes_of(arrays[name].read()))
-
-
-def _bytes_of(array: np.ndarray[Any, Any]) -> memoryview:
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return np.asarray(little, order="C").reshape(-1).view(np.uint8).data
+    failure = _library("save_weights").SafetensorError
+    numpy_api = import_extra("safetensors.numpy", what="save_weights", extra="safetensors")
+    # The library takes the memory as it is, whatever the strides say.
+    in_order = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    with _replacing(path) as temporary:
+        try:
+            numpy_api.save_file(in_order, temporary, metadata=dict(metadata) or None)
+        except failure as error:
+            raise OSError(str(error)) from error  # of dtypes and names, all are checked
 
 
 @contextlib.contextmanager
-def _replacing(path: str) -> Iterator[BinaryIO]:
-    """Opens a new file that takes the place of ``path`` when all of it is on the disk."""
+def _replacing(path: str) -> Iterator[str]:
+    """Gives the name of a file that takes the place of ``path`` when all of it is on the disk."""
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
     if os.path.isdir(target):
@@ -148,11 +127,13 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
     try:
         os.makedirs(folder, exist_ok=True)
         with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+            mode = os.fstat(file.fileno()).st_mode
+        yield temporary
+        os.chmod(temporary, mode)  # the library makes a file that nobody else may read
+        _sync(temporary)
         os.replace(temporary, target)
-        _sync_folder(folder)
+        with contextlib.suppress(OSError):  # some file systems cannot
+            _sync(folder)
     except OSError as error:
         raise CheckpointError(
             f"save_weights: {target} must be a file that can be written, got "
@@ -164,13 +145,12 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
             os.remove(temporary)
 
 
-def _sync_folder(folder: str) -> None:
-    with contextlib.suppress(OSError):  # some file systems cannot
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class ArrayFile:
@@ -186,36 +166,42 @@ class ArrayFile:
     Raises:
         CheckpointError: The file cannot be read.
         DamagedError: It is no safetensors file, or a damaged one.
+        MissingExtraError: safetensors is not installed, or is too old.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        try:
-            self._file = open(path, "rb")  # noqa: SIM115  closed by `__exit__`
-        except OSError as error:
-            raise CheckpointError(
-                f"load_weights: path must be a file that can be read, got {path} "
-                f"({type(error).__name__})",
-                fix="pass the path of a file that save_weights or safetensors wrote",
-            ) from error
-        try:
-            self.entries, self.metadata = self._header()
-        except BaseException:
-            self._file.close()
-            raise
+        self._library = _library("load_weights")
+        with self._readable():
+            # Not "mmap": the process would die if the file became shorter.
+            self._file = self._library.safe_open(path, framework="np", backend="pread")
+            self._file.__enter__()
+        self.metadata: dict[str, str] = self._file.metadata() or {}
+        slices = {name: self._file.get_slice(name) for name in self._file.offset_keys()}
+        self.entries = {
+            name: Entry(one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()
+        }
+        self._raw: dict[str, bytearray] | None = None
+        # The library cannot make float8 for NumPy, one array at a time. All arrays are taken from
+        # one reading, because the file may be replaced.
+        if any(one.code.startswith("F8_") for one in self.entries.values()):
+            with self._readable(), open(path, "rb") as file:
+                found = self._library.deserialize(file.read())
+            self.entries = {name: Entry(one["dtype"], tuple(one["shape"])) for name, one in found}
+            self._raw = {name: one["data"] for name, one in found}
 
     def __enter__(self) -> ArrayFile:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        self._file.__exit__(*error)
 
     def read(self, name: str) -> np.ndarray[Any, Any]:
-        """Returns an array, which shares no memory with anything.
+        """Returns an array, which shares no memory with the file.
 
         Raises:
             DamagedError: The file became shorter.
-            SerializationError: This version does not know the dtype.
+            SerializationError: NumPy has no such dtype.
         """
         entry = self.entries[name]
         if entry.dtype is None:
@@ -223,56 +209,24 @@ class ArrayFile:
                 f"load_weights: {name!r} must have a dtype of {known_dtypes()}, got {entry.code}",
                 fix="convert it with the library that wrote it",
             )
-        flat = np.empty(entry.end - entry.begin, np.uint8)
-        self._file.seek(self._start + entry.begin)
-        if self._file.readinto(flat.data) != flat.size:
-            raise self._damaged("the file became shorter")
-        dtype = entry.dtype.newbyteorder("<") if entry.dtype.itemsize > 1 else entry.dtype
-        return flat.view(dtype).astype(entry.dtype, copy=False).reshape(entry.shape)
+        if self._raw is not None:
+            return np.frombuffer(self._raw[name], entry.dtype).reshape(entry.shape)
+        with self._readable():
+            array: np.ndarray[Any, Any] = self._file.get_tensor(name)
+        return array
 
-    def _header(self) -> tuple[dict[str, Entry], dict[str, str]]:
-        size = os.fstat(self._file.fileno()).st_size
-        first = self._file.read(8)
-        length = struct.unpack("<Q", first)[0] if len(first) == 8 else size
-        if length > min(_MOST_HEADER_BYTES, size - 8):
-            raise self._damaged("no header")
-        self._start = 8 + length
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
         try:
-            header = json.loads(self._file.read(length).decode(), object_pairs_hook=_without_twins)
-            metadata = header.pop(_METADATA, {})
-            entries = {name: _entry(one) for name, one in header.items()}
-            strings = {str(name): str(text) for name, text in metadata.items()}
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise self._damaged(f"a header that cannot be read ({error})") from error
-        place = 0
-        for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
-            known = entry.dtype
-            expected = entry.end - entry.begin
-            if known is not None:
-                expected = math.prod(entry.shape) * known.itemsize
-            if entry.begin != place or entry.end - entry.begin != expected:
-                raise self._damaged(f"{name!r}, {entry}, at the bytes {entry.begin} to {entry.end}")
-            place = entry.end
-        if place != size - self._start:
-            raise self._damaged(f"{size - self._start} bytes of arrays in place of {place}")
-        return entries, strings
-
-    def _damaged(self, found: str) -> DamagedError:
-        return DamagedError(
-            f"load_weights: {self._path} must be a whole safetensors file, got {found}",
-            fix="use another copy",
-        )
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({name for name, _ in pairs}) != len(pairs):
-        raise ValueError("a name comes twice")
-    return dict(pairs)
-
-
-def _entry(described: Any) -> Entry:
-    shape, (begin, end) = described["shape"], described["data_offsets"]
-    numbers = [*shape, begin, end]
-    if not all(type(n) is int and 0 <= n < 2**63 for n in numbers) or end < begin:
-        raise ValueError(f"a shape or an offset is {numbers}")
-    return Entry(str(described["dtype"]), tuple(shape), begin, end)
+            yield
+        except self._library.SafetensorError as error:
+            raise DamagedError(
+                f"load_weights: {self._path} must be a whole safetensors file, got: {error}",
+                fix="use another copy",
+            ) from error
+        except OSError as error:
+            raise CheckpointError(
+                f"load_weights: path must be a file that can be read, got {self._path} "
+                f"({type(error).__name__})",
+                fix="pass the path of a file that save_weights or safetensors wrote",
+            ) from error

@@ -23,7 +23,6 @@ from jaxloop._core.types import PyTree
 from jaxloop._weights.file_format import (
     ArrayFile,
     Entry,
-    Planned,
     has_code,
     known_dtypes,
     write_arrays,
@@ -44,9 +43,8 @@ _KEYS = "jaxloop.keys"
 def save_weights(path: str | os.PathLike[str], weights: PyTree) -> None:
     """Writes the weights of a model to a safetensors file, which other libraries read too.
 
-    The file appears, or takes the place of an older one, when all of it is written. Arrays are
-    written one after the other, so no second copy of the weights is in memory. This needs no other
-    library.
+    The file appears, or takes the place of an older one, when all of it is written. Arrays of an
+    accelerator are copied to the memory of the host first.
 
     Args:
         path: The path of the file. Its folder is made if it does not exist.
@@ -62,6 +60,7 @@ def save_weights(path: str | os.PathLike[str], weights: PyTree) -> None:
         SerializationError: The format has no such dtype, as int4, or an array is spread over
             several processes.
         CheckpointError: The file cannot be written.
+        MissingExtraError: The safetensors library is not installed, or is too old.
 
     Example:
         >>> import tempfile
@@ -73,12 +72,12 @@ def save_weights(path: str | os.PathLike[str], weights: PyTree) -> None:
     """
     name = _checked_path("save_weights", path)
     leaves = NamedLeaves.of(weights, "save_weights")
-    planned, keys = {}, {}
+    arrays, keys = {}, {}
     for one, value in zip(leaves.names, leaves.values, strict=True):
-        planned[one] = _planned(one, value)
+        arrays[one] = _as_numpy(one, value)
         if _is_key(value):
             keys[one] = key_impl(value.dtype)
-    write_arrays(name, planned, {_KEYS: json.dumps(keys)} if keys else {})
+    write_arrays(name, arrays, {_KEYS: json.dumps(keys)} if keys else {})
 
 
 def load_weights(
@@ -111,7 +110,8 @@ def load_weights(
         ModelError: The arrays do not fit ``like``. The error names each of them.
         CheckpointError: The file cannot be read.
         DamagedError: It is no safetensors file, or is damaged.
-        SerializationError: An array has a dtype that this version does not know.
+        SerializationError: An array has a dtype that NumPy lacks.
+        MissingExtraError: The safetensors library is not installed, or is too old.
 
     Example:
         >>> import tempfile
@@ -167,7 +167,7 @@ def _stored(value: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(value.shape, value.dtype)
 
 
-def _planned(name: str, value: Any) -> Planned:
+def _as_numpy(name: str, value: Any) -> np.ndarray[Any, Any]:
     if isinstance(value, jax.ShapeDtypeStruct | jax.core.Tracer):
         raise ArgumentTypeError(
             f"save_weights: {name!r} must be an array, got its shape alone",
@@ -186,10 +186,7 @@ def _planned(name: str, value: Any) -> Planned:
             fix="convert it with astype, or keep it in a checkpoint",
         )
 
-    def read() -> np.ndarray[Any, Any]:
-        return np.asarray(jax.random.key_data(value) if _is_key(value) else value, stored.dtype)
-
-    return Planned(tuple(stored.shape), np.dtype(stored.dtype), read)
+    return np.asarray(jax.random.key_data(value) if _is_key(value) else value, stored.dtype)
 
 
 def _implementations(file: ArrayFile) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxloop._core.extras import import_extra
 from jaxloop.errors import ArgumentTypeError
-from jaxloop.writers._extras import import_extra
 from jaxloop.writers._png import png
 from jaxloop.writers._protocol import WriterStart
 from jaxloop.writers._values import Histogram, Image, Text, Value
@@ -75,8 +75,12 @@ class MlflowDescription:
 
     def open(self, start: WriterStart) -> MlflowWriter:
         """Begins an MLflow run, or continues the one of the run that resumes."""
-        tracking = import_extra("mlflow.tracking", extra="mlflow", package="mlflow-skinny")
-        entities = import_extra("mlflow.entities", extra="mlflow", package="mlflow-skinny")
+        tracking = import_extra(
+            "mlflow.tracking", what="writers.mlflow", extra="mlflow", package="mlflow-skinny"
+        )
+        entities = import_extra(
+            "mlflow.entities", what="writers.mlflow", extra="mlflow", package="mlflow-skinny"
+        )
         client = tracking.MlflowClient(tracking_uri=self.tracking_uri)
         found = client.get_experiment_by_name(self.experiment)
         experiment = (

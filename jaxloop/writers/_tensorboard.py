@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from jaxloop._checkpoint.names import check_path
+from jaxloop._core.extras import import_extra
 from jaxloop.errors import WriterError
-from jaxloop.writers._extras import import_extra
 from jaxloop.writers._png import png
 from jaxloop.writers._protocol import WriterStart
 from jaxloop.writers._values import Histogram, Image, Text, Value
@@ -164,7 +164,12 @@ class _EventLibrary:
 
     def __init__(self) -> None:
         def load(name: str) -> Any:
-            return import_extra(f"tensorboardX.{name}", extra="tensorboard", package="tensorboardX")
+            return import_extra(
+                f"tensorboardX.{name}",
+                what="writers.tensorboard",
+                extra="tensorboard",
+                package="tensorboardX",
+            )
 
         self._event = load("proto.event_pb2")
         self._summary = load("proto.summary_pb2")

@@ -11,8 +11,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jaxloop._core.extras import import_extra
 from jaxloop.errors import ArgumentTypeError
-from jaxloop.writers._extras import import_extra
 from jaxloop.writers._protocol import WriterStart
 from jaxloop.writers._values import Histogram, Text, Value
 
@@ -59,8 +59,10 @@ class TrackioDescription:
 
     def open(self, start: WriterStart) -> TrackioWriter:
         """Opens the project, and makes it if it is missing."""
-        library = import_extra("trackio", extra="trackio", package="trackio")
-        reserved = import_extra("trackio.utils", extra="trackio", package="trackio").RESERVED_KEYS
+        library = import_extra("trackio", what="writers.trackio", extra="trackio")
+        reserved = import_extra(
+            "trackio.utils", what="writers.trackio", extra="trackio"
+        ).RESERVED_KEYS
         library.SQLiteStorage.init_db(self.project)
         return TrackioWriter(library, self, start, frozenset(reserved))
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from jaxloop.writers._extras import import_extra
+from jaxloop._core.extras import import_extra
 from jaxloop.writers._protocol import WriterStart
 from jaxloop.writers._values import Histogram, Image, Text, Value
 
@@ -65,7 +65,7 @@ class WandbDescription:
 
     def open(self, start: WriterStart) -> WandbWriter:
         """Begins a W&B run, or continues the one of the run that resumes."""
-        library = import_extra("wandb", extra="wandb", package="wandb")
+        library = import_extra("wandb", what="writers.wandb", extra="wandb")
         run = library.init(
             project=self.project,
             name=self.name,
