@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -175,6 +176,16 @@ def test_values_of_the_state_are_in_the_same_row():
     _, row = rows.rows[-1]
     assert row["picture"].pixels.dtype == np.uint8 and row["picture"].pixels.shape == (2, 3, 1)
     assert row["histogram"].counts.tolist() == [1, 1]
+
+
+def test_values_and_metrics_share_a_row_if_a_clock_decides():
+    custom = Rows()
+    # The observer's clock is read after the pause of a step, and that of the handler before it.
+    loop = BASE.handle("iteration_completed", lambda state: time.sleep(0.01 * (state.step % 2)))
+    loop = loop.write(custom, every=jl.every_seconds(0.005), values=lambda s: {"y": s.step})
+    loop.run(DATA, 0.0, epochs=4)
+    assert len(custom.rows) > 4
+    assert all(row.keys() == {"epoch", "x", "y"} and row["y"] == n for n, row in custom.rows)
 
 
 def test_values_are_computed_once_per_step():
