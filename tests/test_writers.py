@@ -654,6 +654,16 @@ def test_a_file_that_is_replaced_is_an_error_and_the_new_one_stays(tmp_path):
     assert path.read_text() == "mine"
 
 
+def test_a_link_stays_one(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "m.csv").symlink_to(tmp_path / "disk" / "m.csv")
+    for _ in range(2):
+        BASE.write(jl.writers.csv(tmp_path / "m.csv")).run(DATA, 0.0)
+    assert (tmp_path / "m.csv").is_symlink()
+    assert sorted(os.listdir(tmp_path / "disk")) == ["m.1.csv", "m.csv"]
+    assert [row["step"] for row in read(tmp_path / "m.csv")] == ["5"]
+
+
 def test_a_column_appears_late(tmp_path):
     path = tmp_path / "m.csv"
     loop = BASE.handle("epoch_completed", add_validation, jl.only(2))
