@@ -58,6 +58,22 @@ def run(page, line, code, namespace):
         exec(compile(source, str(ROOT / page), "exec"), namespace)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs(tmp_path_factory):
+    """Keeps compiled programs, because most entries train the model of their page's setup."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    # The processes of a run share it.
+    folder = tmp_path_factory.getbasetemp().parent / "programs"
+    for name, value in zip(names, (str(folder), 0), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
 @pytest.fixture
 def namespace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
