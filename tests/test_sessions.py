@@ -1,5 +1,6 @@
 """Where the time went, over all sessions of a run, and observers that are opened for each run."""
 
+import json
 import os
 import shutil
 import threading
@@ -128,10 +129,31 @@ def test_lost_seconds_are_read_from_the_lock(tmp_path, monkeypatch):
     loop.run(DATA, np.float32(0))
     (saved,) = jl.restore(tmp_path).sessions
     ended_s = saved.began + saved.elapsed_s
-    monkeypatch.setattr("jaxloop._checkpoint.reader.last_touched", lambda folder: ended_s + 100)
+    held = (0.0, ended_s + 100)
+    monkeypatch.setattr("jaxloop._checkpoint.reader.held_for", lambda folder: held)
     state = loop.resume(tmp_path).final_state(DATA, np.float32(0), epochs=2)
     assert [one.lost_s for one in state.sessions] == [pytest.approx(100), 0]
     assert jl.restore(tmp_path).sessions[0].lost_s == pytest.approx(100)
+
+
+def test_the_time_between_two_sessions_is_not_lost_work(tmp_path):
+    loop = jl.loop(step).checkpoint(tmp_path)
+    loop.run(DATA, np.float32(0))
+    (saved,) = jl.restore(tmp_path).sessions
+
+    def resumed():
+        reader = jl.loop(step).resume(tmp_path)  # it writes nothing, so it needs no lock
+        return reader.final_state(DATA, np.float32(0), epochs=2).sessions[0]
+
+    # Long after that, another session began, and was killed before its first checkpoint.
+    began_s = saved.began + saved.elapsed_s + 90_000
+    lock = tmp_path / ".jaxloop-lock"
+    lock.write_text(json.dumps({"pid": 2**22 - 1, "since_s": began_s}))
+    os.utime(lock, (0, began_s + 100))
+    assert resumed().lost_s == pytest.approx(100, abs=0.01)
+    lock.write_text("torn")
+    os.utime(lock, (0, saved.began + saved.elapsed_s + 5))
+    assert resumed().lost_s == pytest.approx(5, abs=0.01)
 
 
 def test_snapshots_and_handlers_see_the_sessions_so_far():

@@ -167,7 +167,7 @@ class FolderLock:
             raise self._not_written(error) from error
         try:
             with os.fdopen(handle, "w") as file:
-                # The time comes from the file system, and is only for people.
+                # The time comes from the file system, as that of each touch does.
                 since = datetime.datetime.fromtimestamp(os.fstat(handle).st_mtime)
                 file.write(json.dumps(self._owner(since)))
         except OSError as error:
@@ -182,6 +182,7 @@ class FolderLock:
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "since": since.isoformat(" ", "seconds"),
+            "since_s": since.timestamp(),
             "machine": _machine(),
             "process": _process(os.getpid()),
         }
@@ -221,6 +222,22 @@ def last_touched(folder: Path) -> float | None:
     """
     touched = _touched_at(folder / NAME)
     return None if touched is None else touched / 1e9
+
+
+def held_for(folder: Path) -> tuple[float, float] | None:
+    """Returns when the owner of a folder acquired its lock and when it last touched it.
+
+    Both are in seconds since 1970. The first is 0 if the lock does not say it. None means that
+    there is no lock, because the last run released it.
+    """
+    touched = last_touched(folder)
+    if touched is None:
+        return None
+    with contextlib.suppress(CheckpointError):
+        since = _read(folder / NAME)[0].get("since_s")
+        if isinstance(since, int | float):
+            return float(since), touched
+    return 0.0, touched
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str | None]:

@@ -26,7 +26,7 @@ from jax.random import wrap_key_data
 from jaxloop._checkpoint.digests import check_digests, plain_path
 from jaxloop._checkpoint.dtypes import leaf_dtype
 from jaxloop._checkpoint.layout import Entry, check_readable, entries, unfinished
-from jaxloop._checkpoint.lock import FolderLock, last_touched
+from jaxloop._checkpoint.lock import FolderLock, held_for
 from jaxloop._checkpoint.names import UNFINISHED, check_path
 from jaxloop._checkpoint.older import as_now, as_saved
 from jaxloop._checkpoint.orbax_io import reason, restore_trees, stored_tree
@@ -142,21 +142,23 @@ def load_latest(path: str | Path, like: Callable[[], PyTree]) -> State[Any] | No
         )
     found = entries(folder)
     state = newest_good(found, like()) if found else None
-    return None if state is None else _with_lost_time(state, last_touched(folder))
+    return None if state is None else _with_lost_time(state, held_for(folder))
 
 
-def _with_lost_time(state: State[Any], touched: float | None) -> State[Any]:
+def _with_lost_time(state: State[Any], held: tuple[float, float] | None) -> State[Any]:
     """Returns a state that says how long its run went on after it, if its process was killed.
 
     Args:
         state: The newest good state of a folder.
-        touched: When the run last touched the lock of the folder, or None if it released it.
+        held: When the run acquired the lock of the folder and last touched it, or None if it
+            released it.
     """
     sessions = state.sessions
-    if touched is None or not sessions:
+    if held is None or not sessions:
         return state
-    last = sessions[-1]
-    lost_s = max(0.0, touched - (last.began + last.elapsed_s))
+    last, (since, touched) = sessions[-1], held
+    # If the process that died is not that of the last session, nothing ran between the two.
+    lost_s = max(0.0, touched - max(last.began + last.elapsed_s, since))
     known = Sessions((*sessions[:-1], dataclasses.replace(last, lost_s=lost_s)))
     return make(State, {**vars(state), "lazy_sessions": known})
 

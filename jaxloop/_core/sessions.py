@@ -31,7 +31,9 @@ class Session:
         saves_s: Seconds spent waiting for checkpoints.
         lost_s: Seconds after ``elapsed_s`` that the session still ran, before it was killed. What
             it did in this time was lost and is repeated. It is known if the session wrote
-            checkpoints and its process died, to within a few seconds. Otherwise it is 0.
+            checkpoints and its process died, to within a few seconds. Otherwise it is 0. A session
+            that was killed before its first checkpoint has no record of its own, and the last one
+            of these counts here.
         by_handler: The seconds of each handler, observer, validation and checkpoint by its name.
 
     Example:
