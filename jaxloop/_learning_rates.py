@@ -46,6 +46,8 @@ _DECAY = 0.9
 _DIVERGED = 3.0
 """The loss has diverged if it exceeds its lowest average by this many times the larger of that
 average and of the loss that was gained."""
+_NOISES = 2.0
+"""A fall counts if it is larger than this many standard deviations of a batch's loss."""
 _FEWEST = 10
 
 
@@ -58,7 +60,7 @@ class LearningRateTest:
         losses: ``(n,)`` of float64, the loss of the next batch right after each of these steps.
         smoothed: ``(n,)`` of float64, the losses without the noise of single batches.
         suggestion: The rate at which the smoothed loss falls fastest, or None if it falls nowhere
-            by more than its noise.
+            by more than the noise of single batches.
         is_absolute: Whether the rates are learning rates. If not, they are multiples of the
             optimizer's own rate.
         diverged: Whether the loss diverged before the highest rate, where the test stopped.
@@ -342,7 +344,9 @@ def _steepest(rates: Floats, losses: Floats, smoothed: Floats, first: float) -> 
         return None
     end = int(np.argmin(smoothed)) + 1
     noise = float(np.std(losses[:end] - smoothed[:end]))
-    if end < 3 or first - smoothed[end - 1] <= noise:
+    # The loss of one batch may be high by chance, so the fall begins at the mean of several.
+    start = float(np.mean([first, *losses[: len(losses) // 10]]))
+    if end < 3 or start - smoothed[end - 1] <= _NOISES * noise:
         return None
     slope = np.gradient(smoothed[:end], np.log(rates[:end]))
     return float(rates[int(np.argmin(slope))])

@@ -103,6 +103,9 @@ def test_nan_may_be_looked_for_inside_an_epoch():
 def test_the_ends_of_a_run_are_told_if_asked_for():
     [alert] = heard(LOOP, on=["completed", "failed"])
     assert alert.message == "jaxloop: completed 3 epochs and 6 steps, x 2"
+    alerts = []
+    LOOP.alert(alerts.append, on="completed").run(GOOD[:1], 0, epochs=1)
+    assert alerts[0].message.startswith("jaxloop: completed 1 epoch and 1 step, x ")
 
     def interrupt(state):
         raise KeyboardInterrupt

@@ -75,6 +75,14 @@ def test_no_suggestion_without_a_descent():
     test.plot()
 
 
+def test_no_suggestion_from_noise_alone():
+    model = (lambda key, x: jnp.zeros(()), lambda w, x: 0.0 * w * x)
+    loop = jl.trainer(model, "mean_absolute_error", "sgd", log=0)
+    for seed in range(8):
+        noise = 1.0 + np.random.default_rng(seed).uniform(size=(101, 1)).astype(np.float32)
+        assert loop.find_learning_rate(list(zip(noise, noise, strict=True))).suggestion is None
+
+
 def test_it_changes_nothing():
     seen = []
     loop = (

@@ -124,6 +124,30 @@ def run(folder, *, epochs, fail_at=None):
     return loop.run(DATA, 0.0, epochs=epochs)
 
 
+def test_the_end_of_an_epoch_that_a_resumed_run_wrote_first_is_kept(tmp_path):
+    def train(*, fail_at=None):
+        def fail(snapshot):
+            if snapshot.step == fail_at:
+                raise KeyError("killed")
+
+        loop = jl.loop(step_fn).metric("x").handle("epoch_completed", add_validation)
+        loop = loop.write(jl.writers.tensorboard(tmp_path / "tb"))
+        saved = tmp_path / "saved"
+        loop = loop.checkpoint(
+            saved, event="iteration_completed", filter=jl.every(5), name="a", on_exception=False
+        )
+        loop = loop.checkpoint(saved, name="b", on_exception=False, resume=True)
+        return loop.observe("iteration_completed", fail).run(DATA, 0.0, epochs=2)
+
+    # Saved before the end of the epoch, then after it, at the same step.
+    for step in (5, 8, 8):
+        with pytest.raises(KeyError, match="killed"):
+            train(fail_at=step)
+    train()
+    assert scalars(tmp_path / "tb")["validation_x"] == [(5, 7.0), (10, 7.0)]
+    assert [step for step, _ in scalars(tmp_path / "tb")["x"]] == [5, 10]
+
+
 def test_no_step_is_doubled_missing_or_stale_after_a_resume(tmp_path):
     run(tmp_path / "whole", epochs=3)
     for step in (2, 5, 8, 8, 11, 14):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -175,6 +176,16 @@ def test_values_of_the_state_are_in_the_same_row():
     _, row = rows.rows[-1]
     assert row["picture"].pixels.dtype == np.uint8 and row["picture"].pixels.shape == (2, 3, 1)
     assert row["histogram"].counts.tolist() == [1, 1]
+
+
+def test_values_and_metrics_share_a_row_if_a_clock_decides():
+    custom = Rows()
+    # The observer's clock is read after the pause of a step, and that of the handler before it.
+    loop = BASE.handle("iteration_completed", lambda state: time.sleep(0.01 * (state.step % 2)))
+    loop = loop.write(custom, every=jl.every_seconds(0.005), values=lambda s: {"y": s.step})
+    loop.run(DATA, 0.0, epochs=4)
+    assert len(custom.rows) > 4
+    assert all(row.keys() == {"epoch", "x", "y"} and row["y"] == n for n, row in custom.rows)
 
 
 def test_values_are_computed_once_per_step():
@@ -643,6 +654,16 @@ def test_a_file_that_is_replaced_is_an_error_and_the_new_one_stays(tmp_path):
     assert path.read_text() == "mine"
 
 
+def test_a_link_stays_one(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "m.csv").symlink_to(tmp_path / "disk" / "m.csv")
+    for _ in range(2):
+        BASE.write(jl.writers.csv(tmp_path / "m.csv")).run(DATA, 0.0)
+    assert (tmp_path / "m.csv").is_symlink()
+    assert sorted(os.listdir(tmp_path / "disk")) == ["m.1.csv", "m.csv"]
+    assert [row["step"] for row in read(tmp_path / "m.csv")] == ["5"]
+
+
 def test_a_column_appears_late(tmp_path):
     path = tmp_path / "m.csv"
     loop = BASE.handle("epoch_completed", add_validation, jl.only(2))
@@ -655,6 +676,13 @@ def test_a_column_appears_late(tmp_path):
     assert path.read_text() == (
         'step,epoch,x,validation_x,"a ""b"", c"\n5,0,2.5,,\n10,1,2.5,7.0,\n15,2,2.5,,1\n'
     )
+
+
+def test_a_name_of_several_lines_is_one_line_of_the_header(tmp_path):
+    loop = jl.loop(lambda batch, total: jl.emit(total, **{'a,"b"\n': batch}))
+    loop = loop.metric('a,"b"\n').write(jl.writers.csv(tmp_path / "m.csv"))
+    loop.run([1.0], 0.0)
+    assert (tmp_path / "m.csv").read_text() == 'step,epoch,"a,""b"""\n1,0,1.0\n'
 
 
 def test_nan_and_infinity(tmp_path):

@@ -56,6 +56,16 @@ def clean(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """Returns a number of things in words.
+
+    Example:
+        >>> counted(1, "epoch"), counted(2000, "step"), counted(2, "batch", "batches")
+        ('1 epoch', '2,000 steps', '2 batches')
+    """
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def duration(seconds: float) -> str:
     """Returns a duration for a clock.
 

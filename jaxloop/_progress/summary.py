@@ -16,7 +16,7 @@ from jaxloop._core.checks import as_number
 from jaxloop._core.sessions import Session
 from jaxloop._core.state import Snapshot
 from jaxloop._core.types import Better
-from jaxloop._progress.figures import clean, in_seconds, number, percent
+from jaxloop._progress.figures import clean, counted, in_seconds, number, percent
 
 _PARTS: dict[str, Callable[[Session], float]] = {
     "device": lambda one: one.device_s,
@@ -96,17 +96,13 @@ def _headline(snapshot: Snapshot, sessions: Sequence[Session]) -> str:
     status: str = snapshot.status
     if snapshot.halted_by is not None:
         status += f" by {clean(snapshot.halted_by)}"
-    text = f"{status}: {_count(snapshot.epoch, 'epoch')}"
+    text = f"{status}: {counted(snapshot.epoch, 'epoch')}"
     if snapshot.iteration:
-        text += f" and {_count(snapshot.iteration, 'batch', 'batches')}"
-    text += f", {_count(snapshot.step, 'step')}"
+        text += f" and {counted(snapshot.iteration, 'batch', 'batches')}"
+    text += f", {counted(snapshot.step, 'step')}"
     if sessions:
         text += f" in {in_seconds(sum(one.elapsed_s for one in sessions))}"
     return text if len(sessions) < 2 else f"{text}, in {len(sessions)} sessions"
-
-
-def _count(count: int, one: str, many: str | None = None) -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 # --- best values ---------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from jaxloop._core.events import Event
 from jaxloop._core.filters import ALWAYS, Filter, every_seconds
 from jaxloop._core.filters import every as every_nth
 from jaxloop._core.state import Snapshot
+from jaxloop._progress.figures import counted
 from jaxloop._spec import Observer, ObserverFn, RunStart, SpecT
 from jaxloop.errors import ArgumentError, ArgumentTypeError, first_line, unknown_name
 from jaxloop.handlers.webhook import Webhook
@@ -221,7 +222,8 @@ class _Watch:
         by = f" by {snapshot.halted_by}" if snapshot.halted_by else ""
         what = f"{kind}{by} in epoch {snapshot.epoch}, after step {snapshot.step}"
         if kind == "completed":
-            what = f"completed {snapshot.epoch} epochs and {snapshot.step} steps"
+            done = counted(snapshot.epoch, "epoch"), counted(snapshot.step, "step")
+            what = f"completed {' and '.join(done)}"
         self._tell(kind, what + _listed(numbers), **_place(snapshot), metrics=numbers)
 
     def fail(self, error: BaseException) -> None:

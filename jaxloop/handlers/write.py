@@ -19,7 +19,7 @@ import numpy as np
 from jaxloop._core.checks import check_callable, check_count, in_words, name_of
 from jaxloop._core.dry import left_out
 from jaxloop._core.events import Event
-from jaxloop._core.filters import ALWAYS, Filter, Firing
+from jaxloop._core.filters import ALWAYS, Filter, Firing, every_seconds
 from jaxloop._core.filters import every as every_nth
 from jaxloop._core.state import Snapshot, State
 from jaxloop._spec import Handler, HandlerFn, Observer, ObserverFn, RunStart, SpecT
@@ -33,6 +33,9 @@ ValuesFn: TypeAlias = Callable[[State[Any]], Mapping[str, Any]]
 """Makes more values for a writer from the state."""
 
 _EPOCH_EVENTS = (Event.EPOCH_COMPLETED, Event.EPOCH_HALTED)
+
+_END_OF_A_BLOCK = every_seconds(1e-9)
+"""True between any two blocks, and never inside one."""
 
 
 def write(
@@ -134,6 +137,15 @@ class _Rows:
     hyperparameters: Mapping[str, Any]
     name: str
 
+    @property
+    def follows(self) -> bool:
+        """Whether the handler alone decides which iterations have a row.
+
+        Each attachment has a clock of its own, so with a filter of seconds, the handler and the
+        observer would choose different iterations.
+        """
+        return self.values is not None and self.cadence is not None and self.cadence.timed
+
     def attach(self, loop: SpecT) -> SpecT:
         if self.values is not None:
             name = f"{self.name}_values"
@@ -150,7 +162,7 @@ class _Rows:
             loop = loop.attach(
                 Observer(
                     iteration,
-                    self.cadence,
+                    _END_OF_A_BLOCK if self.follows else self.cadence,
                     self.name,
                     _unopened,
                     open=self._iteration,
@@ -276,6 +288,8 @@ class _Session:
 
     def show_iteration(self, snapshot: Snapshot) -> None:
         """Hands over the row of an iteration."""
+        if self._rows.follows and all(step != snapshot.step for step, _ in self._collected):
+            return
         last, bound = snapshot.max_iteration, snapshot.max_step
         # The row of an epoch's last iteration waits for what the end of the epoch adds.
         complete = last is not None and snapshot.iteration + 1 < last
@@ -293,7 +307,7 @@ class _Session:
             step, values = collected.popleft()
             if step == snapshot.step:
                 row |= values
-            else:  # a filter of seconds was true for the handler alone
+            else:  # a filter of the user was true for the handler alone
                 self._delivery.put(step, values)
         self._delivery.put(snapshot.step, row, complete=complete)
 

@@ -82,7 +82,7 @@ class CsvDescription:
                 "csv: hyperparameters must be empty, because a CSV file has no place for them",
                 fix="pass them to another writer, such as jl.writers.jsonl(path)",
             )
-        names = ["step", "epoch", *(n for n in start.metrics if n not in ("step", "epoch"))]
+        names = list(dict.fromkeys(["step", "epoch", *map(_one_line, start.metrics)]))
         form = LineForm("csv", _line(names), _is_header, _step_of)
         path = Path(self.path)
         return CsvFile(LineFile.open(path, start.step, form, keep_other=start.branches))

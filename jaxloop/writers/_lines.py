@@ -77,7 +77,8 @@ class LineFile:
             WriterError: The file is not one of this writer, or another run writes to it.
             OSError: The file cannot be read or written.
         """
-        path = path.absolute()  # a script may change its working directory
+        # A script may change its working directory, and a link must stay one.
+        path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _open(path)
         opened = cls(path, file)

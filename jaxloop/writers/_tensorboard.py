@@ -195,7 +195,9 @@ class _EventLibrary:
                 if len(data) < length + 4:
                     return at
                 event = self._event.Event.FromString(data[:-4])
-                if event.step > step:
+                # The event that hides steps names the first one of them. What follows it may be of
+                # an earlier step: the end of the epoch at which the session began.
+                if event.step > step and not event.HasField("session_log"):
                     return at
                 if event.step == step:
                     tags.update(value.tag for value in event.summary.value)
