@@ -38,7 +38,7 @@ options = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(values=st.lists(numbers, min_size=1, max_size=9), options=options, cut=st.integers(1, 8))
 def test_it_does_what_the_interpreter_does(values, options, cut):
     num_epochs, best = reference.early_stop(values, **options)

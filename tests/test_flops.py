@@ -1,5 +1,7 @@
 """The FLOPs of a step, the peak rates of devices, and the utilization."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,11 +93,16 @@ def make(**options):
     return jl.trainer(model, "mean_squared_error", "sgd", log=0, **options)
 
 
+@functools.cache
+def report_of():
+    return make().check(DATA)
+
+
 DATA = [(np.ones((16, 64), np.float32), np.ones((16, 32), np.float32))] * 4
 
 
 def test_the_report_has_them():
-    report = make().check(DATA)
+    report = report_of()
     assert report.model_flops == 2 * 2 * 16 * 64 * 32  # forward, and the gradient of w
     assert report.flops_per_example == report.model_flops / 16
     assert report.num_devices == 1 and report.device_kind == jax.devices()[0].device_kind
@@ -105,7 +112,7 @@ def test_the_report_has_them():
 
 
 def test_micro_batches_count_each():
-    assert make(accumulate_gradients=4).check(DATA).model_flops == make().check(DATA).model_flops
+    assert make(accumulate_gradients=4).check(DATA).model_flops == report_of().model_flops
 
 
 def test_a_step_without_data():
@@ -116,7 +123,7 @@ def test_a_step_without_data():
 
 def test_utilization():
     loop = make()
-    report, state = loop.check(DATA), loop.final_state(DATA, epochs=3)
+    report, state = report_of(), loop.final_state(DATA, epochs=3)
     assert report.utilization(0.5, peak_flops=report.model_flops) == 2.0
     measured = report.utilization(state, peak_flops=1e12)
     seconds = report.model_flops / (measured * 1e12)
@@ -124,7 +131,7 @@ def test_utilization():
 
 
 def test_utilization_leaves_out_compiling_validation_and_saves():
-    report = make().check(DATA)
+    report = report_of()
     time = EpochTime(
         10.0, data_s=1, dispatch_s=1, handlers_s=1, compile_s=2, validation_s=3, saves_s=1
     )
@@ -138,7 +145,7 @@ def test_utilization_leaves_out_compiling_validation_and_saves():
 
 
 def test_utilization_says_what_is_missing():
-    report = make().check(DATA)
+    report = report_of()
     with pytest.raises(jl.errors.ArgumentError, match="peak rate of 1 x"):
         report.utilization(0.1)
     with pytest.raises(jl.errors.ArgumentError, match="finished an epoch"):

@@ -16,13 +16,17 @@ def make(optimizer="sgd"):
     return jl.trainer(MODEL, "mean_squared_error", optimizer, log=0)
 
 
+SGD = make()  # its compiled steps are shared
+WHOLE = [(X, 2 * X)]
+
+
 def test_the_rates_and_losses_are_those_of_a_hand_written_loop():
-    test = make().find_learning_rate(DATA, num_steps=20, highest=1e-2)
+    test = SGD.find_learning_rate(DATA, num_steps=20, highest=1e-2)
     assert test.is_absolute and not test.diverged
     np.testing.assert_allclose(test.rates, np.geomspace(1e-7, 1e-2, 20))
     assert test.losses.shape == test.smoothed.shape == (20,)
     rates, w, losses = test.rates, np.float32(3.0), []
-    whole = make().find_learning_rate([(X, 2 * X)], num_steps=20, highest=1e-2)
+    whole = SGD.find_learning_rate(WHOLE, num_steps=20, highest=1e-2)
     for rate in rates:
         w = w - np.float32(rate) * np.mean(2 * X * (X * w - 2 * X))
         losses.append(np.mean((2 * X - X * w) ** 2))
@@ -40,7 +44,7 @@ def test_the_rates_and_losses_are_those_of_a_hand_written_loop():
     ],
 )
 def test_absolute_rates_and_multiples(optimizer, rate, is_absolute):
-    test = make(optimizer).find_learning_rate([(X, 2 * X)], num_steps=40, optimizer_rate=rate)
+    test = make(optimizer).find_learning_rate(WHOLE, num_steps=40, optimizer_rate=rate)
     assert test.is_absolute is is_absolute
     assert test.rates[0] == (1e-7 if is_absolute else 1e-4)
     assert ("times the optimizer's own learning rate" in repr(test)) is not is_absolute
@@ -60,13 +64,13 @@ def test_a_schedule_is_told():
 
 
 def test_it_stops_when_the_loss_diverges():
-    test = make().find_learning_rate([(X, 2 * X)], highest=1e4, num_steps=60)
+    test = SGD.find_learning_rate(WHOLE, highest=1e4, num_steps=60)
     assert test.diverged and len(test.rates) < 60 and "diverged" in repr(test)
     assert np.all(np.isfinite(test.losses)) and test.suggestion < 10
 
 
 def test_no_suggestion_without_a_descent():
-    test = make().find_learning_rate(DATA, lowest=1e-12, highest=1e-11, num_steps=30)
+    test = SGD.find_learning_rate(DATA, lowest=1e-12, highest=1e-11, num_steps=30)
     assert test.suggestion is None and "none" in repr(test)
     test.plot()
 
@@ -82,8 +86,7 @@ def test_no_suggestion_from_noise_alone():
 def test_it_changes_nothing():
     seen = []
     loop = (
-        make()
-        .metric("mean_absolute_error")
+        SGD.metric("mean_absolute_error")
         .observe("all", seen.append)
         .handle("epoch_completed", lambda state: ("halt_loop", state))
         .validate([(X, X)])
@@ -112,13 +115,13 @@ def test_it_shares_the_compiled_step():
 
 
 def test_an_init_state_is_the_beginning():
-    test = make().find_learning_rate([(X, 2 * X)], jnp.full((1, 1), 2.0), num_steps=10)
+    test = SGD.find_learning_rate(WHOLE, jnp.full((1, 1), 2.0), num_steps=10)
     assert np.max(np.abs(test.losses)) < 1e-9  # 2 is the solution
 
 
 def test_a_loss_that_is_nan_from_the_start():
     with pytest.raises(jl.errors.StructureError, match="finite"):
-        make().find_learning_rate([(X * np.nan, X)], num_steps=10)
+        SGD.find_learning_rate([(X * np.nan, X)], num_steps=10)
 
 
 def test_wrong_arguments():
@@ -135,15 +138,15 @@ def test_wrong_arguments():
     ]
     for arguments, message in wrong:
         with pytest.raises(jl.errors.JaxloopError, match=message):
-            make().find_learning_rate(DATA, **arguments)
+            SGD.find_learning_rate(DATA, **arguments)
     position = iter([(X, X)] * 30)
     with pytest.raises(jl.errors.ArgumentError, match="one-shot"):
-        make().find_learning_rate(position)
+        SGD.find_learning_rate(position)
     assert len(list(position)) == 30
 
 
 def test_the_plot():
-    test = make().find_learning_rate(DATA, num_steps=30)
+    test = SGD.find_learning_rate(DATA, num_steps=30)
     (axes,) = test.plot().axes
     assert axes.get_xlabel() == "learning rate" and axes.get_ylabel() == "loss"
     assert axes.get_xscale() == "log"

@@ -336,6 +336,7 @@ def test_wrong_matrices():
 # --- the figure ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nothing_global_changes_and_pyplot_is_not_imported():
     code = """
 import sys, numpy as np, matplotlib

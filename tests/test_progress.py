@@ -259,7 +259,7 @@ def test_a_stream_that_is_left(monkeypatch):
 
 
 def test_no_line_is_wider_than_the_terminal(monkeypatch):
-    names = [f"metric_{i}_of_many" for i in range(30)] + ["long_" * 40]
+    names = [f"metric_{i}_of_many" for i in range(12)] + ["long_" * 40]
     loop = jl.loop(lambda b, s: jl.emit(s, **dict.fromkeys(names, b)))
     for name in names:
         loop = loop.metric(name)

@@ -7,7 +7,6 @@ text_of_bytes(2048), text_of_value(0.123456789)     # "2.0 kB", "0.1235"
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib.util
 import math
 import os
@@ -96,7 +95,8 @@ def live_text() -> Iterator[Callable[[Sequence[str]], None]]:
 def quiet() -> Iterator[None]:
     """Hides what other libraries print to standard error, also from other threads.
 
-    If Orbax cannot read an array, it abandons its other reads, each of which prints a traceback.
+    If Orbax cannot read an array, it abandons its other reads. Each of them prints a traceback when
+    it is freed.
     """
     sys.stderr.flush()
     hook, kept = sys.unraisablehook, os.dup(2)
@@ -106,7 +106,6 @@ def quiet() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.collect()  # what was abandoned prints when it is freed
         sys.unraisablehook = hook
         os.dup2(kept, 2)
         os.close(kept)

@@ -11,6 +11,7 @@ resuming does not read are not checked. A checkpoint of jaxloop's first format h
 from __future__ import annotations
 
 import argparse
+import gc
 import warnings
 
 import jax
@@ -59,12 +60,20 @@ def _check_settled(one: Checkpoint) -> tuple[int, str] | None:
     Returns:
         The status and words, or None if the run has deleted it.
     """
+    found: tuple[int, str] | None = _check(one)
+    if found is not None and found[0] == _GOOD:
+        return found
     for _ in range(_MOST_TRIES):
-        found = _check(one)
-        if found[0] == _GOOD or not has_changed(one.entry):
-            return found
+        if not has_changed(one.entry):
+            break
         one = Checkpoint(read(one.entry.folder))
-    return None
+        found = _check(one)
+        if found[0] == _GOOD:
+            break
+    else:
+        found = None
+    gc.collect()  # the reads that Orbax has abandoned print now, while nobody listens
+    return found
 
 
 _MOST_TRIES = 5
