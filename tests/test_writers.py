@@ -756,3 +756,10 @@ def test_the_core_imports_no_package_of_a_writer(tmp_path):
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_a_metric_named_epoch_does_not_replace_the_epoch(tmp_path):
+    loop = jl.loop(lambda batch, state: jl.emit(state, epoch=batch)).metric("epoch")
+    state = loop.write(jl.writers.jsonl(tmp_path / "m.jsonl")).run([7.0], 0, epochs=2)
+    rows = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [0, 1] and state.history[0]["epoch"] == 7

@@ -82,7 +82,7 @@ def plot_timeline(
         >>> state = jl.loop(lambda batch, total: total + batch).run([1, 2], init_state=0, epochs=3)
         >>> figure = plot_timeline(state)
         >>> [axes.get_title(loc="left") for axes in figure.axes]
-        ['each epoch', 'each session']
+        ['each epoch, to its last step', 'each session']
     """
     if not isinstance(state, Snapshot):
         raise ArgumentTypeError(
@@ -160,7 +160,7 @@ def _draw_epochs(
             axes.fill_between(numbers, bottom, bottom + height, step="mid", **_style(part))
         bottom = bottom + height
     axes.set(xlabel="epoch (from 0)", ylabel=f"time ({symbol})")
-    axes.set_title("each epoch", loc="left", fontsize="medium")
+    axes.set_title("each epoch, to its last step", loc="left", fontsize="medium")
     axes.set_xlim(min(numbers) - 0.6, max(numbers) + 0.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     tidy(axes)

@@ -50,7 +50,8 @@ def write(
     """Writes the metrics of each epoch with ``writer``, and those of each ``every`` iterations.
 
     The writer gets one row per step, in order, in a thread. Each row has ``epoch`` and the metrics
-    of the epoch so far. The last row of an epoch also has what handlers such as `validate` added.
+    of the epoch so far, except for one named ``epoch``. The last row of an epoch also has what
+    handlers such as `validate` added.
     If the run resumes from a checkpoint, no row is missing or doubled. A loop may have several
     writers.
 
@@ -258,7 +259,7 @@ class _Session:
         """
         if not self._is_due_at_iteration(snapshot):
             return ()
-        return on_host({"epoch": snapshot.epoch, **snapshot.metrics}).keys()
+        return on_host(_row(snapshot)).keys()
 
     def _is_due_at_iteration(self, view: Snapshot) -> bool:
         """Returns whether the last iteration of this epoch had a row."""
@@ -301,7 +302,7 @@ class _Session:
 
     def _put(self, snapshot: Snapshot, complete: bool) -> None:
         assert self._delivery is not None
-        row = {"epoch": snapshot.epoch, **snapshot.metrics}
+        row = _row(snapshot)
         collected = self._collected
         while collected and collected[0][0] <= snapshot.step:
             step, values = collected.popleft()
@@ -324,6 +325,11 @@ class _Session:
         """Closes the writer."""
         assert self._delivery is not None
         self._delivery.close(self._failure)
+
+
+def _row(snapshot: Snapshot) -> dict[str, Any]:
+    """Returns the epoch and the metrics. A metric of that name does not replace the epoch."""
+    return {"epoch": 0, **snapshot.metrics} | {"epoch": snapshot.epoch}
 
 
 def _unopened(view: object) -> None:
