@@ -60,12 +60,15 @@ def run(page, line, code, namespace):
 
 @pytest.fixture(scope="module", autouse=True)
 def programs(tmp_path_factory):
-    """Keeps compiled programs, because most entries train the model of their page's setup."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    # The processes of a run share it.
-    folder = tmp_path_factory.getbasetemp().parent / "programs"
-    for name, value in zip(names, (str(folder), 0), strict=True):
+    """Compiles fast, and keeps the programs, because most entries train the same model."""
+    settings = {
+        # The processes of a run share it.
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp().parent / "programs"),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_disable_most_optimizations": True,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
     yield
