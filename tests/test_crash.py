@@ -73,7 +73,7 @@ def moments(seed, epochs):
     "num_kills, seed, epochs",
     [
         (3, 2, 3),
-        pytest.param(50, 0, 40, marks=pytest.mark.slow),
+        pytest.param(25, 0, 20, marks=pytest.mark.slow),
         pytest.param(500, 1, 40, marks=pytest.mark.endurance),
     ],
 )
