@@ -15,6 +15,8 @@ from jaxloop._cli import verify, watch
 from jaxloop._cli.main import COMMANDS, main
 from jaxloop._cli.rows import RowFile, history_of
 
+pytestmark = pytest.mark.slow  # CI counts their coverage all the same
+
 
 def step(batch, state):
     return jl.emit({"w": state["w"] * np.float32(0.5) + batch, "n": state["n"] + 1}, x=batch)

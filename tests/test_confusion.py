@@ -9,6 +9,8 @@ from sklearn.metrics import confusion_matrix as reference
 import jaxloop as jl
 from jaxloop.metrics import confusion_matrix
 
+pytestmark = pytest.mark.slow  # CI counts their coverage all the same
+
 
 def value(metric, *args, **kwargs):
     update = jax.jit(metric.update)  # compiles once, not each operation

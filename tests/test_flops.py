@@ -14,6 +14,8 @@ from jaxloop._core.times import EpochTime
 from jaxloop._engine.peaks import peak_of
 from jaxloop._program.flops import count_flops
 
+pytestmark = pytest.mark.slow  # CI counts their coverage all the same
+
 
 def count(fn, *shapes, dtype=jnp.float32):
     arguments = (jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)

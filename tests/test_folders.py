@@ -207,7 +207,7 @@ def test_a_folder_that_may_not_be_read_is_an_error_and_no_damage(kind, tmp_path)
 @pytest.mark.parametrize(
     "num_flips",
     [
-        60,
+        25,
         pytest.param(420, marks=pytest.mark.slow),
         pytest.param(2000, marks=pytest.mark.endurance),
     ],

@@ -7,6 +7,8 @@ import pytest
 
 import jaxloop as jl
 
+pytestmark = pytest.mark.slow  # CI counts their coverage all the same
+
 MODEL = (lambda key, x: jnp.full((1, 1), 3.0), lambda w, x: x @ w)
 X = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
 DATA = jl.batches((X, 2 * X), 16, shuffle=True)

@@ -15,6 +15,8 @@ from jaxloop._core.sessions import Session, Sessions
 from jaxloop._core.state import Snapshot
 from jaxloop._core.times import EpochTime
 
+pytestmark = pytest.mark.slow  # CI counts their coverage all the same
+
 HISTORY = {
     0: {"loss": 3.0, "accuracy": 0.2, "validation_loss": 3.5, "validation_accuracy": 0.1},
     1: {"loss": 2.0, "accuracy": 0.5, "validation_loss": 2.5, "validation_accuracy": 0.4},

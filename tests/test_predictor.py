@@ -15,6 +15,8 @@ from flax import nnx
 
 import jaxloop as jl
 
+pytestmark = pytest.mark.slow  # CI counts their coverage all the same
+
 X = np.random.default_rng(0).normal(size=(23, 3)).astype(np.float32)
 Y = np.arange(23, dtype=np.int32)
 W = np.random.default_rng(1).normal(size=(3, 2)).astype(np.float32)

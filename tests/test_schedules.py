@@ -12,6 +12,8 @@ import pytest
 import jaxloop as jl
 from jaxloop.optimizers import DEFAULT_LEARNING_RATES, SCHEDULES, get, schedule
 
+pytestmark = pytest.mark.slow  # CI counts their coverage all the same
+
 STEPS = np.arange(0, 131, 3)
 
 SAME = {

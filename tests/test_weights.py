@@ -19,6 +19,8 @@ from safetensors.numpy import load_file, save_file
 import jaxloop as jl
 from jaxloop._weights.named_leaves import NamedLeaves
 
+pytestmark = pytest.mark.slow  # CI counts their coverage all the same
+
 
 @pytest.fixture
 def path(tmp_path):
