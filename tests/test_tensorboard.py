@@ -10,6 +10,8 @@ import pytest
 import jaxloop as jl
 from jaxloop.writers import Histogram, Image, Text
 
+pytestmark = pytest.mark.slow  # CI counts their coverage all the same
+
 pytest.importorskip("tensorboardX")
 accumulator = pytest.importorskip(
     "tensorboard.backend.event_processing.event_accumulator",

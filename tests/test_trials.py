@@ -13,6 +13,8 @@ import pytest
 import jaxloop as jl
 from jaxloop.handlers import CheckpointTrigger, Observer, as_events, as_filter, left_out
 
+pytestmark = pytest.mark.slow  # CI counts their coverage all the same
+
 X = np.linspace(-1, 1, 24, dtype=np.float32).reshape(12, 2)
 Y = X[:, :1]
 DATA = jl.batches((X, Y), 4)
