@@ -218,7 +218,7 @@ def eval_of(eval_step, state, batch):
 
 @pytest.mark.parametrize(
     "kind",
-    ["NNX", *(pytest.param(one, marks=pytest.mark.slow) for one in ("TrainState", "pytree"))],
+    ["pytree", *(pytest.param(one, marks=pytest.mark.slow) for one in ("TrainState", "NNX"))],
 )
 def test_a_resumed_run_is_exact(kind, tmp_path):
     make, step, eval_step, _ = KINDS[kind]

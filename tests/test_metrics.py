@@ -319,6 +319,7 @@ def test_ragged_weighted_function(weights):
         np.testing.assert_allclose(x, y, rtol=3e-7)
 
 
+@pytest.mark.slow
 def test_before_the_first_update():
     part = batches(0, (4,), None)[0]
     hows = [None, "running_sum", "running_min", "running_max", "last", lambda a, o, i: a]

@@ -50,6 +50,7 @@ def normalized(x, is_training):
     return hk.Linear(1)(x)
 
 
+@pytest.mark.slow
 def test_haiku_is_validated_in_evaluation_mode():
     model = hk.transform_with_state(normalized)
     state = final(trainer(model).validate(DATA))
