@@ -289,6 +289,7 @@ def test_an_evaluation_works_after_an_error():
         check_equal(of_evaluation(METRICS, rows, STATE), expected)
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_an_evaluation_between_two_windows_and_while_data_wait(number):
     rows, waiting = list(jl.batches(examples(40), 4)), threading.Event()

@@ -55,20 +55,14 @@ def end(loop, *args, **options):
 
 
 @pytest.fixture(autouse=True)
-def dispositions():
-    """Python's own handlers, whatever this process inherited; a run leaves them as they are."""
-    chosen = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-    inherited = {number: signal.signal(number, handler) for number, handler in chosen.items()}
-    try:
-        yield
-        assert {number: signal.getsignal(number) for number in chosen} == chosen
-        for thread in threading.enumerate():
-            if thread.name.startswith("jaxloop"):
-                thread.join(SAFETY_S)
-                assert not thread.is_alive()
-    finally:
-        for number, handler in inherited.items():
-            signal.signal(number, handler)
+def nothing_is_left(default_signals):
+    """A run leaves the signal handlers as they are, and no thread."""
+    yield
+    assert {number: signal.getsignal(number) for number in default_signals} == default_signals
+    for thread in threading.enumerate():
+        if thread.name.startswith("jaxloop"):
+            thread.join(SAFETY_S)
+            assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
