@@ -42,7 +42,7 @@ _RATES = (1e-7, 10.0)
 _MULTIPLES = (1e-4, 1e4)
 """The default range of multiples, with which a rate of 1e-3 gives the range of rates above."""
 _DECAY = 0.9
-"""The decay of the running average that shows divergence as the test goes on."""
+"""The decay of the running average that shows divergence during the test."""
 _DIVERGED = 3.0
 """The loss has diverged if it exceeds its lowest average by this many times the larger of that
 average and of the loss that was gained."""

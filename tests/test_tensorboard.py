@@ -10,6 +10,8 @@ import pytest
 import jaxloop as jl
 from jaxloop.writers import Histogram, Image, Text
 
+from .failing import failing_at
+
 pytestmark = pytest.mark.slow  # CI counts their coverage all the same
 
 pytest.importorskip("tensorboardX")
@@ -116,14 +118,7 @@ def run(folder, *, epochs, fail_at=None):
     loop = loop.checkpoint(
         folder / "saved", event="iteration_completed", filter=jl.every(3), on_exception=False
     ).resume(folder / "saved")
-    if fail_at is not None:
-
-        def fail(snapshot):
-            if snapshot.step == fail_at:
-                raise KeyError("killed")
-
-        loop = loop.observe("iteration_completed", fail)
-    return loop.run(DATA, 0.0, epochs=epochs)
+    return failing_at(loop, fail_at).run(DATA, 0.0, epochs=epochs)
 
 
 def test_the_end_of_an_epoch_that_a_resumed_run_wrote_first_is_kept(tmp_path):

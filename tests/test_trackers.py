@@ -13,6 +13,8 @@ import pytest
 import jaxloop as jl
 from jaxloop.writers import Histogram, Image, Text
 
+from .failing import failing_at
+
 # Trackio reads it when it is imported.
 os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp(prefix="trackio"))
 
@@ -48,14 +50,7 @@ def train(writer, folder, *, epochs=3, fail_at=None):
     loop = loop.checkpoint(
         folder, event="iteration_completed", filter=jl.every(3), on_exception=False
     ).resume(folder)
-    if fail_at is not None:
-
-        def fail(snapshot):
-            if snapshot.step == fail_at:
-                raise KeyError("killed")
-
-        loop = loop.observe("iteration_completed", fail)
-    return loop.run(DATA, 0.0, epochs=epochs)
+    return failing_at(loop, fail_at).run(DATA, 0.0, epochs=epochs)
 
 
 def train_with_errors(writer, folder):

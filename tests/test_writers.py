@@ -18,6 +18,8 @@ import pytest
 import jaxloop as jl
 from jaxloop.writers import Histogram, Image, Text
 
+from .failing import failing_at
+
 
 class Rows:
     """A writer that keeps its rows."""
@@ -452,14 +454,7 @@ def run_files(folder, *, epochs, every=2, fail_at=None, resume=True, write=True)
     )
     if resume:
         loop = loop.resume(folder / "saved")
-    if fail_at is not None:
-
-        def fail(snapshot):
-            if snapshot.step == fail_at:
-                raise KeyError("killed")
-
-        loop = loop.observe("iteration_completed", fail)
-    return loop.run(DATA, 0.0, epochs=epochs)
+    return failing_at(loop, fail_at).run(DATA, 0.0, epochs=epochs)
 
 
 def test_files_after_errors_at_every_step_are_those_of_an_undisturbed_run(tmp_path):

@@ -7,7 +7,6 @@ text_of_bytes(2048), text_of_value(0.123456789)     # "2.0 kB", "0.1235"
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import math
 import os
 import shutil
@@ -16,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from jaxloop._core.tables import aligned
 
 
 def table_width() -> int | None:
@@ -33,7 +34,7 @@ def width_of(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table. The plain form has the columns aligned, and two spaces between them."""
     if is_rich():
-        # Imported here, because rich is an optional dependency.
+        # Imported here, because only a terminal needs it.
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
@@ -65,23 +66,18 @@ def table_lines(
     names = [_header(column).rpartition("\n") for column in columns] if split else []
     head = [[first for first, _, _ in names]] if any(first for first, _, _ in names) else []
     head.append([last for _, _, last in names] if split else list(columns))
-    lines = [*head, *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
+    return aligned([*head, *rows])
 
 
 def is_rich() -> bool:
-    """Returns whether standard output is a terminal, and rich is installed."""
-    return sys.stdout.isatty() and importlib.util.find_spec("rich") is not None
+    """Returns whether standard output is a terminal."""
+    return sys.stdout.isatty()
 
 
 @contextlib.contextmanager
 def live_text() -> Iterator[Callable[[Sequence[str]], None]]:
     """Returns a function that shows lines of text in place of those before them."""
-    # Imported here, because rich is an optional dependency.
+    # Imported here, because only a terminal needs it.
     from rich.live import Live
     from rich.text import Text
 

@@ -11,14 +11,14 @@ starts faster the next time.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import platform
 import sys
 import time
 from pathlib import Path
 
-from jaxloop.errors import ArgumentError, MissingExtraError
+from jaxloop._core.extras import check_extra
+from jaxloop.errors import ArgumentError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +33,7 @@ def run(options: argparse.Namespace) -> int:
         raise ArgumentError(
             f"--epochs must be at least 1, got {options.epochs}", fix="pass a number from 1"
         )
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtraError("the demo's plot", "matplotlib", "demo")
+    check_extra("matplotlib", what="the demo's plot", extra="demo")
     options.out.mkdir(parents=True, exist_ok=True)
     if "jax" not in sys.modules:
         keep_programs()

@@ -48,6 +48,22 @@ def check_callable(where: str, name: str, fn: object) -> None:
         )
 
 
+def check_string(where: str, name: str, value: object, fix: str) -> None:
+    """Raises if a value is not a string.
+
+    Args:
+        where: The function that was called.
+        name: The argument.
+        value: Its value.
+        fix: What to do.
+
+    Raises:
+        ArgumentTypeError: It is not a string.
+    """
+    if not isinstance(value, str):
+        raise ArgumentTypeError(f"{where}: {name} must be a string, got {value!r}", fix=fix)
+
+
 def check_mode(where: str, mode: Mode) -> None:
     """Raises if ``mode`` is not "auto", "min", "max" or a function of (new, best)."""
     if isinstance(mode, str):

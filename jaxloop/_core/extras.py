@@ -8,6 +8,7 @@ Invariant: importing jaxloop imports none of them.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 from jaxloop.errors import MissingExtraError
@@ -31,3 +32,18 @@ def import_extra(module: str, *, what: str, extra: str, package: str | None = No
         if error.name is None or not module.startswith(error.name):
             raise  # the package is there, and lacks one of its own
         raise MissingExtraError(what, package or extra, extra) from error
+
+
+def check_extra(module: str, *, what: str, extra: str) -> None:
+    """Raises if a package is not installed. It is not imported, which may take long.
+
+    Args:
+        module: The module.
+        what: What needs it, for the error.
+        extra: The extra of jaxloop.
+
+    Raises:
+        MissingExtraError: The package is not installed.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise MissingExtraError(what, module, extra)

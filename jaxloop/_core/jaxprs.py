@@ -14,8 +14,13 @@ def equations(jaxpr: Any) -> Iterator[Any]:
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         yield equation
         for part in parts_of(equation):
-            if hasattr(getattr(part, "jaxpr", part), "eqns"):
+            if is_jaxpr(part):
                 yield from equations(part)
+
+
+def is_jaxpr(part: Any) -> bool:
+    """Returns whether a part of an equation is a jaxpr, open or closed."""
+    return hasattr(getattr(part, "jaxpr", part), "eqns")
 
 
 def parts_of(equation: Any) -> Iterator[Any]:

@@ -51,7 +51,7 @@ class Activity:
         self.first_state: Callable[[], State | None] = _no_state
 
     def begin(self) -> None:
-        """Forgets the first state, so that nothing keeps its arrays while the run goes on."""
+        """Forgets the first state, so that nothing keeps its arrays during the run."""
         self.first_state = _no_state
 
     def __str__(self) -> str:

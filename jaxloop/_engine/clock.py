@@ -93,8 +93,8 @@ class RunClock:
         began_s: When the run began, on the scale of `now`.
         epoch: The clock of the current epoch. Between two epochs, it is one of its own.
         by_handler: The seconds of each attachment by its name.
-        waited_s: The seconds in which the attachment that runs has waited for the device. Whoever
-            begins to measure an attachment sets it to 0, and `add` leaves it out.
+        waited_s: The seconds in which the attachment that runs has waited for the device. Code
+            that begins to measure an attachment sets it to 0, and `add` leaves it out.
     """
 
     def __init__(self) -> None:

@@ -19,6 +19,7 @@ from jaxloop._core.dry import DryRun
 from jaxloop._core.events import Event, Status, StatusLike
 from jaxloop._core.filters import ALWAYS, Filter, Firing, as_filter
 from jaxloop._core.state import Snapshot, State
+from jaxloop._core.tables import aligned
 from jaxloop._core.types import DataLike
 from jaxloop._engine.options import RunOptions
 from jaxloop._engine.results import make_output
@@ -50,11 +51,7 @@ class DryRunReport:
 
     def __str__(self) -> str:
         rows = [("kind", "name", "events", "dry run"), *self.attachments]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = [
-            "  ".join([*(c.ljust(w) for c, w in zip(row[:3], widths, strict=True)), row[3]])
-            for row in rows
-        ]
+        lines = aligned(rows)
         by = f" by {self.halted_by}" if self.halted_by else ""
         lines.append(f"{self.status}{by} after {self.iterations} iterations")
         numbers = [f"{name} {number:.4g}" for name, number in self.metrics.items()]

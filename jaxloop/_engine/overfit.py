@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxloop._core.batch import as_batch
 from jaxloop._core.checks import as_number, check_count
+from jaxloop._core.tables import aligned
 from jaxloop._core.types import DataLike, PyTree
 from jaxloop._engine.options import RunOptions
 from jaxloop._engine.run import Run
@@ -61,9 +62,7 @@ class OverfitReport:
     def __str__(self) -> str:
         rows = [("metric", "first pass", "last pass")]
         rows += [(name, f"{self.first[name]:.4g}", f"{self.last[name]:.4g}") for name in self.last]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in rows]
-        return "\n".join([*(line.rstrip() for line in lines), self._verdict()])
+        return "\n".join([*aligned(rows), self._verdict()])
 
     def _verdict(self) -> str:
         batches = f"{self.num_batches} batch{'es' * (self.num_batches != 1)}"

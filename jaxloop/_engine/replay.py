@@ -1,4 +1,4 @@
-"""Replay: a run goes on from a checkpoint, up to one of its steps, with the same bits.
+"""Replay: a run continues from a checkpoint, up to one of its steps, with the same bits.
 
     state, batch = replay(loop, "runs/a", 1234, data=data)
 

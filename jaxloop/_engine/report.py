@@ -20,6 +20,7 @@ from jaxloop._core.events import Event
 from jaxloop._core.placement import devices_of
 from jaxloop._core.schedule import block_length
 from jaxloop._core.state import Snapshot
+from jaxloop._core.tables import aligned
 from jaxloop._core.times import EpochTime
 from jaxloop._engine.parts import Parts
 from jaxloop._engine.peaks import peak_of
@@ -127,8 +128,6 @@ class Report:
 
     def __str__(self) -> str:
         rows = [("kind", "name", "events", "filter"), *self.schedule]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in rows]
         facts = {
             "first block": f"{self.block_length} iterations of at most {self.capacity}",
             "step state": f"{self.num_leaves} leaves, {self.num_elements} numbers, "
@@ -140,7 +139,7 @@ class Report:
             + ("unknown" if self.peak_flops is None else f"{self.peak_flops:.4g} FLOPs a second"),
             "output": self.output,
         }
-        return "\n".join([*lines, *(f"{name}: {fact}" for name, fact in facts.items())])
+        return "\n".join([*aligned(rows), *(f"{name}: {fact}" for name, fact in facts.items())])
 
     def _flops_in_words(self) -> str:
         text = f"{self.model_flops:.4g} FLOPs a step"

@@ -15,7 +15,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from jaxloop._core.jaxprs import parts_of
+from jaxloop._core.jaxprs import is_jaxpr, parts_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class _Counter:
                 if flops:
                     total[str(equation.invars[1].aval.dtype)] += flops
                 continue
-            inner = [part for part in parts_of(equation) if _is_jaxpr(part)]
+            inner = [part for part in parts_of(equation) if is_jaxpr(part)]
             counts = [self.count(part) for part in inner]
             if name == "cond" and counts:
                 most = max(counts, key=lambda one: sum(one.values()))
@@ -69,10 +69,6 @@ class _Counter:
                 self.is_exact &= name not in ("while", "pallas_call") or not one
                 total += Counter({dtype: times * flops for dtype, flops in one.items()})
         return total
-
-
-def _is_jaxpr(part: Any) -> bool:
-    return hasattr(getattr(part, "jaxpr", part), "eqns")
 
 
 def _dot_flops(equation: Any) -> int:

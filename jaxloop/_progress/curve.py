@@ -1,4 +1,4 @@
-"""The curves of a run, drawn with matplotlib while it goes on.
+"""The curves of a run, drawn with matplotlib during the run.
 
     curve = Curve()
     curve.end_epoch(snapshot)

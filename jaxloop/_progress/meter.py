@@ -26,7 +26,7 @@ _WINDOW_S = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What is shown while a run goes on.
+    """What is shown during a run.
 
     Attributes:
         epochs: The number of completed epochs.

@@ -1,4 +1,4 @@
-"""Progress in a notebook: a table that is updated while the run goes on, and stays.
+"""Progress in a notebook: a table that is updated during the run, and stays.
 
     form = Notebook(plot=True)
     form.start(view)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
-from jaxloop._core.checks import as_number, check_count
+from jaxloop._core.checks import as_number, check_count, check_string
 from jaxloop._core.dry import left_out
 from jaxloop._core.events import Event
 from jaxloop._core.filters import ALWAYS, Filter, every_seconds
@@ -304,10 +304,7 @@ def _check(to: object, title: object, metrics: object, timeout_s: object) -> Non
             f"alert: to must be a function or a URL, got {to!r}",
             fix="pass a function that takes a jl.handlers.Alert, or the URL of a webhook",
         )
-    if not isinstance(title, str):
-        raise ArgumentTypeError(
-            f"alert: title must be a string, got {title!r}", fix="pass the name of the run"
-        )
+    check_string("alert", "title", title, fix="pass the name of the run")
     names = metrics if isinstance(metrics, Sequence) and not isinstance(metrics, str) else None
     if metrics is not None and (names is None or not all(isinstance(one, str) for one in names)):
         raise ArgumentTypeError(

@@ -8,26 +8,26 @@ Showing progress never changes a run, because an observer only reads.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 
 from jaxloop._core.checks import check_count
 from jaxloop._core.dry import left_out
 from jaxloop._core.events import Event
+from jaxloop._core.extras import check_extra
 from jaxloop._core.filters import ALWAYS, Filter, every_seconds
 from jaxloop._core.filters import every as every_n
 from jaxloop._core.state import Snapshot
 from jaxloop._progress.display import ENDS_EPOCH, ENDS_RUN, Display, form_of, num_examples
 from jaxloop._progress.meter import Meter
 from jaxloop._spec import Attachment, Observer, ObserverFn, RunStart, SpecT
-from jaxloop.errors import ArgumentTypeError, MissingExtraError
+from jaxloop.errors import ArgumentTypeError
 
 _NAME = "progress"
 _REDRAW_S = 0.1
 
 
 def progress(loop: SpecT, *, every: int = 50, plot: bool = False, summary: bool = True) -> SpecT:
-    """Shows how a run goes on, and a summary at its end. The trainer does so by default.
+    """Shows the progress of a run, and a summary at its end. The trainer does so by default.
 
     If the loop shows progress already, the arguments of the last call hold.
 
@@ -71,8 +71,8 @@ def progress(loop: SpecT, *, every: int = 50, plot: bool = False, summary: bool 
                 f"progress: {name} must be True or False, got {value!r}",
                 fix=f"pass {name}=True or {name}=False",
             )
-    if plot and importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtraError("progress(plot=True)", "matplotlib", "plot")
+    if plot:
+        check_extra("matplotlib", what="progress(plot=True)", extra="plot")
     key = object()
 
     def display(start: RunStart) -> Display:

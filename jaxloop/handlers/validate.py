@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from jaxloop._core.batch import as_batch
-from jaxloop._core.checks import check_callable
+from jaxloop._core.checks import check_callable, check_string
 from jaxloop._core.dry import DryRun
 from jaxloop._core.events import Event, EventLike, Status, StatusLike, as_events
 from jaxloop._core.filters import Filter, FilterLike, Firing, as_filter
@@ -136,11 +136,7 @@ def _check_data(data: object) -> None:
 
 
 def _check_prefix(loop: LoopSpec, prefix: object, data: object) -> None:
-    if not isinstance(prefix, str):
-        raise ArgumentTypeError(
-            f"validate: prefix must be a string, got {prefix!r}",
-            fix="pass a prefix such as 'validation_'",
-        )
+    check_string("validate", "prefix", prefix, fix="pass a prefix such as 'validation_'")
     if not prefix:
         raise ArgumentError(
             "validate: prefix must not be empty, because the values would replace the metrics of "

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxloop._core.checks import check_string
 from jaxloop._core.extras import import_extra
-from jaxloop.errors import ArgumentTypeError
 from jaxloop.writers._png import png
 from jaxloop.writers._protocol import WriterStart
 from jaxloop.writers._values import Histogram, Image, Text, Value
@@ -57,11 +57,7 @@ def mlflow(
         >>> mlflow("digits", run_name="wide").experiment
         'digits'
     """
-    if not isinstance(experiment, str):
-        raise ArgumentTypeError(
-            f"mlflow: experiment must be a string, got {experiment!r}",
-            fix="pass the name of the experiment",
-        )
+    check_string("mlflow", "experiment", experiment, fix="pass the name of the experiment")
     return MlflowDescription(experiment, run_name, tracking_uri)
 
 

@@ -11,8 +11,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jaxloop._core.checks import check_string
 from jaxloop._core.extras import import_extra
-from jaxloop.errors import ArgumentTypeError
 from jaxloop.writers._protocol import WriterStart
 from jaxloop.writers._values import Histogram, Text, Value
 
@@ -42,11 +42,7 @@ def trackio(project: str, *, name: str | None = None) -> TrackioDescription:
         >>> trackio("digits", name="wide").name
         'wide'
     """
-    if not isinstance(project, str):
-        raise ArgumentTypeError(
-            f"trackio: project must be a string, got {project!r}",
-            fix="pass the name of the project",
-        )
+    check_string("trackio", "project", project, fix="pass the name of the project")
     return TrackioDescription(project, name)
 
 
