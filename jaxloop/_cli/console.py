@@ -21,7 +21,7 @@ from jaxloop._core.tables import aligned
 
 def table_width() -> int | None:
     """Returns the columns that a table may have, or None in a pipe, where any number is fine."""
-    return shutil.get_terminal_size().columns if is_rich() else None
+    return shutil.get_terminal_size().columns if is_terminal() else None
 
 
 def width_of(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
@@ -33,7 +33,7 @@ def width_of(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table. The plain form has the columns aligned, and two spaces between them."""
-    if is_rich():
+    if is_terminal():
         # Imported here, because only a terminal needs it.
         from rich.console import Console
         from rich.table import Table
@@ -69,7 +69,7 @@ def table_lines(
     return aligned([*head, *rows])
 
 
-def is_rich() -> bool:
+def is_terminal() -> bool:
     """Returns whether standard output is a terminal."""
     return sys.stdout.isatty()
 

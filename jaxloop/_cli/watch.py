@@ -23,7 +23,7 @@ from pathlib import Path
 from jaxloop._checkpoint.lock import Owner
 from jaxloop._checkpoint.names import check_path
 from jaxloop._cli.console import (
-    is_rich,
+    is_terminal,
     live_text,
     scalar,
     table_lines,
@@ -219,7 +219,7 @@ def _table(rows: list[Row]) -> list[str]:
 @contextlib.contextmanager
 def _shown(view: View) -> Iterator[Callable[[], None]]:
     """Returns a function that shows a view: drawn anew in a terminal, as new lines in a pipe."""
-    if is_rich():
+    if is_terminal():
         with live_text() as draw:
             yield lambda: draw(view.page())
         if view.has_ended:
